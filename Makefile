@@ -1,0 +1,45 @@
+# make demo: set up, run the small study on planted data, write the report.   make test: set up, pass the tests.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SHELL  := /bin/bash
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+JOBS   ?= 2
+# one thread per process: the same bits whatever the machine, and two runs side by side do not fight
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test test-slow lint lock clean setup
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Sieve is tested on Python 3.11; {sys.executable} is {v[0]}.{v[1]}. Set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps kronfluence==1.0.1
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/sieve run nbs/sweeps/demo.yaml -j $(JOBS)
+	@$(BIN)/sieve report nbs/sweeps/demo.yaml
+
+lint: $(READY)
+	$(BIN)/ruff check nbs tests
+
+# notebooks first, pytest last: its summary closes the output
+test: $(READY) lint
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && SIEVE_OUTPUTS=$$out $(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	$(BIN)/python -m pytest
+
+# real data, kill-and-resume at five moments, speed ratios: minutes, on a quiet machine
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lock: $(READY)
+	@{ head -2 requirements.lock; $(BIN)/python -m pip freeze --exclude-editable | grep -v '^kronfluence' | sed 's/^\(torch==[0-9.]*\)+.*/\1/' | sort -f; } > requirements.new
+	@mv requirements.new requirements.lock
+
+clean:
+	rm -rf $(VENV) outputs
