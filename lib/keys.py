@@ -176,7 +176,7 @@ def fill(notebook: str,  # notebook name
     for name, p in known.items():
         value = given.get(name, p.default)
         try: full[name] = cast(value, p.type)
-        except ValueError: raise RunError(f"{notebook}: parameter {name} is a {p.type}, not {value!r} ({type(value).__name__})") from None
+        except ValueError: raise RunError(f"{notebook}: parameter {name} takes {p.type}, not {value!r} ({type(value).__name__})") from None
     return full
 
 # %% ../nbs/00_keys.ipynb #51a20746
