@@ -359,6 +359,7 @@ def tokenized(
     max_length: int = 128,  # longer pairs are cut, the longer text first
 ):
     "The rows as numbers, unpadded: what the tokenizer gives, and labels."
+    if "input_ids" in dataset.column_names: return dataset  # it was done before
     import datasets
     datasets.disable_progress_bars()
     length = min(max_length, tokenizer.model_max_length)
