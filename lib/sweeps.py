@@ -26,8 +26,8 @@ class SweepError(RunError):
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (at, _) in zip(keys, node.value):
-            if keys.count(key) > 1: raise SweepError(f"line {at.start_mark.line + 1}: key {key!r} stands twice")
+        for i, (key, (at, _)) in enumerate(zip(keys, node.value)):
+            if key in keys[:i]: raise SweepError(f"line {at.start_mark.line + 1}: key {key!r} stands twice")
         return super().construct_mapping(node, deep)
 
 
@@ -304,5 +304,6 @@ def check_inputs(runs: list[Planned],  # those still to be made
             values = {name: r.params[name] for name in names if name in r.params}
             if values.get(names[0]) and not re.fullmatch("[0-9a-f]{10}", values[names[0]]): asked.setdefault(json.dumps(values, sort_keys=True), r)
         for values, r in asked.items():
-            try: getattr(importlib.import_module(f"lib.{module}"), function)(**json.loads(values))
+            given = json.loads(values)
+            try: getattr(importlib.import_module(f"lib.{module}"), function)(given.pop(names[0]), **given)
             except Exception as e: raise SweepError(f"{path}: stage {r.stage}: {e}") from e

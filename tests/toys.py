@@ -1,0 +1,66 @@
+"""A throw-away project for tests of the run system: toy notebooks that draw, double and sum numbers."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BEGIN = "import os, time\nfrom lib.runs import find_run, start\nrun = start('{}', globals())\nopen(os.environ.get('TOY_LOG', os.devnull), 'a').write(f'{{run}}\\n')"
+READ = "read = lambda key: find_run(key).result['metrics'][0]['value']"
+KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+NOTEBOOKS = {
+    "20_draw": ["seed: int = 0  # of the draw\nwait: float = 0.0  # seconds; not in key\nfail: int = -1  # seed that fails\nthreads: int = 1  # of torch", BEGIN,
+                "time.sleep(wait)\nassert seed != fail, 'asked to fail'", "run.path('n.txt').write_text(str(seed * 10))\nrun.finish([{'metric': 'n', 'value': seed * 10}])"],
+    "21_double": ["draw: str = ''  # run of 20_draw\ntimes: int = 2  # factor\nwait: float = 0.0  # seconds; not in key", BEGIN, READ,
+                  "time.sleep(wait)\nvalue = times * read(draw)\nrun.finish([{'metric': 'n', 'value': value}])"],
+    "40_sum": ["runs: list[str] = []  # runs of 21_double", BEGIN, READ, "value = sum(map(read, runs))\nprint('the sum is', value)\nrun.finish([{'metric': 'sum', 'value': value}])"],
+}
+STUDY = """
+title: Toys
+stages:
+  draw: {notebook: 20_draw, set: {wait: WAIT}, grid: {seed: [1, 2, 3, 4]}}
+  double: {notebook: 21_double, set: {wait: WAIT}, from: {draw: draw}}
+  sum: {notebook: 40_sum, over: {runs: double}}
+smoke:
+  grid: {seed: [1]}
+"""
+
+
+def notebook(path: Path, parameters: str, *cells: str) -> None:
+    "Write a notebook whose first cell is tagged `parameters`."
+    cell = lambda source, tags=(): {"cell_type": "code", "metadata": {"tags": list(tags)}, "source": source, "outputs": [], "execution_count": None}
+    path.write_text(json.dumps({"cells": [cell(parameters, ["parameters"]), *map(cell, cells)], "metadata": KERNEL, "nbformat": 4, "nbformat_minor": 4}))
+
+
+class Project:
+    "Folders, the environment that points there, and the command."
+
+    def __init__(self, folder: Path, wait: float = 0, study: str = STUDY):
+        self.folder, self.outputs, self.log = folder, folder / "outputs", folder / "log"
+        self.env = os.environ | {"SIEVE_OUTPUTS": str(self.outputs), "SIEVE_NBS": str(folder), "SIEVE_DATA": str(folder / "data"), "TOY_LOG": str(self.log), "OMP_NUM_THREADS": "1"}
+        folder.mkdir(exist_ok=True)
+        for name, cells in NOTEBOOKS.items(): notebook(folder / f"{name}.ipynb", *(c.replace("'{}'", repr(name)) for c in cells))
+        self.sweep = self.write(study.replace("WAIT", str(wait)))
+
+    def write(self, text: str, name: str = "toys.yaml") -> str:
+        "Write a sweep file; its path."
+        (self.folder / name).write_text(text)
+        return str(self.folder / name)
+
+    def popen(self, *arguments: str) -> subprocess.Popen:
+        "Start `sieve`."
+        command = [sys.executable, "-c", "import sys; from lib.sieve import main; sys.exit(main())", *arguments]
+        return subprocess.Popen(command, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.folder)
+
+    def sieve(self, *arguments: str) -> tuple[str, int]:
+        "What `sieve` says, and its exit code."
+        process = self.popen(*arguments)
+        return process.communicate(timeout=300)[0], process.returncode
+
+    def results(self) -> dict[str, bytes]:
+        "notebook/key -> the bytes of result.json."
+        return {f"{p.parent.parent.name}/{p.parent.name}": p.read_bytes() for p in sorted(self.outputs.glob("*/*/result.json"))}
+
+    def made(self) -> list[str]:
+        "Every making of a run, in order."
+        return self.log.read_text().split() if self.log.exists() else []
