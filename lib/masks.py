@@ -198,7 +198,7 @@ def run_survival(
     rows = []
     for run in map(find_run, keys):
         table = pd.read_parquet(run.artefact("survival.parquet"))
-        heads = table[table.kind == "head"].pivot(index="layer", columns="head", values="share").to_numpy()
         mlps = table[table.kind == "mlp"].sort_values("layer").share.to_numpy()
+        heads = table[table.kind == "head"].sort_values(["layer", "head"]).share.to_numpy().reshape(len(mlps), -1)
         rows += [_row(run, "head", heads, "magnitude"), _row(run, "mlp", mlps, "magnitude")]
     return _tidy(rows)
