@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SINGLE', 'DOUBLE', 'BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PINK', 'PALETTE', 'MARKERS', 'STYLE',
-           'OFFSET', 'styled', 'save_figure', 'heatmap', 'overlap_matrix', 'dots', 'results', 'curves', 'bars']
+           'OFFSET', 'styled', 'save_figure', 'heatmap', 'heatmap_grid', 'overlap_matrix', 'dots', 'results', 'curves',
+           'bars']
 
 # %% ../nbs/09_plots.ipynb #f186be23
 from functools import wraps
@@ -89,6 +90,29 @@ def heatmap(
     sds = fill("sd") if "sd" in frame and frame.sd.notna().any() else None
     figure, ax = _matrix(fill("mean"), sds, label, limits, *(("Head", "Layer") if len(axes) == 2 else ("Layer", "")))
     ax.set_title(title)
+    return figure
+
+# %% ../nbs/09_plots.ipynb #7b2031de
+@styled
+def heatmap_grid(
+    frame: pd.DataFrame,      # task, layer, (head,) mean
+    title: str = "",          # what is counted
+    label: str = "",          # the colour's meaning, with unit
+    limits: tuple = (0, 1),   # (low, high) of the colour
+) -> Figure:                  # one panel per task
+    "A small heatmap for every task."
+    tasks, strip = list(dict.fromkeys(frame.task)), "head" not in frame
+    columns = min(2 if strip else 5, len(tasks)); rows = -(-len(tasks) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(min(DOUBLE, 1.2 + (2.7 if strip else 1.5) * columns), (.62 if strip else 1.5) * rows + .75), squeeze=False)
+    for ax in axes.flat[len(tasks):]: ax.set_visible(False)
+    for ax, task in zip(axes.flat, tasks):
+        part = frame[frame.task == task].assign(row=0); part = part if strip else part.assign(row=part.layer, layer=part["head"])
+        cells = part.pivot_table("mean", "row", "layer", dropna=False).to_numpy(float)
+        image = ax.imshow(cells, cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
+        ax.set_title(task); ax.set_xticks(range(0, cells.shape[1], 2)); ax.set_yticks([] if strip else range(0, cells.shape[0], 2)); ax.tick_params(length=1.5)
+    figure.supxlabel("Layer" if strip else "Head", fontsize=7.5); figure.supylabel("" if strip else "Layer", fontsize=7.5)
+    bar = figure.colorbar(image, ax=axes, fraction=.03, pad=.02, aspect=25); bar.set_label(label); bar.outline.set_visible(False)
+    figure.suptitle(title, x=.01, ha="left", fontsize=9)
     return figure
 
 # %% ../nbs/09_plots.ipynb #dc37d7b3
@@ -206,6 +230,6 @@ def bars(
         at = np.array([categories.index(c) for c in part[x]]) + width * (i - (len(groups) - 1) / 2)
         shown = ax.bar(at, part[y], width * .92, color=PALETTE[i], label=str(group))
         ax.bar_label(shown, fmt=lambda v: f"{v:g}" if v == round(v) else f"{v:.2f}", fontsize=7, padding=1)
-    ax.set_xticks(range(len(categories)), categories); ax.set_xlabel(xlabel or x); ax.set_ylabel(ylabel or y); ax.set_title(title)
+    ax.margins(y=.12); ax.set_xticks(range(len(categories)), categories); ax.set_xlabel(xlabel or x); ax.set_ylabel(ylabel or y); ax.set_title(title)
     if hue is not None: figure.legend(loc="outside lower center", ncols=len(groups))
     return figure

@@ -1,0 +1,68 @@
+"""Write tests/fixtures/lottery: synthetic masks and scores in the layout of a released lottery-ticket study.
+
+Two planted tasks, three seeds, a model of 2 layers x 3 heads. Nothing in it was measured. Run: python tests/make_fixtures.py [FOLDER]
+"""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+TASKS, SEEDS, SHAPE = ["planted-nli", "planted-nli-plain"], [1, 2, 3], (2, 3)
+SETTINGS = {"heads_mlps": ("head_mlp", "head_mlp_random", "head_mlp_bad_1"), "magnitude": ("global_magnitude", "global_random", "global_bad")}
+LEVEL = {("good", "pruned"): .84, ("good", "retrained"): .87, ("random", "pruned"): .70, ("random", "retrained"): .83,
+         ("bad", "pruned"): .58, ("bad", "retrained"): .78}
+
+
+def masks(folder, rng):
+    "Masks whose seeds agree in part, with importances; the super masks are their product over seeds."
+    for family, kinds in {"heads": ["head"], "mlps": ["mlp"], "heads_mlps": ["head", "mlp"]}.items():
+        for task in TASKS:
+            for kind in kinds:
+                base = rng.random(SHAPE if kind == "head" else SHAPE[:1])
+                importance = {s: np.clip(base + .25 * rng.normal(size=base.shape), 0, 1).astype("f4") for s in SEEDS}
+                kept = {s: (v >= np.sort(v, axis=None)[v.size // 3]).astype("f4") for s, v in importance.items()}
+                for seed in SEEDS:
+                    place = folder / "masks" / family / task / f"seed_{seed}"
+                    place.mkdir(parents=True, exist_ok=True)
+                    np.save(place / f"{kind}_mask.npy", kept[seed])
+                    np.save(place / f"{kind}_importance.npy", importance[seed])
+
+
+def scores(folder, rng):
+    "Scores per seed (scores.csv), and their mean and population standard deviation in the released layout."
+    rows = [(task, "dev", "accuracy", family, kind, state, seed, round(level + .02 * rng.normal(), 4))
+            for task in TASKS for family in SETTINGS for (kind, state), level in LEVEL.items() for seed in SEEDS]
+    rows += [(task, "dev", "accuracy", "none", kind, "none", seed, round(level + .01 * rng.normal() * (kind == "full"), 4))
+             for task in TASKS for kind, level in [("full", .9), ("majority", .51)] for seed in SEEDS]
+    frame = pd.DataFrame(rows, columns=["task", "split", "metric", "family", "kind", "state", "seed", "value"])
+    frame.to_csv(folder / "scores.csv", index=False)
+    place = {(family, kind, state): name + ("_retrained" if state == "retrained" else "") + "/baseline" for family, names in SETTINGS.items()
+             for kind, name in zip(["good", "random", "bad"], names) for state in ["pruned", "retrained"]}
+    place |= {("none", "full", "none"): "no_mask/baseline", ("none", "majority", "none"): "freq_baseline"}
+    for key, part in frame.groupby(["family", "kind", "state"]):
+        table = {task: {"acc": [v.mean(), v.std(ddof=0)]} for task, v in part.groupby("task").value}
+        path = folder / "evaluate_masked" / place[key] / "results.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def predictions(folder, rng, n=16):
+    "Answers per example of good and bad subnetworks, pruned."
+    rows = []
+    for task in TASKS:
+        labels = rng.integers(0, 2, n)
+        rows += [(task, "dev", "heads_mlps", kind, "pruned", seed, i, y, int(y if rng.random() < LEVEL[kind, "pruned"] else 1 - y))
+                 for kind in ["good", "bad"] for seed in SEEDS for i, y in enumerate(labels)]
+    names = ["task", "split", "family", "kind", "state", "seed", "idx", "label", "prediction"]
+    pd.DataFrame(rows, columns=names).to_csv(folder / "predictions.csv", index=False)
+
+
+def main(folder):
+    "All files, from one seed."
+    rng, folder = np.random.default_rng(0), Path(folder)
+    for write in (masks, scores, predictions): write(folder, rng)
+
+
+if __name__ == "__main__": main(*sys.argv[1:] or [Path(__file__).parent / "fixtures" / "lottery"])
