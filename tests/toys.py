@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BEGIN = "import os, time\nfrom lib.runs import find_run, start\nrun = start('{}', globals())\nopen(os.environ.get('TOY_LOG', os.devnull), 'a').write(f'{{run}}\\n')"
+BEGIN = "import os, time\nfrom lib.runs import find_run, start\nrun = start('{}', globals())\nopen(os.environ.get('TOY_LOG', os.devnull), 'a').write(f'{run}\\n')"
 READ = "read = lambda key: find_run(key).result['metrics'][0]['value']"
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 NOTEBOOKS = {

@@ -1,0 +1,214 @@
+"""The engine and the command: crashes, two at once, damage, failure, dry runs, the report."""
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import psutil
+import pytest
+from toys import STUDY, Project
+
+TRUE = [("sum", 200)] + [("n", value) for value in (10, 20, 30, 40, 20, 40, 60, 80)]  # of the study, undisturbed
+
+
+def numbers(project):
+    rows = [json.loads(content)["metrics"][0] for content in project.results().values()]
+    return Counter((row["metric"], row["value"]) for row in rows)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    project = Project(tmp_path_factory.mktemp("undisturbed"))
+    said, code = project.sieve("run", project.sweep, "-j", "2")
+    assert code == 0, said
+    return project, said
+
+
+def test_a_sweep_from_end_to_end(undisturbed):
+    project, said = undisturbed
+    assert numbers(project) == Counter(TRUE)
+    assert re.search(r"\[9/9\] 40_sum/[0-9a-f]{10}  sum", said) and said.count("\n") == 10
+    assert len(project.made()) == len(set(project.made())) == 9
+    assert not list((project.outputs / ".engine").iterdir())
+
+
+def test_the_second_time_nothing_is_started(undisturbed):
+    project, _ = undisturbed
+    began = time.time()
+    said, code = project.sieve("run", project.sweep)
+    assert (said, code) == ("toys: 9 runs, 9 finished\n", 0) and time.time() - began < 5
+    assert len(project.made()) == 9
+
+
+def test_the_report_is_one_file(undisturbed):
+    project, _ = undisturbed
+    said, code = project.sieve("report", project.sweep)
+    page = (project.outputs / "reports" / "toys.html").read_text()
+    assert code == 0 and said.strip().endswith("reports/toys.html")
+    assert "the sum is 200" in page and "<title>Toys</title>" in page and "find_run" not in page
+    assert not re.search(r"<script|<link|<iframe|src=[\"']?http|@import", page, re.I)
+
+
+def test_status_show_du(undisturbed):
+    project, _ = undisturbed
+    assert re.search(r"20_draw +4 +0 +0 +0 +0\n", project.sieve("status")[0])
+    name = next(iter(project.results()))
+    said, code = project.sieve("show", name)
+    assert code == 0 and name in said and "finished" in said and "n.txt = 2 bytes" in said
+    assert re.search(r"21_double +4 ", project.sieve("du")[0])
+
+
+def test_a_dry_run_starts_nothing(tmp_path):
+    project = Project(tmp_path)
+    said, code = project.sieve("run", project.sweep, "--smoke", "--dry-run")
+    assert code == 0 and "toys: 3 runs, 0 finished, 3 to make" in said and len(re.findall("(draw|double|sum) seed=1|  sum", said)) == 3
+    assert not project.results() and not project.made()
+
+
+def test_slurm_jobs_ask_for_what_their_stage_says(tmp_path):
+    study = STUDY.replace("grid: {seed: [1, 2, 3, 4]}", "grid: {seed: [1]}, resources: {runtime: 30, mem_mb: 4000, gpus: 1, partition: short}")
+    project = Project(tmp_path, study=study)
+    said, code = project.sieve("run", project.sweep, "--profile", "slurm", "--dry-run")
+    assert code == 0, said
+    asked = re.findall(r"resources: (.*)", said)
+    assert any(all(word in line for word in ("runtime=30", "mem_mb=4000", "gpu=1", "slurm_partition=short")) for line in asked), said
+    assert any("runtime=240" in line and "mem_mb=16000" in line for line in asked), said  # the profile's own
+    assert not project.results() and not list((project.outputs / ".engine").iterdir())
+    assert "no profile 'slrum'; there are slurm" in project.sieve("run", project.sweep, "--profile", "slrum")[0]
+
+
+def test_a_failure_is_short_and_the_rest_goes_on(tmp_path):
+    project = Project(tmp_path, study=STUDY.replace("set: {wait: WAIT}, grid", "set: {fail: 2}, grid"))
+    said, code = project.sieve("run", project.sweep, "-j", "2")
+    assert code != 0
+    failed = said[said.index("FAILED"):].split("\n[")[0].split("\n")
+    assert len(failed) <= 10
+    for word in ("20_draw/", "seed=2", "cell 4: assert seed != fail, 'asked to fail'", "AssertionError: asked to fail", "run.ipynb"): assert word in said
+    assert "7 of 9 runs made" not in said and "6 of 9 runs made, 1 failed, 2 not started" in said  # three draws and what is below them
+    kept = re.search(r"notebook: (.*run.ipynb)", said)[1]
+    assert "asked to fail" in open(kept).read()
+    again, _ = project.sieve("run", project.sweep)
+    assert "6 finished, 3 to make" in again
+
+
+def test_damage_is_named_and_made_again(tmp_path):
+    project = Project(tmp_path)
+    assert project.sieve("run", project.sweep, "--smoke")[1] == 0
+    before = project.results()
+    draw, double, _ = before
+    (project.outputs / draw / "n.txt").write_text("11")
+    (project.outputs / double / "result.json").write_bytes(before[double][:100])
+    said, code = project.sieve("run", project.sweep, "--smoke")
+    assert code == 0 and f"damaged, made again: {draw}: n.txt was altered" in said and f"damaged, made again: {double}: result.json is cut short" in said
+    assert project.results() == before and Counter(project.made()) == {draw: 2, double: 2, list(before)[2]: 1}
+
+
+def test_stale_runs_are_kept_counted_and_made_again_when_asked(tmp_path):
+    project = Project(tmp_path)
+    project.sieve("run", project.sweep, "--smoke")
+    book = json.loads((tmp_path / "21_double.ipynb").read_text())
+    book["cells"][-1]["source"] += "\nprint('another line')"
+    (tmp_path / "21_double.ipynb").write_text(json.dumps(book))
+    said, code = project.sieve("run", project.sweep, "--smoke")
+    assert code == 0 and "1 stale runs kept (notebook changed)" in said and len(project.made()) == 3
+    said, code = project.sieve("run", project.sweep, "--smoke", "--stale")
+    assert code == 0 and [run.split("/")[0] for run in project.made()[3:]] == ["21_double", "40_sum"]
+    assert project.sieve("run", project.sweep, "--smoke", "--stale")[0] == "toys: 3 runs, 3 finished\n"
+
+
+def test_two_at_once_share_the_work(tmp_path):
+    project = Project(tmp_path, wait=1)
+    both = [project.popen("run", project.sweep, "-j", "1") for _ in range(2)]
+    said = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert numbers(project) == Counter(TRUE)
+    assert Counter(project.made()).most_common(1)[0][1] == 1  # none was made twice
+    assert all("made by another process" in text for text in said), said  # each made some
+
+
+def family(process):
+    "The jobs and kernels below a sieve."
+    below = []
+    with contextlib.suppress(psutil.NoSuchProcess): below = psutil.Process(process.pid).children(recursive=True)
+    named = {"job": [], "kernel": []}
+    for child in below:
+        with contextlib.suppress(psutil.Error):
+            line = " ".join(child.cmdline())
+            if "lib.engine import job" in line and "snakemake" not in line and "bash" not in line: named["job"].append(child)
+            if "ipykernel_launcher" in line: named["kernel"].append(child)
+    return named
+
+
+def kill_when(project, process, ended, whom):
+    "SIGKILL the processes named in `whom` once `ended` runs are finished and another is in flight; runs finished by then."
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        below = family(process)
+        if len(project.results()) >= ended and len(project.made()) > len(project.results()) and below["kernel"]:
+            if "driver" in whom: process.kill()
+            for name in whom:
+                for child in below.get(name, []):
+                    with contextlib.suppress(psutil.Error): child.kill()
+            return
+        time.sleep(0.02)
+    raise AssertionError("the moment did not come")
+
+
+def check_recovery(project, undisturbed, ended, whom):
+    process = project.popen("run", project.sweep, "-j", "2")
+    kill_when(project, process, ended, whom)
+    process.communicate(timeout=120)
+    finished, attempted = set(project.results()), Counter(project.made())
+    said, code = project.sieve("run", project.sweep, "-j", "2")
+    assert code == 0, said
+    assert numbers(project) == Counter(TRUE)
+    again = Counter(project.made()) - attempted
+    assert not set(again) & finished, "a finished run was made again"
+    assert all(n <= 2 for n in Counter(project.made()).values())
+    assert sum(n == 2 for n in Counter(project.made()).values()) <= 2, "more was made again than was in flight"
+    values = {json.dumps(json.loads(content), sort_keys=True) for content in project.results().values()}
+    assert values == {json.dumps(json.loads(content), sort_keys=True) for content in undisturbed[0].results().values()}
+
+
+def test_killed_and_started_again(tmp_path, undisturbed):
+    check_recovery(Project(tmp_path, wait=0.5), undisturbed, 3, ["driver", "job"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", [["driver"], ["job"], ["kernel"], ["driver", "job"], ["driver", "job", "kernel"]], ids="+".join)
+@pytest.mark.parametrize("ended", [0, 1, 3, 5, 7])
+def test_killed_at_five_moments(tmp_path, undisturbed, ended, whom):
+    check_recovery(Project(tmp_path, wait=0.5), undisturbed, ended, whom)
+
+
+@pytest.mark.slow
+def test_overhead_over_bare_papermill(tmp_path):
+    study = "stages:\n  draw: {notebook: 20_draw, grid: {seed: [" + ", ".join(map(str, range(12))) + "]}}\n"
+    project = Project(tmp_path, study=study)
+    began = time.time()
+    one = f"{sys.executable} -m papermill {tmp_path}/20_draw.ipynb {tmp_path}/out{{}}.ipynb -p seed {{}}"
+    subprocess.run(f"seq 100 111 | xargs -P 2 -I{{}} {one}", shell=True, env=project.env, check=True, capture_output=True)
+    bare = time.time() - began
+    began = time.time()
+    said, code = project.sieve("run", project.sweep, "-j", "2")
+    sieve = time.time() - began
+    assert code == 0, said
+    print(f"12 runs by 2 workers: papermill {bare:.1f} s, sieve {sieve:.1f} s, {(sieve - bare) / 12:.2f} s per run")
+    assert (sieve - bare) / 12 <= 1
+
+
+def test_interrupting_stops_the_jobs(tmp_path):
+    project = Project(tmp_path, wait=30)
+    process = project.popen("run", project.sweep, "-j", "1")
+    while not project.made(): time.sleep(0.05)
+    below = family(process)
+    os.kill(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and "stopped; the same command goes on" in said
+    psutil.wait_procs(below["job"] + below["kernel"], timeout=15)
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below["job"] + below["kernel"])
