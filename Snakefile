@@ -1,5 +1,5 @@
-# One rule for every run. `sieve run` writes plan.json into a folder of its own and starts snakemake there;
-# which runs are made, and whether a run is finished, is decided by lib.engine, never by this file.
+# `sieve run` writes plan.json into a folder of its own and starts snakemake there. Which runs are made, and whether
+# a run is finished, is decided by lib.engine, never by this file. One rule for each stage and set of resources.
 import json
 from pathlib import Path
 
@@ -11,8 +11,8 @@ def of(wildcards):
     return RUNS[f"{wildcards.notebook}/{wildcards.key}"]
 
 
-def resource(name, default):
-    return lambda wildcards: of(wildcards)["resources"].get(name, default)
+def marker(run):
+    return f"done/{RUNS[run]['group']}/{run}"
 
 
 wildcard_constraints:
@@ -26,18 +26,22 @@ localrules:
 
 rule all:
     input:
-        [f"done/{run}" for run in RUNS],
+        [marker(run) for run in RUNS],
 
 
-rule run:
-    input:
-        lambda wildcards: [f"done/{upper}" for upper in of(wildcards)["upstream"]],
-    output:
-        "done/{notebook}/{key}",  # a marker: the run's own files are not snakemake's to delete
-    log:
-        PLAN["outputs"] + "/{notebook}/{key}/run.ipynb",  # the executed notebook, kept when it fails
-    threads: lambda wildcards: of(wildcards)["threads"]
-    resources:
-        **{name: resource(name, default) for name, default in PLAN["resources"].items()},
-    shell:
-        "{PLAN[python]:q} -c 'from lib.engine import job; job(\"{wildcards.notebook}/{wildcards.key}\")'"
+for number, group in enumerate(PLAN["groups"]):
+
+    rule:
+        name:
+            f"{group['name']}_{number}"
+        input:
+            lambda wildcards: [marker(upper) for upper in of(wildcards)["upstream"]],
+        output:
+            f"done/{number}/{{notebook}}/{{key}}",  # a marker: the run's own files are not snakemake's to delete
+        log:
+            PLAN["outputs"] + "/{notebook}/{key}/run.ipynb",  # the executed notebook, kept when it fails
+        threads: lambda wildcards: of(wildcards)["threads"]
+        resources:
+            **group["resources"],
+        shell:
+            "{PLAN[python]:q} -c 'from lib.engine import job; job(\"{wildcards.notebook}/{wildcards.key}\")'"

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -89,14 +90,17 @@ def write_plan(plan: Plan,
                redo: bool,  # as in `make_plan`
                cluster: bool = False  # jobs run elsewhere
 ) -> dict:
-    "plan.json: the missing runs, where things are, and the resources that any of them names."
+    "plan.json: the missing runs, their groups, and where things are."
     devices = [] if cluster else gpus()
     runs = {name: _entry(r, plan.missing, devices) for name, r in plan.missing.items()}
-    named = {name: value for r in runs.values() for name, value in r["resources"].items()}
+    groups = []  # of equal stage and resources: one snakemake rule each
+    for r in runs.values():
+        group = {"name": re.sub(r"\W", "_", r["stage"]), "resources": r["resources"]}
+        if group not in groups: groups.append(group)
+        r["group"] = groups.index(group)
     places = {"SIEVE_OUTPUTS": str(outputs()), "SIEVE_DATA": str(data_dir()), "SIEVE_NBS": str(notebooks_dir())}
-    default = {name: "" if isinstance(value, str) else 0 for name, value in named.items()}
     found = {"runs": runs, "python": sys.executable, "outputs": str(outputs()), "places": places, "gpus": devices, "redo": redo,
-             "resources": default, "helps": not cluster}
+             "groups": groups, "helps": not cluster}
     write_json(folder / "plan.json", found)
     return found
 
@@ -126,6 +130,7 @@ def one_gpu(devices: list, wanted: bool):
 
 # %% ../nbs/00b_engine.ipynb #b19f9c95
 def _execute(name: str, entry: dict, threads: dict) -> None:
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's grammar of international addresses: a second to import, not needed
     import papermill
     notebook, key = name.split("/")
     os.environ |= threads | {"SIEVE_JOB": name, "JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -169,13 +174,16 @@ def _make(name: str, plan: dict, wait: bool) -> bool:  # False if another proces
     return True
 
 # %% ../nbs/00b_engine.ipynb #bedd8581
+def _done(name: str, plan: dict) -> Path: return Path("done") / str(plan["runs"][name]["group"]) / name
+
+
 def _marked(kind: str, name: str) -> bool: return (Path(kind) / name).exists()
 
 
 def _can_help(name: str, plan: dict) -> list[str]:
     stage = plan["runs"][name]["stage"] if plan["helps"] else None
-    ready = lambda other: all(_marked("done", upper) for upper in plan["runs"][other]["upstream"])
-    open_ = lambda other: other != name and not any(_marked(kind, other) for kind in ("done", "failed", "helped"))
+    ready = lambda other: all(_done(upper, plan).exists() for upper in plan["runs"][other]["upstream"])
+    open_ = lambda other: other != name and not (_done(other, plan).exists() or _marked("failed", other) or _marked("helped", other))
     return [other for other, entry in plan["runs"].items() if entry["stage"] == stage and open_(other) and ready(other)]
 
 
@@ -189,7 +197,7 @@ def job(name: str  # notebook/key
         if helped: write_json(Path("helped") / helped, {})
         elif _make(name, plan, wait=True): break
     if _marked("failed", name): sys.exit(1)
-    write_json(Path("done") / name, {})
+    write_json(_done(name, plan), {})
 
 # %% ../nbs/00b_engine.ipynb #7b707cda
 def snakemake_command(folder: Path,  # the invocation's

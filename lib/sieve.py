@@ -61,7 +61,7 @@ def run(args) -> int:
     plan = make_plan(sweep, args.stale)
     check_inputs(list(plan.missing.values()), sweep.path)
     print(_headline(sweep, plan), flush=True)
-    jobs = args.jobs or (0 if args.profile else len(os.sched_getaffinity(0)))
+    jobs = args.jobs or (0 if args.profile else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     if args.dry_run: return _dry(plan, jobs, args.profile, args.stale) or 0
     return make(plan, jobs, args.profile, args.stale, say=lambda line: print(line, flush=True))
 
@@ -183,5 +183,6 @@ def main(argv: list[str] | None = None  # arguments; default the command line's
     args = parser().parse_args(argv)
     try: return args.function(args)
     except RunError as e: print(f"sieve: {e}", file=sys.stderr)
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `sieve ... | head`
     except KeyboardInterrupt: print("stopped; the same command goes on", file=sys.stderr)
     return 2
