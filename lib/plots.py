@@ -8,6 +8,7 @@ __all__ = ['SINGLE', 'DOUBLE', 'BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLU
            'bars']
 
 # %% ../nbs/09_plots.ipynb #f186be23
+import textwrap
 from functools import wraps
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def save_figure(
     return path
 
 # %% ../nbs/09_plots.ipynb #e3e9b5e3
+def _title(figure, text, **options):
+    "The figure's title, at the left, broken into lines that fit its width."
+    if text: figure.suptitle(textwrap.fill(text, int(figure.get_size_inches()[0] * 14)), x=.01, ha="left", fontsize=8.5, **options)
+
+def _colour_bar(figure, image, ax, label, inches, **place):
+    "The colour's scale, its label broken into lines of at most so many inches."
+    bar = figure.colorbar(image, ax=ax, **place)
+    bar.set_label(textwrap.fill(label, max(12, int(inches * 15)))); bar.outline.set_visible(False)
+
 def _cells(ax, means, sds, limits, numbers=True):
     "Draw a matrix, with its numbers where they fit; nan cells stay empty. Returns the image."
     image = ax.imshow(means, cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
@@ -63,16 +73,17 @@ def _cells(ax, means, sds, limits, numbers=True):
     ax.grid(which="minor", color="white", linewidth=1)
     return image
 
-def _matrix(means, sds, label, limits, xlabel, ylabel, cell=(.47, .42)):
+def _matrix(means, sds, title, label, limits, xlabel="", ylabel="", cell=(.47, .42)):
     "A figure of one matrix with its colour bar: beside it, or below a strip."
     (rows, columns), strip = means.shape, len(means) == 1
-    size = min(DOUBLE, max(2.6, 1.4 + cell[0] * columns)), min(9.0, cell[1] * rows + .95)
+    size = min(DOUBLE, max(SINGLE, 1.4 + cell[0] * columns)), min(9.0, max(1.45 if strip else 2.0, cell[1] * rows + 1.05))
     numbers = (size[0] - 1.2) / columns > .3 and (size[1] - .8) / rows > .25
     figure, ax = plt.subplots(figsize=size)
-    image = _cells(ax, means, sds, limits or (0, np.nanmax(means) or 1), numbers)
+    image = _cells(ax, means, sds, limits or (0, np.nanmax(means, initial=0) or 1), numbers)
     ax.set_xticks(range(columns)); ax.set_yticks([] if strip else range(rows)); ax.set_xlabel(xlabel); ax.set_ylabel(ylabel)
     place = {"location": "bottom", "shrink": .6, "aspect": 40} if strip else {"location": "right", "fraction": .04, "aspect": 30}
-    bar = figure.colorbar(image, ax=ax, pad=.03, **place); bar.set_label(label); bar.outline.set_visible(False)
+    _title(figure, title)
+    _colour_bar(figure, image, ax, label, size[0] if strip else size[1] - .6, pad=.03, **place)
     return figure, ax
 
 # %% ../nbs/09_plots.ipynb #e4cebbb1
@@ -88,9 +99,7 @@ def heatmap(
     shape = tuple(frame[axes].max() + 1) if len(axes) == 2 else (1, int(frame.layer.max()) + 1)
     fill = lambda column: frame.sort_values(axes)[column].to_numpy(float).reshape(shape)
     sds = fill("sd") if "sd" in frame and frame.sd.notna().any() else None
-    figure, ax = _matrix(fill("mean"), sds, label, limits, *(("Head", "Layer") if len(axes) == 2 else ("Layer", "")))
-    ax.set_title(title)
-    return figure
+    return _matrix(fill("mean"), sds, title, label, limits, *(("Head", "Layer") if len(axes) == 2 else ("Layer", "")))[0]
 
 # %% ../nbs/09_plots.ipynb #7b2031de
 @styled
@@ -109,10 +118,11 @@ def heatmap_grid(
         part = frame[frame.task == task].assign(row=0); part = part if strip else part.assign(row=part.layer, layer=part["head"])
         cells = part.pivot_table("mean", "row", "layer", dropna=False).to_numpy(float)
         image = ax.imshow(cells, cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
-        ax.set_title(task); ax.set_xticks(range(0, cells.shape[1], 2)); ax.set_yticks([] if strip else range(0, cells.shape[0], 2)); ax.tick_params(length=1.5)
+        steps = [range(0, n, 1 + (n > 6)) for n in cells.shape]
+        ax.set_title(task); ax.set_xticks(steps[1]); ax.set_yticks([] if strip else steps[0]); ax.tick_params(length=1.5)
     figure.supxlabel("Layer" if strip else "Head", fontsize=7.5); figure.supylabel("" if strip else "Layer", fontsize=7.5)
-    bar = figure.colorbar(image, ax=axes, fraction=.03, pad=.02, aspect=25); bar.set_label(label); bar.outline.set_visible(False)
-    figure.suptitle(title, x=.01, ha="left", fontsize=9)
+    _colour_bar(figure, image, axes, label, figure.get_size_inches()[1] - .6, fraction=.03, pad=.02, aspect=25)
+    _title(figure, title)
     return figure
 
 # %% ../nbs/09_plots.ipynb #dc37d7b3
@@ -126,9 +136,8 @@ def overlap_matrix(
     tasks = list(dict.fromkeys(frame.task)); at = {task: i for i, task in enumerate(tasks)}
     means, sds = np.full((2, len(tasks), len(tasks)), np.nan)
     for row in frame.itertuples(): means[at[row.task], at[row.other]], sds[at[row.task], at[row.other]] = row.mean, row.sd
-    figure, ax = _matrix(means, sds if np.nansum(sds) > 0 else None, label, None, "", "", cell=(.55, .4))
-    ax.set_xticks(range(len(tasks)), tasks, rotation=45 if len(tasks) > 4 else 0, ha="right" if len(tasks) > 4 else "center")
-    ax.set_yticks(range(len(tasks)), tasks); ax.set_title(title)
+    figure, ax = _matrix(means, sds if np.nansum(sds) > 0 else None, title, label, None, cell=(.55, .4))
+    ax.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", rotation_mode="anchor"); ax.set_yticks(range(len(tasks)), tasks)
     return figure
 
 # %% ../nbs/09_plots.ipynb #1ac4a43c
@@ -142,13 +151,13 @@ def dots(
 ) -> Figure:                 # tasks in rows
     "Values with intervals, one row per task."
     tasks, groups = list(dict.fromkeys(frame.task)), list(dict.fromkeys(frame[hue]))
-    figure, ax = plt.subplots(figsize=(SINGLE + .6, .75 + .27 * len(tasks)))
+    figure, ax = plt.subplots(figsize=(SINGLE + .6, .95 + .27 * len(tasks)))
     ax.axvline(origin, color="#888888", linewidth=.8); ax.grid(axis="x")
     for i, group in enumerate(groups):
         part = frame[frame[hue] == group]; y = np.array([tasks.index(t) for t in part.task]) + .3 * (i - (len(groups) - 1) / 2)
         if "low" in part: ax.hlines(y, part.low, part.high, color=PALETTE[i], linewidth=1)
         ax.plot(part.value, y, MARKERS[i], color=PALETTE[i], label=str(group))
-    ax.set_yticks(range(len(tasks)), tasks); ax.set_ylim(len(tasks) - .5, -.5); ax.set_xlabel(xlabel); ax.set_title(title)
+    ax.set_yticks(range(len(tasks)), tasks); ax.set_ylim(len(tasks) - .5, -.5); ax.set_xlabel(xlabel); _title(figure, title)
     figure.legend(loc="outside lower center", ncols=len(groups))
     return figure
 
@@ -187,7 +196,7 @@ def results(
     found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
     handles = {label: found[label] for label in ("pruned", "retrained", "published", "full model", "baseline") if label in found}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), title=level or None, title_fontsize=7)
-    if title: figure.suptitle(title, x=.01, ha="left", fontsize=9)
+    _title(figure, title)
     return figure
 
 # %% ../nbs/09_plots.ipynb #3b6a1cdd
@@ -207,7 +216,7 @@ def curves(
         colour = PALETTE[i % len(PALETTE)]
         if "low" in part: ax.fill_between(part[x], part.low, part.high, color=colour, alpha=.18, linewidth=0)
         ax.plot(part[x], part[y], color=colour, marker=MARKERS[i % len(MARKERS)], label=str(group))
-    ax.set_xlabel(xlabel or x); ax.set_ylabel(ylabel or y); ax.set_title(title)
+    ax.set_xlabel(xlabel or x); ax.set_ylabel(ylabel or y); _title(figure, title)
     figure.legend(loc="outside lower center", ncols=min(4, frame[hue].nunique()))
     return figure
 
@@ -230,6 +239,6 @@ def bars(
         at = np.array([categories.index(c) for c in part[x]]) + width * (i - (len(groups) - 1) / 2)
         shown = ax.bar(at, part[y], width * .92, color=PALETTE[i], label=str(group))
         ax.bar_label(shown, fmt=lambda v: f"{v:g}" if v == round(v) else f"{v:.2f}", fontsize=7, padding=1)
-    ax.margins(y=.12); ax.set_xticks(range(len(categories)), categories); ax.set_xlabel(xlabel or x); ax.set_ylabel(ylabel or y); ax.set_title(title)
+    ax.margins(y=.12); ax.set_xticks(range(len(categories)), categories); ax.set_xlabel(xlabel or x); ax.set_ylabel(ylabel or y); _title(figure, title)
     if hue is not None: figure.legend(loc="outside lower center", ncols=len(groups))
     return figure

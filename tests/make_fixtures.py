@@ -1,6 +1,6 @@
 """Write tests/fixtures/lottery: synthetic masks and scores in the layout of a released lottery-ticket study.
 
-Two planted tasks, three seeds, a model of 2 layers x 3 heads. Nothing in it was measured. Run: python tests/make_fixtures.py [FOLDER]
+Two planted tasks, three seeds, a model of 3 layers x 2 heads. Nothing in it was measured. Run: python tests/make_fixtures.py [FOLDER]
 """
 import json
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-TASKS, SEEDS, SHAPE = ["planted-nli", "planted-nli-plain"], [1, 2, 3], (2, 3)
+TASKS, SEEDS, SHAPE = ["planted-nli", "planted-nli-plain"], [1, 2, 3], (3, 2)
 SETTINGS = {"heads_mlps": ("head_mlp", "head_mlp_random", "head_mlp_bad_1"), "magnitude": ("global_magnitude", "global_random", "global_bad")}
 LEVEL = {("good", "pruned"): .84, ("good", "retrained"): .87, ("random", "pruned"): .70, ("random", "retrained"): .83,
          ("bad", "pruned"): .58, ("bad", "retrained"): .78}
