@@ -29,11 +29,11 @@ def descend(
     look: Callable,  # (phase, state) -> Candidate
     threshold: float,  # lowest score that passes
     phase: str,
-    max_steps: int = 0,  # candidates to look at; 0 = no cap. The last of a full count is never accepted (the published cap)
+    max_steps: int = -1,  # candidates to look at; -1 = no cap. The last of a full count is never accepted (the published cap)
 ) -> list[Candidate]:
     "All candidates of one phase in order, marked accepted or not; the start is not among them"
     seen, current = [], start
-    while not (max_steps and len(seen) == max_steps):
+    while len(seen) != max_steps:
         if (state := propose(current)) is None: break
         current = look(phase, state)
         seen.append(replace(current, accepted=current.score >= threshold and len(seen) + 1 != max_steps))
@@ -89,7 +89,7 @@ def magnitude_search(
     score: Callable,  # number kept -> score
     fraction: float = 0.05,  # share of the weights alive to prune per step
     threshold: float = 0.9,  # share of the full model's score that must remain
-    max_steps: int = 0,  # 0 = no cap
+    max_steps: int = -1,  # -1 = no cap
 ) -> list[Candidate]:
     "All candidates, the full model first; `state` is the number of weights kept"
     def propose(c): return c.state - max(1, round(fraction * c.state)) if c.state else None
