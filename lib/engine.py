@@ -19,6 +19,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -132,12 +133,15 @@ def one_gpu(devices: list, wanted: bool):
 def _execute(name: str, entry: dict, threads: dict) -> None:
     sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's grammar of international addresses: a second to import, not needed
     import papermill
+    from traitlets.config import Config
     notebook, key = name.split("/")
     os.environ |= threads | {"SIEVE_JOB": name, "JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
     out = Run(notebook, key).folder / "run.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(str(notebook_path(notebook)), str(out), parameters=entry["params"], kernel_name="python3", language="python", cwd=str(notebooks_dir()),
-                               progress_bar=False, start_timeout=300)
+    with tempfile.TemporaryDirectory(prefix="sieve-") as sockets:  # kernels that start together may draw the same TCP port, and then hang
+        config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+        papermill.execute_notebook(str(notebook_path(notebook)), str(out), parameters=entry["params"], kernel_name="python3", language="python",
+                                   cwd=str(notebooks_dir()), progress_bar=False, start_timeout=120, config=config)
 
 
 def _failure(error: Exception, notebook: Path) -> dict:  # what the driver prints

@@ -75,7 +75,7 @@ class Planned:
     def __str__(self): return f"{self.notebook}/{self.key}"
 
 # %% ../nbs/00a_sweeps.ipynb #90cb23d2
-TOP = {"title": str, "question": str, "system": (dict, list), "left_out": dict, "set": dict, "stages": dict, "smoke": dict}
+TOP = {"title": str, "question": str, "system": (dict, list), "commands": dict, "elsewhere": dict, "left_out": dict, "set": dict, "stages": dict, "smoke": dict}
 STAGE = {"notebook": str, "set": dict, "grid": dict, "from": dict, "over": dict, "by": list, "where": dict, "resources": dict, "covers": list}
 SMOKE = {"set": dict, "grid": dict, "stages": dict, "skip": list}
 SMOKE_STAGE = {"set": dict, "grid": dict, "where": dict}
@@ -285,24 +285,24 @@ def load_sweep(path: Path,  # a YAML file
         _check_stage(stages[name], stages, at)
         _cast(stages[name], at)
         done[name] = _expand(stages[name], done, at, not smoke)
-    head = {k: raw[k] for k in ("title", "question", "system", "left_out") if k in raw}
+    head = {k: raw[k] for k in ("title", "question", "system", "commands", "elsewhere", "left_out") if k in raw}
     return Sweep(Path(path), head, {name: stages[name] for name in done}, [r for runs in done.values() for r in runs])
 
 # %% ../nbs/00a_sweeps.ipynb #eea85285
-CHECKS = [("data", "check_source", ("task", "source", "knobs")), ("units", "check_model", ("model",))]  # module, function, parameters it takes
+CHECKS = [("data", "check_source", ("task", "source", "knobs")), ("training", "check_model", ("model",))]  # module, function, parameters it takes
 
 
 def check_inputs(runs: list[Planned],  # those still to be made
                  path: Path  # the sweep file, for messages
 ) -> None:
-    "Ask `lib.data.check_source` about each task and `lib.units.check_model` about each model that is no run, for experiments; SweepError with their answer."
+    "Ask `lib.data.check_source` about each task and `lib.training.check_model` about each model that is no run, for experiments; SweepError with their answer."
     for module, function, names in CHECKS:
         file = ROOT / "lib" / f"{module}.py"
         if not file.is_file() or not re.search(rf"^def {function}\(", file.read_text(), re.M): continue
         asked = {}
         for r in runs:
             values = {name: r.params[name] for name in names if name in r.params}
-            if 20 <= int(r.notebook[:2]) < 40 and values.get(names[0]) and not re.fullmatch("[0-9a-f]{10}", values[names[0]]): asked.setdefault(json.dumps(values, sort_keys=True), r)
+            if 20 <= int(r.notebook[:2]) < 40 and not re.fullmatch("|tiny|[0-9a-f]{10}", values.get(names[0], "")): asked.setdefault(json.dumps(values, sort_keys=True), r)
         for values, r in asked.items():
             given = json.loads(values)
             try: getattr(importlib.import_module(f"lib.{module}"), function)(given.pop(names[0]), **given)
