@@ -50,15 +50,16 @@ def save_figure(
     return path
 
 # %% ../nbs/09_plots.ipynb #e3e9b5e3
-def _title(figure, text, **options):
+def _title(figure, text):
     "The figure's title, at the left, broken into lines that fit its width."
-    if text: figure.suptitle(textwrap.fill(text, int(figure.get_size_inches()[0] * 14)), x=.01, ha="left", fontsize=8.5, **options)
+    if text: figure.suptitle(textwrap.fill(text, int(figure.get_size_inches()[0] * 14)), x=.01, ha="left", fontsize=8.5)
 
 def _colour_bar(figure, image, ax, label, inches, **place):
     "The colour's scale, its label broken into lines of at most so many inches."
     bar = figure.colorbar(image, ax=ax, **place)
     bar.set_label(textwrap.fill(label, max(12, int(inches * 15)))); bar.outline.set_visible(False)
 
+# %% ../nbs/09_plots.ipynb #a41328c4
 def _cells(ax, means, sds, limits, numbers=True):
     "Draw a matrix, with its numbers where they fit; nan cells stay empty. Returns the image."
     image = ax.imshow(means, cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
@@ -73,6 +74,7 @@ def _cells(ax, means, sds, limits, numbers=True):
     ax.grid(which="minor", color="white", linewidth=1)
     return image
 
+# %% ../nbs/09_plots.ipynb #86e62e60
 def _matrix(means, sds, title, label, limits, xlabel="", ylabel="", cell=(.47, .42)):
     "A figure of one matrix with its colour bar: beside it, or below a strip."
     (rows, columns), strip = means.shape, len(means) == 1

@@ -123,6 +123,7 @@ def _place(notebook, model, mask, seed):
     if evaluated["mask"]: return *mask_labels(evaluated["mask"]), "retrained", evaluated["seed"]
     return *((*mask_labels(mask), "pruned") if mask else ("none", "full", "none")), evaluated["seed"]
 
+# %% ../nbs/09a_results.ipynb #1643ea38
 def _placed(frame):
     "The frame with family, kind, state and seed of every row."
     asked = ["notebook", "model", "mask", "seed"]
@@ -161,6 +162,7 @@ def score_tables(
     per_seed, answers = (run_scores(runs), run_predictions(runs)) if runs else (pd.read_csv(FIXTURES / f"{f}.csv") for f in ("scores", "predictions"))
     return summary(per_seed[per_seed.metric != "size"], GROUP), per_seed, answers
 
+# %% ../nbs/09a_results.ipynb #f8243802
 REPORTED = {"CoLA": "mcc", "STS-B": "pearson"}  # other tasks: accuracy
 CRITERION = {"CoLA": "mcc", "STS-B": "corr"}    # what pruning looks at
 
@@ -188,6 +190,7 @@ def with_full(
     groups = subnets[["task", "family", "state"]].drop_duplicates()
     return pd.concat([subnets, groups.merge(full, on="task")]).rename(columns={"kind": "system"})
 
+# %% ../nbs/09a_results.ipynb #ad6ad80b
 def compare_examples(
     answers: pd.DataFrame,    # predictions per example
     metrics: dict,            # task -> metric, where it is not accuracy
@@ -220,6 +223,7 @@ def released_sizes(
             if h.mask.shape == (12, 12): rows.append([h.task, h.seed, family, "good", subnetwork_size(config, mask)["share"]])
     return pd.DataFrame([*rows, *_magnitude_sizes()], columns=["task", "seed", "family", "kind", "value"])
 
+# %% ../nbs/09a_results.ipynb #898c9e7e
 def _magnitude_sizes(total=109_483_778, prunable=85_008_384):
     "Share of all parameters left after k steps that each prune 5 % of the weights alive."
     steps = pd.read_csv(ROOT / "nbs" / "published" / "lottery_steps.csv", comment="#").melt("task", var_name="seed", value_name="k")
