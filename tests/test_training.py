@@ -98,4 +98,4 @@ def test_finetune_mask_retrain_evaluate_through_the_notebooks(tmp_path):
     assert value(scores, mask.name, "dev") == value(again, "", "dev") == value(again, mask.name, "dev")
     assert {r["split"] for r in pruned["metrics"]} == {"dev", "ood", ""} and {r["mask"] for r in pruned["metrics"]} == {"", mask.name, "majority"}
     answers = pd.read_parquet(evaluated / "predictions.parquet")
-    assert answers.groupby(["mask", "split"], sort=False).idx.apply(list).groupby("split").nunique().eq(1).all()
+    assert answers.groupby(["mask", "split"], sort=False).idx.apply(tuple).groupby("split").nunique().eq(1).all()
