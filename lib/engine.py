@@ -210,8 +210,8 @@ def snakemake_command(folder: Path,  # the invocation's
                       profile: str = ""  # a folder of profiles/, or a path
 ) -> list[str]:
     "The command line that makes the plan in `folder`."
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--nolock", "--rerun-incomplete",
-               "--rerun-triggers", "input", "--keep-going", "--scheduler", "greedy"]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--nolock",
+               "--rerun-incomplete", "--rerun-triggers", "input", "--keep-going", "--scheduler", "greedy"]
     if devices: command += ["--resources", f"gpu={len(devices)}"]
     if not profile: return [*command, "--cores", str(jobs), "--latency-wait", "5"]
     return [*command, "--profile", str(profile_folder(profile)), *(["--jobs", str(jobs)] if jobs else [])]
@@ -308,7 +308,8 @@ def make(plan: Plan,
     alive, _ = lock(folder / "alive")  # `sieve gc` leaves the folder alone
     progress = Progress(plan, jobs or 1)
     with alive, open(folder / "snakemake.log", "w") as log:
-        process = subprocess.Popen(snakemake_command(folder, jobs, written["gpus"], profile), stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_tied)
+        command = snakemake_command(folder, jobs, written["gpus"], profile)
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_tied)
         try:
             for event in events(folder, process):
                 for line in word(event, progress): say(line)
@@ -321,11 +322,13 @@ def make(plan: Plan,
 def _summary(plan: Plan, progress: Progress, folder: Path, code: int, say) -> int:
     made = [name for name, kind in progress.outcome.items() if kind in ("done", "shared")]
     for name, kind in progress.outcome.items():
-        if kind == "start": say(f"FAILED {name}  {labelled(plan.missing[name])}\n  its process was killed\n  notebook: {Run(*name.split('/')).folder / 'run.ipynb'}")
+        killed = {"error": "its process was killed", "kept": Run(*name.split("/")).folder / "run.ipynb"}
+        if kind == "start": say("\n".join(failure_lines(name, plan.missing[name], killed)))
     if len(made) == len(plan.missing):
         shutil.rmtree(folder, ignore_errors=True)
         return 0
     below = len(plan.missing) - len(progress.outcome)
-    say(f"{len(made)} of {len(plan.missing)} runs made, {len(progress.outcome) - len(made)} failed, {below} not started; the same command goes on. Log: {folder / 'snakemake.log'}")
+    say(f"{len(made)} of {len(plan.missing)} runs made, {len(progress.outcome) - len(made)} failed, {below} not started; the same command goes on")
+    say(f"log: {folder / 'snakemake.log'}")
     if not progress.outcome: say((folder / "snakemake.log").read_text()[-1500:])
     return code or 1

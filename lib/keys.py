@@ -74,7 +74,8 @@ def notebook_path(notebook: str  # name without folder or suffix, as `20_finetun
     "The notebook's file."
     path = notebooks_dir() / f"{notebook}.ipynb"
     if path.is_file(): return path
-    raise RunError(f"no notebook {notebook!r} in {notebooks_dir()}: {nearest(notebook, [p.stem for p in sorted(notebooks_dir().glob('[2-5]*.ipynb'))])}")
+    there = [p.stem for p in sorted(notebooks_dir().glob("[2-5]*.ipynb"))]
+    raise RunError(f"no notebook {notebook!r} in {notebooks_dir()}: {nearest(notebook, there)}")
 
 
 def code_cells(path: Path  # a notebook file

@@ -7,6 +7,7 @@ __all__ = ['STYLE', 'notebook_body', 'table', 'page', 'report_html', 'write_repo
 
 # %% ../nbs/00b_report.ipynb #c6e6ae90
 import html
+import json
 import re
 import time
 from pathlib import Path
@@ -32,10 +33,14 @@ def notebook_body(path: Path,  # an executed notebook
     return re.sub(r'(<h\d id=")', rf"\g<1>{anchor}-", body)
 
 # %% ../nbs/00b_report.ipynb #a43219d1
-STYLE = """body{font:17px/1.55 Georgia,serif;color:#222;max-width:52rem;margin:2rem auto;padding:0 1rem}h1,h2,h3,h4,table,nav,summary{font-family:system-ui,sans-serif}
-h1{font-size:2rem;line-height:1.2}h2{margin-top:3rem;border-top:1px solid #ddd;padding-top:1rem}img,svg{max-width:100%;height:auto}pre{overflow-x:auto;font-size:.8rem}
-table{border-collapse:collapse;font-size:.8rem;margin:1rem 0;display:block;overflow-x:auto}th,td{padding:.2rem .6rem;text-align:left;border-bottom:1px solid #eee}
-td{font-variant-numeric:tabular-nums}blockquote{margin:0;color:#555;font-style:italic}.note{background:#fff6dd;padding:.5rem 1rem}nav li{margin:.15rem 0}summary{cursor:pointer}"""
+STYLE = """body{font:17px/1.55 Georgia,serif;color:#222;max-width:52rem;margin:2rem auto;padding:0 1rem}
+h1,h2,h3,h4,table,nav,summary{font-family:system-ui,sans-serif}
+h1{font-size:2rem;line-height:1.2}h2{margin-top:3rem;border-top:1px solid #ddd;padding-top:1rem}
+img,svg{max-width:100%;height:auto}pre{overflow-x:auto;font-size:.8rem}
+table{border:0;border-collapse:collapse;font-size:.8rem;margin:1rem 0;display:block;overflow-x:auto}
+th,td{padding:.2rem .6rem;text-align:left;border:0;border-bottom:1px solid #eee;font-variant-numeric:tabular-nums}
+blockquote{margin:0;color:#555;font-style:italic}.note{background:#fff6dd;padding:.5rem 1rem}
+nav li{margin:.15rem 0}summary{cursor:pointer}small{color:#666}"""
 
 
 def table(rows: list[dict]) -> str:
@@ -46,7 +51,8 @@ def table(rows: list[dict]) -> str:
 
 def page(title: str, body: str) -> str:
     "A whole HTML document."
-    return f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style></head><body>{body}</body></html>'
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    return f'<!DOCTYPE html><html lang="en"><head>{head}</head><body>{body}</body></html>'
 
 # %% ../nbs/00b_report.ipynb #767030a0
 def _stage_rows(sweep: Sweep, plan) -> list[dict]:
@@ -62,7 +68,14 @@ def _stage_rows(sweep: Sweep, plan) -> list[dict]:
 def _run_rows(sweep: Sweep) -> list[dict]:
     made = [(r, Run(r.notebook, r.key).provenance) for r in sweep.planned]
     when = lambda p: time.strftime("%Y-%m-%d %H:%M", time.localtime(p["finished"])) if "finished" in p else ""
-    return [{"run": str(r), "stage and labels": labelled(r), "finished": when(p), "time": span(p.get("seconds", 0)), "commit": p.get("environment", {}).get("commit", "")[:10]} for r, p in made]
+    commit = lambda p: p.get("environment", {}).get("commit", "")[:10]
+    return [{"run": r, "stage and labels": labelled(r), "finished": when(p), "time": span(p.get("seconds", 0)), "commit": commit(p)} for r, p in made]
+
+
+def _entry(r: Planned) -> str:  # of the table of contents: the notebook's own title
+    cells = json.loads((Run(r.notebook, r.key).folder / "run.ipynb").read_text())["cells"]
+    titles = re.findall(r"^# +(.+)$", "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown"), re.M)
+    return f'<li><a href="#{r.key}">{html.escape((titles or [r.notebook])[0])}</a> <small>{html.escape(labelled(r))}</small></li>'
 
 
 def _section(r: Planned) -> str:
@@ -76,12 +89,14 @@ def report_html(sweep: Sweep) -> str:
     shown = [r for r in sweep.runs.values() if is_analysis(r.notebook) and str(r) not in plan.missing]
     if not shown: raise RunError(f"{sweep.path}: no analysis is finished; `sieve run {sweep.path}` first")
     title, made = sweep.head.get("title", sweep.path.stem), environment()
-    notes = [f"{len(bad)} of {len(plan.runs)} runs are {word}." for bad, word in ((plan.missing, "not finished; this report is not complete"), (plan.stale, "stale")) if bad]
-    parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(sweep.head.get('question', ''))}</p>", *(f'<p class="note">{n}</p>' for n in notes),
-             "<nav><ol>", *(f'<li><a href="#{r.key}">{html.escape(f"{r.notebook}: {labelled(r)}")}</a></li>' for r in shown), '<li><a href="#made">What was run</a></li></ol></nav>',
-             *map(_section, shown), '<h2 id="made">What was run</h2>', table(_stage_rows(sweep, plan)),
-             f"<p>Written {time.strftime('%Y-%m-%d %H:%M')} at commit {made['commit'][:10]}{' (with changes)' if made['changed'] else ''}, {html.escape(made['machine'])}.</p>",
-             table([{"package": p, "version": v} for p, v in made["versions"].items() if v]), f"<details><summary>All {len(plan.runs)} runs</summary>{table(_run_rows(sweep))}</details>"]
+    notes = [(plan.missing, "not finished: this report is not complete"), (plan.stale, "stale")]
+    parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(sweep.head.get('question', ''))}</p>",
+             *(f'<p class="note">{len(bad)} of {len(plan.runs)} runs are {word}.</p>' for bad, word in notes if bad),
+             "<nav><ol>", *map(_entry, shown), '<li><a href="#made">What was run</a></li></ol></nav>', *map(_section, shown),
+             '<h2 id="made">What was run</h2>', table(_stage_rows(sweep, plan)),
+             f"<p>Written {time.strftime('%Y-%m-%d %H:%M')} at commit {made['commit'][:10]}{' (with changes)' if made['changed'] else ''}.</p>",
+             f"<details><summary>All {len(plan.runs)} runs</summary>{table(_run_rows(sweep))}</details>",
+             f"<details><summary>Packages</summary>{table([{'package': p, 'version': v} for p, v in made['versions'].items() if v])}</details>"]
     return page(title, "\n".join(parts))
 
 

@@ -25,7 +25,8 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .keys import ROOT, AlreadyFinished, CorruptRun, RunError, code_hashes, data_dir, digest, fill, in_key, nearest, outputs, parameters, plain, run_key, sha_text
+from .keys import (ROOT, AlreadyFinished, CorruptRun, RunError, code_hashes, data_dir, digest, fill, in_key, nearest, outputs, parameters, plain,
+                      run_key, sha_text)
 
 # %% ../nbs/00_runs.ipynb #0c271f0b
 def write_text(path: Path, text: str) -> None:
@@ -81,7 +82,8 @@ def _version(package: str) -> str:
 def environment() -> dict:
     "Git commit, whether files differ from it, and versions of Python and of the packages that touch numbers."
     versions = {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()}
-    return {"commit": _git("rev-parse", "HEAD"), "changed": bool(_git("status", "--porcelain", "-uno")), "versions": versions, "machine": platform.platform()}
+    git = {"commit": _git("rev-parse", "HEAD"), "changed": bool(_git("status", "--porcelain", "-uno"))}
+    return git | {"versions": versions, "machine": platform.platform()}
 
 # %% ../nbs/00_runs.ipynb #7cfe710d
 _held = {}  # lock file -> open file, for the runs this process is making

@@ -33,7 +33,8 @@ def _headline(sweep: Sweep, plan: Plan) -> str:
     text = f"{sweep.path.stem}: {len(plan.runs)} runs, {len(plan.runs) - len(plan.missing)} finished"
     if plan.missing: text += f", {len(plan.missing)} to make"
     kept = [name for name in plan.stale if name not in plan.missing]
-    if kept: text += f"\n{len(kept)} stale runs kept ({plan.stale[kept[0]][0]}{', ...' if len(kept) > 1 else ''}); --stale makes them and all below them again"
+    reasons = ", ".join(dict.fromkeys(plan.stale[name][0] for name in kept[:3]))
+    if kept: text += f"\n{len(kept)} stale runs kept ({reasons}); --stale makes them and all below them again"
     return text + "".join(f"\ndamaged, made again: {name}: {wrong}" for name, wrong in plan.damaged.items())
 
 
@@ -99,7 +100,8 @@ def show(args) -> int:
     r = _one(args.run)
     made, found = r.provenance, r.result or {}
     print(f"{r}  {state(r)}", *filter(None, [r.problem(), *(r.stale_because() if not r.problem() else [])]), f"folder: {r.folder}", sep="\n  ")
-    for title, values in (("parameters", r.params), ("artefacts", {n: f"{a['size']} bytes" for n, a in found.get("artefacts", {}).items()}), ("upstream", made.get("upstream", {}))):
+    sizes = {n: f"{a['size']} bytes" for n, a in found.get("artefacts", {}).items()}
+    for title, values in (("parameters", r.params), ("artefacts", sizes), ("upstream", made.get("upstream", {}))):
         if values: print(title, *(f"{name} = {value}" for name, value in values.items()), sep="\n  ")
     if found.get("metrics"): print("metrics", *(", ".join(f"{k}={v}" for k, v in row.items()) for row in found["metrics"]), sep="\n  ")
     print(f"commit {made.get('environment', {}).get('commit', 'unknown')}, {made.get('seconds', 0):.1f} s")
@@ -144,7 +146,8 @@ def gc(args) -> int:
     "Remove what no finished run needs; finished runs that no sweep asks for only if asked twice."
     found = _garbage(args.unreferenced)
     really = not args.dry_run and (args.yes or not args.unreferenced)
-    print(*(f"{size(p) / 1e6:10.1f} MB  {p}" for p in found), f"{sum(map(size, found)) / 1e6:10.1f} MB {'freed' if really else 'to free; nothing was removed'}", sep="\n")
+    for p in found: print(f"{size(p) / 1e6:10.1f} MB  {p}")
+    print(f"{sum(map(size, found)) / 1e6:10.1f} MB {'freed' if really else 'to free; nothing was removed'}")
     if args.unreferenced and not args.yes: print("these are finished runs too: add --yes to remove them")
     for path in found if really else []: shutil.rmtree(path, ignore_errors=True)
     return 0
@@ -167,13 +170,15 @@ def parser() -> argparse.ArgumentParser:
         for names, options in arguments: sub.add_argument(*names, **options)
     flag = lambda name, text: ((name,), {"action": "store_true", "help": text})
     sweep, smoke = (("sweep",), {"type": Path, "help": "a YAML file of nbs/sweeps"}), flag("--smoke", "with the file's smoke block: small and quick")
-    verb(run, sweep, (("-j", "--jobs"), {"type": int, "default": 0, "help": "cores (cluster: jobs) at a time; default all"}), smoke, flag("--dry-run", "list what would be made"),
-         (("--profile",), {"default": "", "help": "a folder of profiles/, as slurm"}), flag("--stale", "make stale runs, and all below them, again"))
+    verb(run, sweep, (("-j", "--jobs"), {"type": int, "default": 0, "help": "cores (cluster: jobs) at a time; default all"}), smoke,
+         flag("--dry-run", "list what would be made"), (("--profile",), {"default": "", "help": "a folder of profiles/, as slurm"}),
+         flag("--stale", "make stale runs, and all below them, again"))
     verb(status)
     verb(show, (("run",), {"help": "a run's key, its beginning, or notebook/key"}))
     verb(report, sweep, smoke)
     verb(du)
-    verb(gc, flag("--unreferenced", "also finished runs that no sweep asks for"), flag("--yes", "really, finished runs too"), flag("--dry-run", "list only"))
+    verb(gc, flag("--unreferenced", "also finished runs that no sweep asks for"), flag("--yes", "really, finished runs too"),
+         flag("--dry-run", "list only"))
     return top
 
 # %% ../nbs/00b_sieve.ipynb #703d7e4f

@@ -118,10 +118,10 @@ def _check_stage(s: Stage, stages: dict, place: str) -> None:
         for name in getattr(s, part):
             if name in seen: raise SweepError(f"{place}: {name} stands in both {seen[name]} and {part}")
             seen[name] = part
-    for part, kind in (("sources", "str"), ("over", "list[str]")):
+    for part, word, kind in (("sources", "from", "str"), ("over", "over", "list[str]")):
         for name, upper in getattr(s, part).items():
             _check_known(upper, stages, f"{place}: {name}", "stage")
-            if known[name].type != kind: raise SweepError(f"{place}: {name} takes {known[name].type}; `{'over' if kind != 'str' else 'from'}` needs {kind}")
+            if known[name].type != kind: raise SweepError(f"{place}: {name} takes {known[name].type}; `{word}` needs {kind}")
     if s.by and not s.over: raise SweepError(f"{place}: `by` without `over`")
 
 # %% ../nbs/00a_sweeps.ipynb #5a125978
@@ -295,14 +295,15 @@ CHECKS = [("data", "check_source", ("task", "source", "knobs")), ("training", "c
 def check_inputs(runs: list[Planned],  # those still to be made
                  path: Path  # the sweep file, for messages
 ) -> None:
-    "Ask `lib.data.check_source` about each task and `lib.training.check_model` about each model that is no run, for experiments; SweepError with their answer."
+    "Ask `CHECKS` about every task of the experiments, and every model that is no run; SweepError with their answer."
     for module, function, names in CHECKS:
         file = ROOT / "lib" / f"{module}.py"
         if not file.is_file() or not re.search(rf"^def {function}\(", file.read_text(), re.M): continue
         asked = {}
         for r in runs:
             values = {name: r.params[name] for name in names if name in r.params}
-            if 20 <= int(r.notebook[:2]) < 40 and not re.fullmatch("|tiny|[0-9a-f]{10}", values.get(names[0], "")): asked.setdefault(json.dumps(values, sort_keys=True), r)
+            known = re.fullmatch("|tiny|[0-9a-f]{10}", values.get(names[0], ""))
+            if r.notebook[0] in "23" and not known: asked.setdefault(json.dumps(values, sort_keys=True), r)
         for values, r in asked.items():
             given = json.loads(values)
             try: getattr(importlib.import_module(f"lib.{module}"), function)(given.pop(names[0]), **given)
