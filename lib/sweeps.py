@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
 
 def read_yaml(path: Path) -> dict:
     "The file as a dict; SweepError names file and line."
-    try: found = yaml.load(Path(path).read_text(), _Loader)  # noqa: S506 (a SafeLoader)
+    try: found = _Loader(Path(path).read_text()).get_single_data()
     except OSError: raise SweepError(f"no sweep file {path}") from None
     except (yaml.YAMLError, SweepError) as e: raise SweepError(f"{path}: {' '.join(str(e).split())}") from None
     if not isinstance(found, dict): raise SweepError(f"{path}: holds no `stages:`")

@@ -2,6 +2,7 @@
 import pytest
 from toys import STUDY, Project
 
+from lib.keys import ROOT
 from lib.sweeps import load_sweep
 
 
@@ -85,3 +86,10 @@ def test_what_only_the_data_can_tell_is_asked_before_anything_starts(project, ca
         said = capsys.readouterr().err
         assert f"{path}: stage one: " in said and word in said
     assert not list(project.outputs.glob("[0-9]*"))
+
+
+@pytest.mark.parametrize("smoke", [False, True], ids=["full", "smoke"])
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_of_the_project_can_be_planned(path, smoke):
+    sweep = load_sweep(path, smoke)
+    assert sweep.runs and all(set(r.upstream) <= set(sweep.runs) for r in sweep.planned)
