@@ -1,0 +1,139 @@
+"""The house rules that no single notebook can check."""
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+LIBRARY = [p for p in NOTEBOOKS if p.name < "20"]
+STUDIES = [p for p in NOTEBOOKS if p.name >= "20"]
+BIN = Path(sys.executable).parent
+
+
+def cells(path, kind="code"): return [c for c in nbformat.read(path, 4).cells if c.cell_type == kind]
+
+
+def code(path): return [c.source for c in cells(path) if not c.source.lstrip().startswith(("%", "!"))]
+
+
+def exports(path):
+    "The module a notebook exports, or None."
+    found = [m.group(1) for s in code(path) for m in [re.search(r"#\|\s*default_exp (\S+)", s)] if m]
+    return found[0] if found else None
+
+
+def lib_imports(path):
+    "Names of the lib modules that a notebook's code imports."
+    out = set()
+    for source in code(path):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."): out.add(node.module[4:])
+            if isinstance(node, ast.ImportFrom) and node.module == "lib": out |= {a.name for a in node.names}
+            if isinstance(node, ast.Import): out |= {a.name[4:] for a in node.names if a.name.startswith("lib.")}
+    return out
+
+
+def tracked(*patterns):
+    return subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_there_are_notebooks_of_every_kind():
+    assert len(LIBRARY) >= 10 and len(STUDIES) >= 9
+    assert all(exports(p) for p in LIBRARY), [p.name for p in LIBRARY if not exports(p)]
+    assert not any(exports(p) for p in STUDIES)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_one_parameters_cell_annotated_and_explained(path):
+    tagged = [c for c in cells(path) if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    tree = ast.parse(tagged[0].source)
+    assert tree.body and all(isinstance(n, ast.AnnAssign) for n in tree.body)
+    lines = tagged[0].source.splitlines()
+    assert all("  # " in lines[n.lineno - 1] for n in tree.body), "every parameter carries a comment: meaning, unit"
+
+
+def test_imports_point_upward_only():
+    home = {exports(p): p.name for p in LIBRARY}
+    for path in NOTEBOOKS:
+        for module in lib_imports(path):
+            assert module in home, f"{path.name} imports lib.{module}, which no notebook exports"
+            if exports(path) != module: assert home[module] < path.name, f"{path.name} imports lib.{module} from {home[module]}: arrows point upward"
+
+
+def test_every_module_has_its_notebook():
+    modules = {p.stem for p in (ROOT / "lib").glob("*.py")} - {"__init__", "_modidx"}
+    assert modules == {exports(p) for p in LIBRARY}
+
+
+def test_lib_is_not_ignored_and_stays_small():
+    files = [str(p.relative_to(ROOT)) for p in (ROOT / "lib").glob("*.py")]
+    assert subprocess.run(["git", "check-ignore", "--no-index", *files], cwd=ROOT, capture_output=True).stdout == b""
+    assert sum(len((ROOT / f).read_text().splitlines()) for f in files if "_modidx" not in f) < 3000
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    "The repository's notebooks and module in a folder of their own, so that export and clean change nothing here."
+    to = tmp_path_factory.mktemp("house")
+    for name in ["settings.ini", "pyproject.toml"]: shutil.copy(ROOT / name, to)
+    for name in ["nbs", "lib"]: shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    return to
+
+
+def same(a, b, pattern):
+    return [p.name for p in sorted(a.glob(pattern)) if p.read_bytes() != (b / p.name).read_bytes()]
+
+
+def test_lib_is_what_the_notebooks_export(copy):
+    subprocess.run([BIN / "nbdev_export"], cwd=copy, check=True)
+    assert same(ROOT / "lib", copy / "lib", "*.py") == [], "run nbdev_export"
+
+
+def test_notebooks_are_clean(copy):
+    subprocess.run([BIN / "nbdev_clean"], cwd=copy, check=True)
+    assert same(ROOT / "nbs", copy / "nbs", "*.ipynb") == [], "run nbdev_clean"
+
+
+def test_outputs_in_notebooks_are_small():
+    assert {p.name: p.stat().st_size for p in NOTEBOOKS if p.stat().st_size > 400_000} == {}
+
+
+def pins(text): return dict(re.findall(r"(?m)^\s*(?:- )?([A-Za-z0-9_.-]+)==([^\s#]+)\s*$", text))
+
+
+def test_conda_pins_are_the_locks():
+    lock = {k.lower(): v for k, v in pins((ROOT / "requirements.lock").read_text()).items()}
+    listed = [d["pip"] for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(d, dict)][0]
+    conda = dict(line.split("==") for line in listed)
+    assert len(conda) > 25
+    assert {k: v for k, v in conda.items() if lock.get(k.lower()) != v} == {}
+
+
+def test_imported_packages_are_pinned():
+    known = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+    lock = {k.lower().replace("-", "_") for k in pins((ROOT / "requirements.lock").read_text())}
+    used = set()
+    for path in NOTEBOOKS:
+        for source in code(path):
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.Import): used |= {a.name.split(".")[0] for a in node.names}
+                if isinstance(node, ast.ImportFrom) and not node.level: used.add(node.module.split(".")[0])
+    third = {u for u in used if u not in sys.stdlib_module_names and u != "lib"}
+    assert {u for u in third if known.get(u, u).lower().replace("-", "_") not in lock} == set()
+
+
+def test_no_machine_paths_and_no_unsafe_readers():
+    top = str(ROOT.parent) + "/"
+    bad = re.compile(r"allow_pickle=True|pickle\.load|yaml\.load\(|shell=True|weights_only=False")
+    for name in tracked("nbs", "lib", "*.md", "Makefile", "Snakefile", "*.toml", "*.yml", "*.yaml", ".ci"):
+        text = (ROOT / name).read_text(errors="ignore")
+        assert top not in text, f"{name} holds a path of this machine"
+        if name.endswith((".ipynb", ".py")): assert not bad.search(text), f"{name}: {bad.search(text)}"
