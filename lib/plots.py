@@ -176,6 +176,8 @@ def _panel(ax, part, kinds, floor, full):
     for value, style, name in [(full, "-", "full model"), (floor, "--", "baseline")]:
         if value is not None and np.isfinite(value): ax.axhline(value, color="#666666", linestyle=style, linewidth=.9, label=name, zorder=0)
     ax.set_xticks(range(len(kinds)), kinds); ax.set_xlim(-.5, len(kinds) - .5); ax.grid(axis="y")
+    points = np.array([*part.value, *part.get("published", []), *(v for v in (floor, full) if v is not None)], float)
+    low, high = np.nanmin(points), np.nanmax(points); ax.set_ylim(low - .25 * (high - low) - .01, high + .25 * (high - low) + .01)
 
 # %% ../nbs/09_plots.ipynb #bc063b5b
 @styled
@@ -194,7 +196,7 @@ def results(
     for ax, task in zip(axes.flat, tasks):
         part = frame[frame.task == task]; metric = part.metric.iloc[0]
         _panel(ax, part, kinds, *(lines.get(name, pd.Series(dtype=float)).get(task) for name in ("baseline", "full")))
-        ax.set_title((titles or {}).get(task, task)); ax.set_ylabel(metric)
+        ax.set_title(textwrap.fill((titles or {}).get(task, task), 30)); ax.set_ylabel(metric)
     found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
     handles = {label: found[label] for label in ("pruned", "retrained", "published", "full model", "baseline") if label in found}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), title=level or None, title_fontsize=7)
