@@ -9,7 +9,7 @@ JOBS   ?= 2
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow lint lock clean setup
+.PHONY: demo test test-slow lint lock readme clean setup
 
 setup: $(READY)
 
@@ -43,3 +43,6 @@ lock: $(READY)
 
 clean:
 	rm -rf $(VENV) outputs
+
+readme: $(READY)
+	$(BIN)/python tools/readme.py

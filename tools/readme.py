@@ -26,22 +26,21 @@ def systems() -> str:
 
 
 def covered() -> dict:
-    "Command id -> (what it is, [sweep: stage, ...]), or (reason, None) for one left out."
-    found = {}
+    "Command id -> (what it is, [sweep: stage, or where else, or why it is left out])."
+    said, found = {}, {}
     for name, sweep in sweeps().items():
-        said = sweep.get("commands", {})
-        for stage, raw in sweep["stages"].items():
-            for i in raw.get("covers", []): found.setdefault(i, (said.get(i, ""), []))[1].append(f"`{name.removesuffix('.yaml')}`: {stage}")
-        for i, places in sweep.get("elsewhere", {}).items(): found[i] = (said.get(i, ""), [places])
-        for i, reason in sweep.get("left_out", {}).items(): found[i] = (said.get(i, ""), [f"left out: {reason}"])
-    for name, sweep in sweeps().items(): found = {i: (sweep.get("commands", {}).get(i, what), places) for i, (what, places) in found.items()}
-    return found
+        said |= sweep.get("commands", {})
+        stages = [(i, f"`{name.removesuffix('.yaml')}`: {stage}") for stage, raw in sweep["stages"].items() for i in raw.get("covers", [])]
+        others = [*sweep.get("elsewhere", {}).items(), *((i, f"left out: {why}") for i, why in sweep.get("left_out", {}).items())]
+        for i, place in stages + others: found.setdefault(i, []).append(place)
+    return {i: (said.get(i, ""), places) for i, places in found.items()}
 
 
 def commands() -> str:
     "One row per published command."
     order = lambda i: (i[0], int(re.search(r"\d+", i)[0]), i)
-    return table(["id", "published command or analysis", "stage"], [[i, covered()[i][0], "; ".join(covered()[i][1])] for i in sorted(covered(), key=order)])
+    found = covered()
+    return table(["id", "published command or analysis", "stage"], [[i, found[i][0], "; ".join(found[i][1])] for i in sorted(found, key=order)])
 
 
 def filled(text: str) -> str:
