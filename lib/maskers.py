@@ -33,7 +33,7 @@ def keep(
 # %% ../nbs/05_maskers.ipynb #3aba9a93
 def magnitude(
     model: PreTrainedModel,
-    scope: list[str] | None = None,  # parameter names; default: those of spec 1.4
+    scope: list[str] | None = None,  # parameter names; default: `weight_scope`
 ) -> dict[str, torch.Tensor]:
     "Absolute values of the prunable weights, keys `weight/<parameter>`"
     return {f"weight/{name}": model.get_parameter(name).detach().abs() for name in (scope or weight_scope(model))}

@@ -274,7 +274,7 @@ def subnetwork_size(
     model: PreTrainedModel | PretrainedConfig,  # a configuration is enough
     mask: dict[str, torch.Tensor],
 ) -> dict[str, float]:
-    "Parameters left and in all, their share, and the share without embeddings (spec 3.7; the published titles show share - 0.21)"
+    "Parameters left and in all, their share, and the share without embeddings (Prasanna et al. 2020; their figure titles show share - 0.21)"
     model = skeleton(model) if isinstance(model, PretrainedConfig) else model
     factors(model, mask)  # checks keys and shapes
     alive: dict[str, torch.Tensor] = {}
