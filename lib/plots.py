@@ -157,8 +157,8 @@ def dots(
     ax.axvline(origin, color="#888888", linewidth=.8); ax.grid(axis="x")
     for i, group in enumerate(groups):
         part = frame[frame[hue] == group]; y = np.array([tasks.index(t) for t in part.task]) + .3 * (i - (len(groups) - 1) / 2)
-        if "low" in part: ax.hlines(y, part.low, part.high, color=PALETTE[i], linewidth=1)
-        ax.plot(part.value, y, MARKERS[i], color=PALETTE[i], label=str(group))
+        if "low" in part: ax.hlines(y, part.low, part.high, color=PALETTE[i % len(PALETTE)], linewidth=1)
+        ax.plot(part.value, y, MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], label=str(group))
     ax.set_yticks(range(len(tasks)), tasks); ax.set_ylim(len(tasks) - .5, -.5); ax.set_xlabel(xlabel); _title(figure, title)
     figure.legend(loc="outside lower center", ncols=len(groups))
     return figure
@@ -241,7 +241,7 @@ def bars(
     for i, group in enumerate(groups):
         part = frame if group is None else frame[frame[hue] == group]; width = .8 / len(groups)
         at = np.array([categories.index(c) for c in part[x]]) + width * (i - (len(groups) - 1) / 2)
-        shown = ax.bar(at, part[y], width * .92, color=PALETTE[i], label=str(group))
+        shown = ax.bar(at, part[y], width * .92, color=PALETTE[i % len(PALETTE)], label=str(group))
         ax.bar_label(shown, fmt=lambda v: f"{v:g}" if v == round(v) else f"{v:.2f}", fontsize=7, padding=1)
     ax.margins(y=.12); ax.set_xticks(range(len(categories)), categories); ax.set_xlabel(xlabel or x); ax.set_ylabel(ylabel or y); _title(figure, title)
     if hue is not None: figure.legend(loc="outside lower center", ncols=len(groups))
