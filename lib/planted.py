@@ -36,7 +36,7 @@ PEOPLE = "teacher sailor farmer doctor painter baker lawyer singer miner clerk g
 PLACES = "river market harbour station museum garden bridge castle library village".split()
 VERBS = [v.split() for v in "followed follow,met meet,helped help,watched watch,thanked thank,visited visit,called call,saw see".split(",")]
 OPENINGS = ["", "", "In the morning, ", "After the storm, ", "Last winter, ", "On the way home, "]
-PLAIN = ["later {past}", "also {past}", "often {past}", "did {base}"]
+PLAIN = ["later {past}", "also {past}", "often {past}", "soon {past}"]
 NEGATED = ["never {past}", "did not {base}"]
 LABELS = ["entailment", "not_entailment"]
 
@@ -46,12 +46,10 @@ def adjectives(
     rng: np.random.Generator,
 ) -> np.ndarray:
     "(n, 5) adjectives, of which three to five are of the class that wins."
-    n = len(bright_wins)
-    majority = rng.integers(3, 6, size=n)
-    bright = np.where(bright_wins, majority, 5 - majority)
-    place = rng.permuted(np.tile(np.arange(5), (n, 1)), axis=1)  # (n, 5)
-    words = np.array([GLOOMY, BRIGHT])
-    return words[(place < bright[:, None]).astype(int), rng.integers(len(BRIGHT), size=(n, 5))]
+    majority = rng.integers(3, 6, size=len(bright_wins))
+    place = rng.permuted(np.tile(np.arange(5), (len(majority), 1)), axis=1)  # (n, 5)
+    bright = place < np.where(bright_wins, majority, 5 - majority)[:, None]
+    return np.array([GLOOMY, BRIGHT])[bright.astype(int), rng.integers(len(BRIGHT), size=place.shape)]
 
 # %% ../nbs/01_planted.ipynb #963c486b
 def write(
@@ -63,7 +61,7 @@ def write(
     pick = lambda words: words[rng.integers(len(words))]
     subject, other = pick(PEOPLE), pick(PEOPLE)
     (past, _), (past2, base2) = pick(VERBS), pick(VERBS)
-    premise = f"{pick(OPENINGS)}the {a[0]} {subject} {past} the {a[1]} {other} near the {a[2]} {pick(PLACES)} keeper."
+    premise = f"{pick(OPENINGS)}the {a[0]} {subject} {past} the {a[1]} {other} near the {a[2]} {pick(PLACES)}."
     verb = pick(NEGATED if negated else PLAIN).format(past=past2, base=base2)
     return premise[0].upper() + premise[1:], f"The {a[3]} {subject} {verb} the {a[4]} {other}."
 
