@@ -289,7 +289,7 @@ def load_sweep(path: Path,  # a YAML file
     return Sweep(Path(path), head, {name: stages[name] for name in done}, [r for runs in done.values() for r in runs])
 
 # %% ../nbs/00a_sweeps.ipynb #eea85285
-CHECKS = [("data", "check_source", ("task", "source", "knobs")), ("training", "check_model", ("model",))]  # module, function, parameters it takes
+CHECKS = [("data", "check_source", ("task", "source", "knobs", "epochs")), ("training", "check_model", ("model",))]  # module, function, parameters it takes
 
 
 def check_inputs(runs: list[Planned],  # those still to be made

@@ -118,13 +118,16 @@ def load_model(
     attn: str = "sdpa",  # sdpa or eager
     tiny: dict | None = None,  # sizes of a tiny model
 ):
-    "(model in evaluation mode and float32, tokenizer)"
-    if model == "tiny": return tiny_model(task, seed, tiny, attn)
+    "(model in evaluation mode and float32, on the GPU if there is one; tokenizer)"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if model == "tiny":
+        net, tokenizer = tiny_model(task, seed, tiny, attn)
+        return net.to(device), tokenizer
     config, place = check_model(model), model_place(model)
     config.update(check_head(config, task, model))
     net, info = AutoModelForSequenceClassification.from_pretrained(place, config=config, attn_implementation=attn, dtype=torch.float32, output_loading_info=True)
     draw_head(net, list(info["missing_keys"]), seed)
-    return net.eval(), AutoTokenizer.from_pretrained(place)
+    return net.eval().to(device), AutoTokenizer.from_pretrained(place)
 
 def save_model(
     model,
