@@ -102,15 +102,16 @@ def survival(
 # %% ../nbs/03a_agreement.ipynb #89f3c242
 def overlap_table(
     table: pd.DataFrame,  # mask table of one kind of unit
-) -> pd.DataFrame:        # task, other, mean, sd, n: lower triangle with the diagonal
-    "Units kept by both tasks with the same seed: mean and sample standard deviation over seeds."
+) -> pd.DataFrame:        # task, other, mean, sd, n, expected: lower triangle with the diagonal
+    "Units kept by both tasks with the same seed: mean and sample sd over seeds, and the mean for unrelated masks of the same sizes."
     masks, tasks, rows = table.set_index(["task", "seed"])["mask"], sorted(table.task.unique()), []
     for i, task in enumerate(tasks):
         for other in tasks[:i + 1]:
             shared = masks[task].index.intersection(masks[other].index, sort=False)
             counts = pd.Series([overlap(masks[task, s], masks[other, s]) for s in shared], dtype=float)
-            rows.append([task, other, counts.mean(), counts.std(), len(counts)])
-    return pd.DataFrame(rows, columns=["task", "other", "mean", "sd", "n"])
+            by_chance = [np.sum(masks[task, s]) * np.sum(masks[other, s]) / np.size(masks[task, s]) for s in shared]
+            rows.append([task, other, counts.mean(), counts.std(), len(counts), np.mean(by_chance) if by_chance else np.nan])
+    return pd.DataFrame(rows, columns=["task", "other", "mean", "sd", "n", "expected"])
 
 # %% ../nbs/03a_agreement.ipynb #5476b1e9
 def _ratings(masks): return np.stack([np.asarray(m, float).ravel() for m in masks], 1)  # (units, seeds)

@@ -67,12 +67,14 @@ def importance(
 ) -> dict[str, torch.Tensor]:
     "Importance of every head (L, H) and MLP (L,), float64 on the CPU; the model is left as it was"
     if accumulation not in ACCUMULATIONS: raise ValueError(f"accumulation {accumulation!r}: choose {', '.join(ACCUMULATIONS)}")
+    if unknown := set(kinds) - {"head", "mlp"}: raise ValueError(f"kinds {sorted(unknown)}: choose head, mlp")
     total, running = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0.0)
-    weights = {k: v for k, v in (mask or {}).items() if k not in ("head", "mlp")}
+    weights = {k: v for k, v in (mask or {}).items() if k not in kinds}  # a kind without gates is attached
     with frozen(model), attach(model, weights) if weights else nullcontext():
         for found, out in gate_gradients(model, batches, mask, kinds):
             if logits is not None: logits.append(out.cpu())
             for k, g in found.items(): total[k], running[k] = _accumulate(total[k], running[k], g.double(), accumulation)
+    if not torch.is_tensor(total[kinds[0]]): raise ValueError("no batches: importance needs at least one example")
     return {k: normalise(v, layer_norm, min_max).cpu() for k, v in total.items()}
 
 def _accumulate(total, running, g: torch.Tensor, accumulation: str):
@@ -90,12 +92,13 @@ def attention_entropy(
     "Mean entropy (L, H) of the attention of the real tokens, in nats, float64"
     before, total, tokens = model.config._attn_implementation, 0.0, 0
     model.set_attn_implementation("eager")
-    with frozen(model):
-        for batch in batches:
-            maps = model(**batch, output_attentions=True).attentions
-            if not maps: raise RuntimeError(f"{type(model).__name__} returned no attentions")
-            p = torch.stack(maps).double()  # (L, B, H, T, T)
-            real = batch["attention_mask"].double()  # (B, T)
-            total, tokens = total + torch.einsum("lbht,bt->lh", -torch.xlogy(p, p).sum(-1), real), tokens + real.sum()
-    model.set_attn_implementation(before)
+    try:
+        with frozen(model):
+            for batch in batches:
+                maps = model(**batch, output_attentions=True).attentions
+                if not maps: raise RuntimeError(f"{type(model).__name__} returned no attentions")
+                p = torch.stack(maps).double()  # (L, B, H, T, T)
+                real = batch["attention_mask"].double()  # (B, T)
+                total, tokens = total + torch.einsum("lbht,bt->lh", -torch.xlogy(p, p).sum(-1), real), tokens + real.sum()
+    finally: model.set_attn_implementation(before)
     return (total / tokens).cpu()

@@ -146,9 +146,11 @@ def _execute(name: str, entry: dict, threads: dict) -> None:
 
 def _failure(error: Exception, notebook: Path) -> dict:  # what the driver prints
     where, kind, text = getattr(error, "exec_count", None), getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
-    source = (getattr(error, "source", "") or "").strip().splitlines()
+    source = (getattr(error, "source", "") or "").splitlines()
+    frames = re.findall(r"Cell In\[\d+\], line (\d+)", re.sub(r"\x1b\[[\d;]*m", "", "\n".join(getattr(error, "traceback", None) or [])))
+    at = int(frames[-1]) - 1 if frames else len(source) - 1
     if kind == "DeadKernelError": text = "the kernel died: it was killed, perhaps for want of memory"
-    return {"cell": where, "source": source[-1][:120] if source else "", "error": f"{kind}: {text}"[:500], "kept": str(notebook)}
+    return {"cell": where, "source": source[at].strip()[:120] if 0 <= at < len(source) else "", "error": f"{kind}: {text}"[:500], "kept": str(notebook)}
 
 # %% ../nbs/00b_engine.ipynb #3128b624
 def _attempt(name: str, plan: dict) -> str:  # with the job lock held: "done" or "shared" (another process made it); raises where the notebook does

@@ -7,6 +7,8 @@ __all__ = ['RELEASED_TASKS', 'RELEASED_SEEDS', 'keep', 'magnitude', 'random_scor
            'random_mask', 'bad_mask', 'bad_magnitude', 'zero_mask', 'super_masks', 'released_random']
 
 # %% ../nbs/05_maskers.ipynb #9b6108bc
+from numbers import Integral
+
 import numpy as np
 import pandas as pd
 import torch
@@ -46,7 +48,11 @@ def random_scores(
     return {key: torch.rand(value.shape, generator=generator) for key, value in like.items()}
 
 # %% ../nbs/05_maskers.ipynb #31ad7e72
-def _count(k: int | float, n: int) -> int: return k if isinstance(k, int) else round(k * n)
+def _count(k: int | float, n: int) -> int:
+    "k units, or a share of n"
+    if isinstance(k, Integral): return int(k)
+    if not 0 <= k <= 1: raise ValueError(f"{k} is no share: give one between 0 and 1, or a whole number of units")
+    return round(k * n)
 
 def _kinds(scores: dict[str, torch.Tensor]) -> dict[str, list[str]]:
     "kind -> its keys"
@@ -86,7 +92,8 @@ def step(
     if last_head:
         best = torch.stack([row & keep(s.masked_fill(~row, -torch.inf), 1) for s, row in zip(scores, alive, strict=True)])
         scores, spared = scores.masked_fill(best, torch.inf), int(best.sum())
-    remove = min(n - spared, amount if isinstance(amount, int) else max(1, round(amount * n)))
+    if amount < 0: raise ValueError(f"cannot remove {amount} units")
+    remove = min(n - spared, _count(amount, n) if isinstance(amount, Integral) else max(1, _count(amount, n)))
     left = alive.clone()
     left[alive] = keep(scores[alive], n - remove)
     return left.to(mask.dtype)

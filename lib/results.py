@@ -137,8 +137,11 @@ def run_scores(
 ) -> pd.DataFrame:      # GROUP + seed, value, key: one row per score
     "Scores of finished runs, per seed; a score that two runs give is taken once."
     rows = run_rows(keys=_made_by(runs, "27_evaluate", "20_finetune"))
-    if "metric" not in rows: raise ValueError(f"no scores in the runs {runs}: give runs of 27_evaluate or 20_finetune")
-    return _placed(rows.dropna(subset="metric")).drop_duplicates([*GROUP, "seed"])[[*GROUP, "seed", "value", "key"]].reset_index(drop=True)
+    if rows.empty or "metric" not in rows: raise ValueError(f"no scores in the runs {runs}: give runs of 27_evaluate or 20_finetune")
+    found = _placed(rows.dropna(subset="metric"))
+    masks = found[found.state == "pruned"].groupby([*GROUP, "seed"])["mask"].nunique()
+    if (masks > 1).any(): raise ValueError(f"{masks.idxmax()}: {masks.max()} masks of this family and kind; give runs that evaluate one of them")
+    return found.drop_duplicates([*GROUP, "seed"])[[*GROUP, "seed", "value", "key"]].reset_index(drop=True)
 
 # %% ../nbs/09a_results.ipynb #72891d80
 def run_predictions(

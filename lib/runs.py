@@ -8,6 +8,7 @@ __all__ = ['PACKAGES', 'SCHEMA', 'OWN', 'write_text', 'write_json', 'file_sha256
 
 # %% ../nbs/00_runs.ipynb #e7f724a9
 import fcntl
+import ast
 import functools
 import hashlib
 import importlib.metadata
@@ -219,7 +220,9 @@ def stale_because(self: Run) -> list[str]:
     try: now = code_hashes(self.notebook)
     except RunError: return ["its notebook is gone"]
     reasons = [f"{name} changed" for name in sorted(now | made.get("code", {})) if now.get(name) != made.get("code", {}).get(name)]
-    reasons += filter(None, (_changed(data_dir() / name, sha) for name, sha in made.get("data", {}).items()))
+    if made.get("data") and not any((data_dir() / name).exists() for name in made["data"]):
+        reasons.append(f"none of its {len(made['data'])} data files is in {data_dir()}: is SIEVE_DATA set?")
+    else: reasons += filter(None, (_changed(data_dir() / name, sha) for name, sha in made.get("data", {}).items()))
     return reasons + [f"{run} was made again" for run, print_ in made.get("upstream", {}).items() if _fingerprint_now(run) not in ("", print_)]
 
 
@@ -237,11 +240,19 @@ def _clear(run: Run, code: dict) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def _check_injected(notebook: str, scope: dict) -> None:  # papermill only warns of a mistyped -p
+    for cell in scope.get("In", []):
+        if not cell.startswith("# Parameters\n"): continue
+        names = [t.id for node in ast.parse(cell).body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)]
+        fill(notebook, {name: scope[name] for name in names})
+
+
 def start(notebook: str,  # the notebook's own name, as `20_finetune`
           scope: dict  # its `globals()`; parameters found there are cast in place
 ) -> Run:
     "The run that the parameters name: its lock taken, its folder cleared, params.json written."
     known = parameters(notebook)
+    _check_injected(notebook, scope)
     params = fill(notebook, {name: scope[name] for name in known if name in scope})
     scope.update(params)
     run = Run(notebook, run_key(notebook, params))
@@ -334,8 +345,10 @@ def runs(notebook: str | None = None,  # of this notebook only
 ):
     "All finished, verified runs as a tidy DataFrame: one row per run and metric row."
     import pandas as pd
+    head = ["notebook", "key", "stale", *(parameters(notebook) if notebook else [])]
     chosen = [run for run in run_folders(notebook) if keys is None or run.key in keys]
-    return pd.DataFrame([row for run in chosen for row in _rows(run)])
+    rows = [row for run in chosen for row in _rows(run)]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*head, "metric", "value", "split", "n"])
 
 # %% ../nbs/00_runs.ipynb #51f20a40
 def seed_everything(seed: int,  # of python, numpy and torch

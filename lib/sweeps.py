@@ -289,13 +289,14 @@ def load_sweep(path: Path,  # a YAML file
     return Sweep(Path(path), head, {name: stages[name] for name in done}, [r for runs in done.values() for r in runs])
 
 # %% ../nbs/00a_sweeps.ipynb #eea85285
-CHECKS = [("data", "check_source", ("task", "source", "knobs", "epochs")), ("training", "check_model", ("model",))]  # module, function, parameters it takes
+CHECKS = [("data", "check_source", ("task", "source", "knobs", "epochs")), ("training", "check_model", ("model",)),
+          ("results", "released_folder", ("released",))]  # module, function, parameters it takes
 
 
 def check_inputs(runs: list[Planned],  # those still to be made
                  path: Path  # the sweep file, for messages
 ) -> None:
-    "Ask `CHECKS` about every task of the experiments, and every model that is no run; SweepError with their answer."
+    "Ask `CHECKS` about every task, every model that is no run, and every released folder; SweepError with their answer."
     for module, function, names in CHECKS:
         file = ROOT / "lib" / f"{module}.py"
         if not file.is_file() or not re.search(rf"^def {function}\(", file.read_text(), re.M): continue
@@ -303,7 +304,7 @@ def check_inputs(runs: list[Planned],  # those still to be made
         for r in runs:
             values = {name: r.params[name] for name in names if name in r.params}
             known = re.fullmatch("|tiny|[0-9a-f]{10}", values.get(names[0], ""))
-            if r.notebook[0] in "23" and not known: asked.setdefault(json.dumps(values, sort_keys=True), r)
+            if not r.params.get("runs") and not known: asked.setdefault(json.dumps(values, sort_keys=True), r)
         for values, r in asked.items():
             given = json.loads(values)
             try: getattr(importlib.import_module(f"lib.{module}"), function)(given.pop(names[0]), **given)

@@ -247,6 +247,7 @@ def gates(
 ) -> Iterator[dict[str, torch.Tensor]]:
     "Per-example gates that require grad: `{'head': (B, L, H), 'mlp': (B, L)}`, live inside the context"
     p, weight, mask = parts(model), next(model.parameters()), mask or {}
+    for k in mask.keys() & set(kinds): _structured(p, k, mask[k])  # checks the shape
     live = {k: mask.get(k, torch.ones(p.shape(k))).to(weight).expand(batch_size, *p.shape(k)).clone().requires_grad_() for k in kinds}
     def head(l): return lambda _, args: ((args[0].unflatten(-1, (p.heads, -1)) * live["head"][:, l][:, None, :, None]).flatten(-2),)
     def mlp(l): return lambda _, args, out: out * live["mlp"][:, l][:, None, None]  # (B, T, D)
