@@ -192,7 +192,7 @@ def test_overhead_over_bare_papermill(tmp_path):
     project = Project(tmp_path, study=study)
     began = time.time()
     one = f"{sys.executable} -m papermill {tmp_path}/20_draw.ipynb {tmp_path}/out{{}}.ipynb -p seed {{}}"
-    subprocess.run(f"seq 100 111 | xargs -P 2 -I{{}} {one}", shell=True, env=project.env, check=True, capture_output=True)
+    subprocess.run(["bash", "-c", f"seq 100 111 | xargs -P 2 -I{{}} {one}"], env=project.env, check=True, capture_output=True)
     bare = time.time() - began
     began = time.time()
     said, code = project.sieve("run", project.sweep, "-j", "2")
