@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'Architecture', 'UnitError', 'Parts', 'parts', 'random_model', 'weight_scope', 'ones', 'skeleton',
-           'factors', 'Factor', 'attach', 'bake', 'gates', 'subnetwork_size']
+           'factors', 'Factor', 'parametrized', 'attach', 'bake', 'gates', 'subnetwork_size']
 
 # %% ../nbs/04_units.ipynb #50dc5319
 import difflib
@@ -203,7 +203,7 @@ class Factor(torch.nn.Module):
         return weight * self.held[0]
 
 # %% ../nbs/04_units.ipynb #abd3540b
-def _remove(module: torch.nn.Module, name: str, factor: Factor) -> None:
+def _remove(module: torch.nn.Module, name: str, factor: torch.nn.Module) -> None:
     "Take one factor off again, whatever else is attached; the parameter comes back as the same object, in its old place"
     held = module.parametrizations[name]
     if len(held) > 1: del held[[f is factor for f in held].index(True)]
@@ -212,18 +212,27 @@ def _remove(module: torch.nn.Module, name: str, factor: Factor) -> None:
         for n in ("weight", "bias"):  # removal appends at the end; optimisers and state dicts see the old order again
             if n in module._parameters: module._parameters[n] = module._parameters.pop(n)
 
+# %% ../nbs/04_units.ipynb #7877ed84
+@contextmanager
+def parametrized(
+    model: PreTrainedModel,
+    given: list[tuple[str, torch.nn.Module]],  # (parameter name, module that maps the parameter to what the model computes with)
+) -> Iterator[PreTrainedModel]:
+    "Inside the context the parameters go through the modules; what is put on nests, and is removed on every way out"
+    with ExitStack() as stack:
+        for name, through in given:
+            module, tensor = _owner(model, name, name)
+            parametrize.register_parametrization(module, tensor, through, unsafe=True)
+            stack.callback(_remove, module, tensor, through)
+        yield model
+
 @contextmanager
 def attach(
     model: PreTrainedModel,
     mask: dict[str, torch.Tensor],  # entries may require grad
 ) -> Iterator[PreTrainedModel]:
     "Inside the context the model runs under the mask; attachments nest, and are removed on every way out"
-    with ExitStack() as stack:
-        for name, value, spread in factors(model, mask):
-            module, tensor = _owner(model, name, name)
-            parametrize.register_parametrization(module, tensor, factor := Factor(value, spread), unsafe=True)
-            stack.callback(_remove, module, tensor, factor)
-        yield model
+    with parametrized(model, [(name, Factor(value, spread)) for name, value, spread in factors(model, mask)]): yield model
 
 # %% ../nbs/04_units.ipynb #e7a0b7af
 def bake(
