@@ -109,6 +109,7 @@ def lines(
         try: yield from ((n, line.rstrip("\r\n")) for n, line in enumerate(file, 1) if line.strip())
         except UnicodeDecodeError as error: raise DataError(f"{path}: not UTF-8 text ({error})") from None
 
+# %% ../nbs/01a_forms.ipynb #a818f666
 def read_label(
     raw: str,  # as it stands in the file
     form: Form,

@@ -289,14 +289,14 @@ def load_sweep(path: Path,  # a YAML file
     return Sweep(Path(path), head, {name: stages[name] for name in done}, [r for runs in done.values() for r in runs])
 
 # %% ../nbs/00a_sweeps.ipynb #eea85285
-CHECKS = [("data", "check_source", ("task", "source", "knobs", "epochs")), ("training", "check_model", ("model",)),
+CHECKS = [("data", "check_source", ("task", "source", "knobs", "epochs")), ("ood", "check_sets", ("task", "source", "sets", "ood_training")), ("training", "check_model", ("model",)),
           ("results", "released_folder", ("released",))]  # module, function, parameters it takes
 
 
 def check_inputs(runs: list[Planned],  # those still to be made
                  path: Path  # the sweep file, for messages
 ) -> None:
-    "Ask `CHECKS` about every task, every model that is no run, and every released folder; SweepError with their answer."
+    "Ask `CHECKS` about every task, its evaluation sets, every model that is no run, and every released folder; SweepError with their answer."
     for module, function, names in CHECKS:
         file = ROOT / "lib" / f"{module}.py"
         if not file.is_file() or not re.search(rf"^def {function}\(", file.read_text(), re.M): continue

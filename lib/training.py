@@ -27,7 +27,8 @@ from transformers import (AutoConfig, AutoModelForMaskedLM, AutoModelForSequence
 from transformers.utils import logging
 
 from .data import DataError, Task, collator, knock, nearest, task_texts, tiny_tokenizer, tokenized
-from .metrics import predictions, score
+from .metrics import accuracy_by, predictions, score
+from .ood import as_set
 from .planted import stream
 from .runs import find_run
 from .units import ARCHITECTURES, attach
@@ -167,7 +168,7 @@ def predict(model, tokenizer, dataset, batch_size: int = 64, max_length: int = 1
 def score_sets(
     model,
     tokenizer,
-    sets: dict,  # name -> Dataset
+    sets: dict,  # name -> Dataset of the task, or EvaluationSet with measures and a collapse of its own
     task: Task,
     batch_size: int = 64,
     max_length: int = 128,
@@ -175,11 +176,13 @@ def score_sets(
 ) -> tuple[list[dict], pd.DataFrame]:
     "Metric rows (metric, value, split, n, task, source) and the prediction for every example (split, idx, label, prediction, logit_0 ...)."
     rows, frames = [], []
-    for name, dataset in sets.items():
-        logits, y = predict(model, tokenizer, dataset, batch_size, max_length), np.asarray(dataset["label"])
-        same = dict(split=name, n=len(y), task=task.name, source=task.source, **labels)
-        rows += [dict(metric=m, value=float(v), **same) for m, v in score(logits, y, task.metrics).items()]
-        columns = dict(split=name, idx=dataset["idx"][:], label=y, prediction=predictions(logits), **{f"logit_{c}": logits[:, c] for c in range(logits.shape[1])})
+    for name, given in sets.items():
+        one = as_set(given, task)
+        logits, y = predict(model, tokenizer, one.rows, batch_size, max_length), np.asarray(one["label"])
+        answer, same = predictions(logits, one.collapse), dict(split=name, task=task.name, source=one.source, **labels)
+        rows += [dict(metric=m, value=float(v), n=len(y), **same) for m, v in score(logits, y, one.metrics, one.collapse).items()]
+        rows += [row | same for row in accuracy_by(answer, y, {c: one[c] for c in one.by})]
+        columns = dict(split=name, idx=one["idx"][:], label=y, prediction=answer, **{f"logit_{c}": logits[:, c] for c in range(logits.shape[1])})
         frames.append(pd.DataFrame(columns).assign(**labels))
     return rows, pd.concat(frames, ignore_index=True)
 
