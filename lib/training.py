@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['TINY', 'draw_head', 'outside', 'tiny_model', 'head_config', 'model_place', 'check_model', 'check_head', 'load_model',
-           'save_model', 'batches', 'predict', 'score_sets', 'task_loss', 'Finetuner', 'newest', 'Best', 'arguments',
-           'finetune', 'criterion', 'best_file', 'pretrain']
+           'save_model', 'batches', 'predict', 'score_sets', 'task_loss', 'Finetuner', 'with_columns', 'head_input',
+           'trained_with', 'newest', 'Best', 'arguments', 'finetune', 'criterion', 'best_file', 'pretrain']
 
 # %% ../nbs/08_training.ipynb #e5e0e9f6
 import os
 import re
 import shutil
 import tempfile
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # before transformers: a forked worker would dead-lock
@@ -193,14 +193,16 @@ def task_loss(task: Task):
 
 class Finetuner(Trainer):
     "A Trainer with a loss of logits and labels, whose checkpoints hold the raw tensors, under a mask too, and are marked when complete."
-    def __init__(self, *args, loss, **kwargs):
+    def __init__(self, *args, loss, columns=(), **kwargs):
         super().__init__(*args, **kwargs)
-        self.loss_function, self.model_accepts_loss_kwargs = loss, False
+        self.loss_function, self.columns, self.model_accepts_loss_kwargs = loss, columns, False
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
-        labels = inputs.pop("labels")
-        output = model(**inputs)
-        loss = self.loss_function(output.logits.float(), labels)
+        labels, more = inputs.pop("labels"), {n: inputs.pop(n) for n in self.columns}
+        module = isinstance(self.loss_function, torch.nn.Module)
+        with head_input(model, more) if module else nullcontext(): output = model(**inputs)
+        if module: more["step"] = self.state.global_step
+        loss = self.loss_function(output.logits.float(), labels, **more)
         return (loss, output) if return_outputs else loss
 
     def _save(self, output_dir=None, state_dict=None):
@@ -213,6 +215,34 @@ class Finetuner(Trainer):
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
         Path(self.args.output_dir, f"checkpoint-{self.state.global_step}", "complete").touch()
+
+# %% ../nbs/08_training.ipynb #729810af
+def with_columns(
+    rows,  # tokenised
+    columns: dict | None,  # name -> array of numbers with one row for each
+):
+    "The rows with further columns, that a loss will be given."
+    for name, values in (columns or {}).items():
+        if len(values) != len(rows) or name in rows.column_names: raise DataError(f"column {name!r} of {len(values)} rows does not fit {len(rows)} rows with {', '.join(rows.column_names)}")
+        rows = rows.add_column(name, list(np.asarray(values, np.float32)), new_fingerprint=f"{rows._fingerprint[:40]}-{name}"[:64])
+    return rows
+
+# %% ../nbs/08_training.ipynb #dfb85f47
+@contextmanager
+def head_input(model, into: dict):
+    "Inside the context, what the last layer of the head receives (B, width) goes into a dict as `hidden`."
+    last = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and not n.startswith((model.base_model_prefix + ".", "objective."))][-1]
+    hook = last.register_forward_pre_hook(lambda _, args: into.update(hidden=args[0]))
+    try: yield
+    finally: hook.remove()
+
+@contextmanager
+def trained_with(model, loss):
+    "Inside the context a loss that is a module is part of the model: its parameters are optimised, clipped and saved."
+    if isinstance(loss, torch.nn.Module): model.objective = loss.to(model.device)
+    try: yield
+    finally:
+        if isinstance(loss, torch.nn.Module): del model.objective
 
 # %% ../nbs/08_training.ipynb #3137eba5
 def newest(folder: Path) -> str | None:
@@ -268,26 +298,29 @@ def finetune(
     max_length: int = 128,
     seed: int = 0,  # order of the rows, dropout
     mask: dict | None = None,  # held during training
-    loss=None,  # (logits, labels) -> scalar; default the task's
+    loss=None,  # (logits, labels, **columns) -> scalar; default the task's. A module also gets step and hidden
+    columns: dict | None = None,  # name -> array with a row for each training row, for the loss
     select=None,  # Dataset for keep="best"
     keep: str = "last",  # last or best: weights at the end
     folder: Path | None = None,  # checkpoints; a complete one there is resumed
     save_steps: int = 0,  # 0: no checkpoints
     report_to: str = "none",
+    callbacks: tuple = (),  # TrainerCallbacks
+    trainer: type = Finetuner,  # or a class made from it
     **more,  # precision, and any TrainingArguments: weight_decay, warmup_steps, max_grad_norm ...
 ) -> Trainer:
     "Train the model in place; the Trainer that comes back has the log in `state.log_history`."
     folder = Path(folder or tempfile.mkdtemp())
-    rows = tokenized(task.splits["train"], tokenizer, max_length)
+    rows = with_columns(tokenized(task.splits["train"], tokenizer, max_length), columns)
     steps = max_steps if max_steps >= 0 else int(np.ceil(len(rows) / batch_size) * epochs)
     args = arguments(folder, save_steps=save_steps, seed=seed, data_seed=seed, learning_rate=lr, num_train_epochs=epochs, max_steps=max_steps, report_to=report_to,
                      per_device_train_batch_size=batch_size, logging_steps=max(1, steps // 50), **{"weight_decay": 0.0, **more})
     held = [Best(best_file(folder), lambda m: criterion(m, tokenizer, select, task, max_length))] if keep == "best" and steps else []
-    with attach(model, mask) if mask else nullcontext():
-        trainer = Finetuner(model, args, collator(tokenizer), rows, loss=loss or task_loss(task), callbacks=held)
-        if steps: trainer.train(resume_from_checkpoint=newest(folder))
+    with attach(model, mask) if mask else nullcontext(), trained_with(model, loss):
+        made = trainer(model, args, collator(tokenizer), rows, loss=loss or task_loss(task), columns=tuple(columns or ()), callbacks=[*held, *callbacks])
+        if steps: made.train(resume_from_checkpoint=newest(folder))
     model.eval()
-    return trainer
+    return made
 
 # %% ../nbs/08_training.ipynb #846492b4
 def criterion(model, tokenizer, dataset, task: Task, max_length: int = 128) -> float:
