@@ -24,7 +24,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from .data import Task
 from .forms import DataError, nearest
-from .metrics import METRICS
+from .metrics import score
 from .planted import stream
 
 # %% ../nbs/06a_bias_models.ipynb #b0140356
@@ -210,10 +210,10 @@ def accuracies(
     "One row per set: set, n, accuracy, majority (share of its most frequent label), confidence (mean of the largest probability)."
     rows = []
     for name, lp in log_probs.items():
-        y, to = np.asarray(sets[name]["label"]), getattr(sets[name], "collapse", {})
+        y = np.asarray(sets[name]["label"])
         if len(y) != len(lp): raise DataError(f"{name}: {len(lp)} predictions for {len(y)} rows")
-        answer = np.array([to.get(i, i) for i in range(lp.shape[1])])[lp.argmax(1)]
-        rows.append((name, len(y), METRICS["accuracy"](answer, y), np.bincount(y).max() / len(y), float(np.exp(lp.max(1)).mean())))
+        right = score(lp, y, ["accuracy"], getattr(sets[name], "collapse", None))["accuracy"]
+        rows.append((name, len(y), right, np.bincount(y).max() / len(y), float(np.exp(lp.max(1)).mean())))
     return pd.DataFrame(rows, columns=["set", "n", "accuracy", "majority", "confidence"])
 
 # %% ../nbs/06a_bias_models.ipynb #989ec9d7
