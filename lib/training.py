@@ -221,20 +221,24 @@ def newest(folder: Path) -> str | None:
 
 # %% ../nbs/08_training.ipynb #716e4cba
 class Best(TrainerCallback):
-    "Keeps the weights of the epoch with the highest score (ties: the first) and gives them back at the end."
-    def __init__(self, file: Path, scorer): self.file, self.scorer = file, scorer
+    "Keeps the weights of the epoch with the highest score, and gives them back at the end."
+    def __init__(self, file: Path, scorer, later: bool = False, restore: bool = True):  # later: of equals, the last instead of the first
+        self.file, self.scorer, self.later, self.restore = file, scorer, later, restore
 
     def value(self) -> float:
         if not self.file.exists(): return -np.inf
         with safe_open(self.file, "pt") as held: return float(held.metadata()["value"])
 
+    def weights(self) -> dict: return load_file(self.file)
+
     def on_epoch_end(self, args, state, control, model=None, **_):
         value = self.scorer(model)
-        if value > self.value():
+        if value > self.value() or (self.later and value == self.value()):
             save_file(model.state_dict(), draft := self.file.with_suffix(".new"), {"value": repr(value), "step": str(state.global_step)})
             os.replace(draft, self.file)
 
-    def on_train_end(self, args, state, control, model=None, **_): model.load_state_dict(load_file(self.file))
+    def on_train_end(self, args, state, control, model=None, **_):
+        if self.restore: model.load_state_dict(self.weights())
 
 # %% ../nbs/08_training.ipynb #6280073f
 def arguments(
