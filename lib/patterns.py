@@ -179,7 +179,7 @@ class SizeSampler(torch.utils.data.Sampler):
         yield from (int(i) for p in places for i in full[p])
 
 # %% ../nbs/08a_patterns.ipynb #e0f5de35
-RECIPES = {"short": dict(epochs=15, lr=3e-3, batch_size=32, centre=False, lr_scheduler_type="cosine", warmup=0.3),
+RECIPES = {"short": dict(epochs=25, lr=2e-3, batch_size=32, centre=False, lr_scheduler_type="cosine", warmup=0.3),
            "published": dict(epochs=200, lr=1e-3, batch_size=64, centre=True, lr_scheduler_type="constant", warmup=0.0)}
 
 class MapTrainer(Finetuner):

@@ -109,9 +109,9 @@ def planted(
 KINDS = ["vertical", "diagonal", "mix", "block", "other"]
 
 def columns(rows: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    "Template of `vertical`: one to three columns of height 0.8 to 1.1."
-    template, at = np.zeros((rows, n)), rng.choice(n, rng.integers(1, 4), replace=False)
-    template[:, at] = rng.uniform(0.8, 1.1, len(at))
+    "Template of `vertical`: one to four columns of height 0.6 to 1.1."
+    template, at = np.zeros((rows, n)), rng.choice(n, rng.integers(1, 5), replace=False)
+    template[:, at] = rng.uniform(0.6, 1.1, len(at))
     return template
 
 def diagonal(rows: int, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -150,7 +150,7 @@ def draw_map(
 ) -> np.ndarray:
     "One attention map (size, size), float32."
     n = size - int(rng.uniform(0, 0.3) * size) if padded else size
-    scores = rng.uniform(4, 7) * (TEMPLATES[kind](size, n, rng) + noise * rng.standard_normal((size, n)))
+    scores = rng.uniform(0.3 if kind == "other" else 4, 7) * (TEMPLATES[kind](size, n, rng) + noise * rng.standard_normal((size, n)))
     drawn = np.exp(scores - scores.max(1, keepdims=True))
     drawn /= drawn.sum(1, keepdims=True)
     if maps == "norm": drawn *= rng.uniform(0.3, 1.5) * np.exp(0.4 * rng.standard_normal(n))

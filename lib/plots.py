@@ -122,7 +122,7 @@ def heatmap_grid(
         cells = part.pivot_table("mean", "row", "layer", dropna=False).to_numpy(float)
         image = ax.imshow(cells, cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
         steps = [range(0, n, 1 + (n > 6)) for n in cells.shape]
-        ax.set_title(task); ax.set_xticks(steps[1]); ax.set_yticks([] if strip else steps[0]); ax.tick_params(length=1.5)
+        ax.set_title(textwrap.fill(task, 14)); ax.set_xticks(steps[1]); ax.set_yticks([] if strip else steps[0]); ax.tick_params(length=1.5)
     figure.supxlabel("Layer" if strip else "Head", fontsize=7.5); figure.supylabel("" if strip else "Layer", fontsize=7.5)
     _colour_bar(figure, image, axes, label, figure.get_size_inches()[1] - .6, fraction=.03, pad=.02, aspect=25)
     _title(figure, title)
@@ -188,8 +188,9 @@ def dot_panels(
     for ax, name in zip(axes.flat, panels): _dots(ax, frame[frame[panel] == name], hue, groups, rows, 0); ax.set_title(textwrap.fill(str(name), 30))
     found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
     labels = [*map(str, groups), *(["published"] if "published" in found else [])]
-    figure.legend([found[l] for l in labels], labels, loc="outside lower center", ncols=min(4, len(labels)))
-    figure.supxlabel(xlabel, fontsize=7.5); _title(figure, title)
+    for column in axes.T: last = [ax for ax in column if ax.get_visible()][-1]; last.set_xlabel(textwrap.fill(xlabel, 32)); last.tick_params(labelbottom=True)
+    figure.legend([found[l] for l in labels], labels, loc="outside lower center", ncols=len(labels) if sum(len(l) + 5 for l in labels) < 15 * size[0] else 3)
+    _title(figure, title)
     return figure
 
 # %% ../nbs/09_plots.ipynb #7b0a65f6
