@@ -193,7 +193,7 @@ def rows_of(found: list[np.ndarray], kinds: list[str]) -> list[dict]:
 
 def collate(rows: list[dict], centre: bool, largest: int) -> dict[str, torch.Tensor]:
     "A batch: maps in squares of one size, and labels"
-    size = largest if centre else max(SMALLEST, *(len(r["map"]) for r in rows))
+    size = max(SMALLEST, largest) if centre else max(SMALLEST, *(len(r["map"]) for r in rows))
     return {"maps": torch.stack([framed(r["map"], size, centre) for r in rows]), "labels": torch.tensor([r["label"] for r in rows])}
 
 # %% ../nbs/08a_patterns.ipynb #3f3c0c5a
@@ -222,7 +222,7 @@ def predict_kinds(
     centre: bool = False,  # in a square as large as the largest training map (published), or as they are
 ) -> np.ndarray:
     "(N,) kinds, the most probable ones, by name"
-    sizes = [classifier.largest if centre else max(SMALLEST, len(m)) for m in found]
+    sizes = [max(SMALLEST, classifier.largest if centre else len(m)) for m in found]
     out = np.empty(len(found), dtype=object)
     for size in sorted(set(sizes)):
         at = [i for i, s in enumerate(sizes) if s == size]
