@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'predictions', 'score', 'accuracy_by', 'majority_baseline', 'stsb_random_baseline', 'sample_sd',
-           'half_width', 'interval', 'summary', 'permutation_test', 'holm', 'compare', 'paired_bootstrap']
+           'half_width', 'interval', 'summary', 'permutation_test', 'holm', 'compare', 'paired_bootstrap', 'permuted',
+           'members_test']
 
 # %% ../nbs/03_metrics.ipynb #da83e801
 from itertools import combinations, product
@@ -188,3 +189,41 @@ def paired_bootstrap(
     drawn = [difference(rng.integers(0, len(labels), len(labels))) for _ in range(draws)]
     low, high = np.quantile(drawn, [.025, .975])
     return {"difference": float(difference(slice(None))), "low": float(low), "high": float(high), "n": len(labels)}
+
+# %% ../nbs/03_metrics.ipynb #1742c0a1
+def permuted(
+    units: int,                 # how many
+    draws: int,                 # how many permutations
+    rng: np.random.Generator,
+    strata: np.ndarray = None,  # (units,): places are exchanged within a stratum only
+) -> np.ndarray:                # (draws, units) positions
+    "Random permutations, perhaps within strata (say, within layers)."
+    strata = np.zeros(units, int) if strata is None else np.asarray(strata)
+    home = np.argsort(strata, kind="stable")
+    order = np.lexsort((rng.random((draws, units)), np.broadcast_to(strata, (draws, units))), axis=1)  # by stratum, at random inside
+    out = np.empty_like(order); out[:, home] = order
+    return out
+
+# %% ../nbs/03_metrics.ipynb #f36eb13f
+def members_test(
+    values: np.ndarray,         # (R, U, C): runs, units, quantities
+    members: np.ndarray,        # (R, U) of 0 and 1, e.g. masks; a run whose units are all (or none) members says nothing and is left out
+    draws: int = 2000,          # permutations of the units, the same in all runs
+    seed: int = 0,
+    strata: np.ndarray = None,  # (U,): units are exchanged within a stratum only
+) -> dict:                      # difference, low, high (95 % of the permutations), p: (C,) each; p_all: of all quantities together; runs
+    "Permutation test of members against the rest, units exchanged jointly in all runs; two-sided, the observed naming counted in."
+    values, members = np.asarray(values, float), np.asarray(members, float) != 0
+    mixed = members.any(1) & ~members.all(1)
+    if not mixed.any(): return {k: np.full(values.shape[2], np.nan) for k in ("difference", "low", "high", "p")} | {"p_all": np.nan, "runs": 0}
+    values, members = values[mixed], members[mixed]
+    weight = np.where(members, 1 / members.sum(1, keepdims=True), -1 / (~members).sum(1, keepdims=True))  # (R, U)
+    table = np.einsum("ru,rvc->uvc", weight, values) / len(values)  # what unit v gives in the place of unit u
+    places = np.vstack([np.arange(values.shape[1]), permuted(values.shape[1], draws, np.random.default_rng(seed), strata)])
+    drawn = sum(table[places[:, v], v] for v in range(places.shape[1]))  # (1 + draws, C), the observed first
+    kin = np.ones((len(places[0]),) * 2) if strata is None else np.equal.outer(strata, strata)  # units that may change places
+    expected = np.einsum("uv,uvc->c", kin / kin.sum(0), table)  # over all permutations: 0 without strata
+    away = np.abs(drawn - expected); scale = drawn.std(0)
+    far = np.square(np.divide(away, scale, out=np.zeros_like(away), where=scale > 1e-12)).sum(1)
+    low, high = np.quantile(drawn, [.025, .975], axis=0)
+    return {"difference": drawn[0], "low": low, "high": high, "p": (away >= away[0] - 1e-12).mean(0), "p_all": float((far >= far[0] - 1e-9).mean()), "runs": len(values)}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SINGLE', 'DOUBLE', 'BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PINK', 'PALETTE', 'MARKERS', 'STYLE',
-           'OFFSET', 'styled', 'save_figure', 'heatmap', 'heatmap_grid', 'overlap_matrix', 'dots', 'results', 'curves',
-           'bars']
+           'OFFSET', 'styled', 'save_figure', 'heatmap', 'heatmap_grid', 'overlap_matrix', 'dots', 'dot_panels',
+           'gallery', 'results', 'curves', 'bars']
 
 # %% ../nbs/09_plots.ipynb #f186be23
 import textwrap
@@ -63,11 +63,12 @@ def _colour_bar(figure, image, ax, label, inches, **place):
 def _cells(ax, means, sds, limits, numbers=True):
     "Draw a matrix, with its numbers where they fit; nan cells stay empty. Returns the image."
     image = ax.imshow(means, cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
+    whole = sds is None and np.all(np.nan_to_num(means) % 1 == 0)  # counts
     for (i, j), m in np.ndenumerate(means):
         if np.isnan(m) or not numbers: continue
         dark = (m - limits[0]) > .5 * (limits[1] - limits[0]); colour = "white" if dark else "#222222"
         sd = sds is not None and np.isfinite(sds[i, j])
-        ax.text(j, i - .17 * sd, f"{m:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        ax.text(j, i - .17 * sd, f"{m:.0f}" if whole else f"{m:.2f}", ha="center", va="center", fontsize=7, color=colour)
         if sd: ax.text(j, i + .24, f"±{sds[i, j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
     ax.spines[:].set_visible(False); ax.tick_params(which="both", length=0)
     ax.set_xticks(np.arange(means.shape[1] + 1) - .5, minor=True); ax.set_yticks(np.arange(means.shape[0] + 1) - .5, minor=True)
@@ -121,7 +122,7 @@ def heatmap_grid(
         cells = part.pivot_table("mean", "row", "layer", dropna=False).to_numpy(float)
         image = ax.imshow(cells, cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
         steps = [range(0, n, 1 + (n > 6)) for n in cells.shape]
-        ax.set_title(task); ax.set_xticks(steps[1]); ax.set_yticks([] if strip else steps[0]); ax.tick_params(length=1.5)
+        ax.set_title(textwrap.fill(task, 14)); ax.set_xticks(steps[1]); ax.set_yticks([] if strip else steps[0]); ax.tick_params(length=1.5)
     figure.supxlabel("Layer" if strip else "Head", fontsize=7.5); figure.supylabel("" if strip else "Layer", fontsize=7.5)
     _colour_bar(figure, image, axes, label, figure.get_size_inches()[1] - .6, fraction=.03, pad=.02, aspect=25)
     _title(figure, title)
@@ -130,19 +131,30 @@ def heatmap_grid(
 # %% ../nbs/09_plots.ipynb #dc37d7b3
 @styled
 def overlap_matrix(
-    frame: pd.DataFrame,  # task, other, mean, sd: lower triangle with the diagonal
+    frame: pd.DataFrame,  # task, other, mean, sd: lower triangle with the diagonal; or all pairs (a confusion matrix: truth, answer)
     title: str = "",      # which units, of which runs
     label: str = "",      # the colour's meaning, with unit
+    axes: tuple = ("", ""),  # names of the columns and of the rows
 ) -> Figure:              # square matrix of tasks
     "Units that two tasks keep in common; the diagonal is each mask's size."
     tasks = list(dict.fromkeys(frame.task)); at = {task: i for i, task in enumerate(tasks)}
     means, sds = np.full((2, len(tasks), len(tasks)), np.nan)
     for row in frame.itertuples(): means[at[row.task], at[row.other]], sds[at[row.task], at[row.other]] = row.mean, row.sd
-    figure, ax = _matrix(means, sds if np.nansum(sds) > 0 else None, title, label, None, cell=(.55, .4))
+    figure, ax = _matrix(means, sds if np.nansum(sds) > 0 else None, title, label, None, *axes, cell=(.55, .4))
     ax.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", rotation_mode="anchor"); ax.set_yticks(range(len(tasks)), tasks)
     return figure
 
 # %% ../nbs/09_plots.ipynb #1ac4a43c
+def _dots(ax, frame, hue, groups, rows, origin):
+    "Markers and intervals of every group, one row per task; crosses for published values."
+    ax.axvline(origin, color="#888888", linewidth=.8); ax.grid(axis="x")
+    for i, group in enumerate(groups):
+        part = frame[frame[hue] == group]; y = np.array([rows.index(t) for t in part.task]) + .6 / max(2, len(groups)) * (i - (len(groups) - 1) / 2)
+        if "low" in part: ax.hlines(y, part.low, part.high, color=PALETTE[i % len(PALETTE)], linewidth=1)
+        ax.plot(part.value, y, MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], label=str(group))
+        if "published" in part and part.published.notna().any(): ax.plot(part.published, y, "x", color=BLACK, markersize=3.5, label="published", zorder=3)
+    ax.set_yticks(range(len(rows)), rows); ax.set_ylim(len(rows) - .5, -.5)
+
 @styled
 def dots(
     frame: pd.DataFrame,     # task, value, (low, high), and the column `hue`
@@ -154,13 +166,50 @@ def dots(
     "Values with intervals, one row per task."
     tasks, groups = list(dict.fromkeys(frame.task)), list(dict.fromkeys(frame[hue]))
     figure, ax = plt.subplots(figsize=(SINGLE + .6, .95 + .27 * len(tasks)))
-    ax.axvline(origin, color="#888888", linewidth=.8); ax.grid(axis="x")
-    for i, group in enumerate(groups):
-        part = frame[frame[hue] == group]; y = np.array([tasks.index(t) for t in part.task]) + .3 * (i - (len(groups) - 1) / 2)
-        if "low" in part: ax.hlines(y, part.low, part.high, color=PALETTE[i % len(PALETTE)], linewidth=1)
-        ax.plot(part.value, y, MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], label=str(group))
-    ax.set_yticks(range(len(tasks)), tasks); ax.set_ylim(len(tasks) - .5, -.5); ax.set_xlabel(xlabel); _title(figure, title)
+    _dots(ax, frame, hue, groups, tasks, origin); ax.set_xlabel(xlabel); _title(figure, title)
     figure.legend(loc="outside lower center", ncols=len(groups))
+    return figure
+
+# %% ../nbs/09_plots.ipynb #6ebb5747
+@styled
+def dot_panels(
+    frame: pd.DataFrame,  # the columns panel and hue, task (the rows), value, (low, high), (published)
+    panel: str,           # column with one panel for each value
+    hue: str,             # column told apart by colour and marker
+    xlabel: str = "",     # the value's name, with unit
+    title: str = "",      # what is compared
+) -> Figure:              # panels of rows
+    "Values with intervals in panels, one row per task, axes shared."
+    panels, rows, groups = (list(dict.fromkeys(frame[c])) for c in (panel, "task", hue))
+    columns = min(3, len(panels)); lines = -(-len(panels) // columns)
+    size = max(SINGLE + .6, min(DOUBLE, 1 + 2.1 * columns)), (.5 + .3 * len(rows)) * lines + .8
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
+    for ax in axes.flat[len(panels):]: ax.set_visible(False)
+    for ax, name in zip(axes.flat, panels): _dots(ax, frame[frame[panel] == name], hue, groups, rows, 0); ax.set_title(textwrap.fill(str(name), 30))
+    found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
+    labels = [*map(str, groups), *(["published"] if "published" in found else [])]
+    for column in axes.T: last = [ax for ax in column if ax.get_visible()][-1]; last.set_xlabel(textwrap.fill(xlabel, 32)); last.tick_params(labelbottom=True)
+    figure.legend([found[l] for l in labels], labels, loc="outside lower center", ncols=len(labels) if sum(len(l) + 5 for l in labels) < 15 * size[0] else 3)
+    _title(figure, title)
+    return figure
+
+# %% ../nbs/09_plots.ipynb #7b0a65f6
+@styled
+def gallery(
+    frame: pd.DataFrame,  # row (which it stands in), map (a matrix), caption; (label: of the row)
+    title: str = "",      # what is shown
+) -> Figure:              # maps in rows
+    "Matrices as small pictures, dark where large."
+    rows = [part for _, part in frame.groupby("row", sort=False)]; columns = max(map(len, rows))
+    side = min(1.1, (DOUBLE - .4) / columns)
+    figure, axes = plt.subplots(len(rows), columns, figsize=(max(SINGLE, side * columns + .4), (side + .27) * len(rows) + .4), squeeze=False)
+    for ax in axes.flat: ax.set_axis_off()
+    for line, part in zip(axes, rows):
+        for ax, picture, caption in zip(line, part["map"], part.caption):
+            ax.set_axis_on(); ax.imshow(picture, cmap="Blues", interpolation="nearest"); ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(True)
+            ax.set_title(caption, fontsize=6 if columns > 4 else 7, loc="center", pad=2)
+        if "label" in part: line[0].set_ylabel(part.label.iloc[0], fontsize=7.5)
+    _title(figure, title)
     return figure
 
 # %% ../nbs/09_plots.ipynb #b83d4ddb

@@ -206,15 +206,20 @@ def _check_where(where: dict, labels: list, place: str, strict: bool) -> None:
 def _group(s: Stage, rows: list, done: dict, place: str) -> list:
     members = {p: [r for name in names for r in done[name] if _passes(r.labels, s.where)] for p, names in s.over.items()}
     for p, runs in members.items():
-        for r in runs: _check_known(s.by, r.labels, f"{place}: by (runs of stage {r.stage})", "label")
         if not runs: raise SweepError(f"{place}: where leaves no run for {p}")
+    everyone = [r for runs in members.values() for r in runs]
+    stages = ", ".join(dict.fromkeys(r.stage for r in everyone))
+    _check_known(s.by, sorted({name for r in everyone for name in r.labels}), f"{place}: by (runs of stage {stages})", "label")
     groups = []
-    for r in itertools.chain(*members.values()):
-        if (labels := {name: r.labels[name] for name in s.by}) not in groups: groups.append(labels)
+    for r in everyone:
+        if set(s.by) <= r.labels.keys() and (labels := {name: r.labels[name] for name in s.by}) not in groups: groups.append(labels)
+    if not groups: raise SweepError(f"{place}: by: no run of stage {stages} has all of {', '.join(s.by)}")
     rows = _join(rows, [_Row(labels) for labels in groups], f"{place}: by")
     for row in rows:
+        group = {name: row.labels[name] for name in s.by}
         for p, runs in members.items():
-            chosen = dict.fromkeys(str(r) for r in runs if all(r.labels[name] == row.labels[name] for name in s.by))
+            chosen = dict.fromkeys(str(r) for r in runs if _agree(r.labels, group))
+            if not chosen: raise SweepError(f"{place}: {p}: no run of stage {', '.join(s.over[p])} for {group}")
             row.given[p] = [run.split("/")[1] for run in chosen]
             row.upstream = row.upstream + list(chosen)
     return rows
@@ -290,7 +295,7 @@ def load_sweep(path: Path,  # a YAML file
 
 # %% ../nbs/00a_sweeps.ipynb #eea85285
 CHECKS = [("data", "check_source", ("task", "source", "knobs", "epochs")), ("ood", "check_sets", ("task", "source", "sets", "ood_training")), ("training", "check_model", ("model",)),
-          ("results", "released_folder", ("released",))]  # module, function, parameters it takes
+          ("results", "released_folder", ("released",)), ("patterns", "check_maps", ("maps_from", "maps"))]  # module, function, parameters it takes
 
 
 def check_inputs(runs: list[Planned],  # those still to be made

@@ -1,6 +1,6 @@
-"""Write tests/fixtures/lottery: synthetic masks and scores in the layout of a released lottery-ticket study.
+"""Write tests/fixtures: `lottery`, synthetic masks and scores in the layout of a released lottery-ticket study, and `attention`, synthetic shares of patterns.
 
-Two planted tasks, three seeds, a model of 3 layers x 2 heads. Nothing in it was measured. Run: python tests/make_fixtures.py [FOLDER]
+Two planted tasks, three seeds, a model of 3 layers x 2 heads (attention: 4 x 6). Nothing in it was measured. Run: python tests/make_fixtures.py [FOLDER]
 """
 import json
 import sys
@@ -59,10 +59,31 @@ def predictions(folder, rng, n=16):
     pd.DataFrame(rows, columns=names).to_csv(folder / "predictions.csv", index=False)
 
 
+def attention(folder, rng, layers=4, heads=6, n=10):
+    "Counts of each kind of map per head: survivors of fine-tuned models are more often blocks, those of pre-trained ones nothing in particular."
+    kinds, shares, survivors = ["vertical", "diagonal", "mix", "block", "other"], [], []
+    places = [(l, h) for l in range(layers) for h in range(heads)]
+    base = rng.dirichlet([.8] * 5, len(places))
+    for task in TASKS:
+        kept = rng.permutation(len(places)) < len(places) // 3
+        for seed, state in [*((s, "fine-tuned") for s in SEEDS), (0, "pre-trained")]:
+            run, super_ = f"run {len({s[0] for s in survivors}) + 1}", f"mask {TASKS.index(task) + 1}"
+            survivors += [(run, super_, "super", "good", *place, int(k)) for place, k in zip(places, kept)]
+            for mask in ["", super_]:
+                for place, k, p in zip(places, kept, base):
+                    if mask and not k: continue
+                    p = .5 * p + .5 * np.eye(5)[3] if k and state == "fine-tuned" else p
+                    shares.append((run, task, seed, state, "raw", mask, *place, n, *rng.multinomial(n, p)))
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(shares, columns=["run", "task", "seed", "state", "maps", "mask", "layer", "head", "n", *kinds]).to_csv(folder / "shares.csv", index=False)
+    pd.DataFrame(survivors, columns=["run", "mask", "family", "kind", "layer", "head", "kept"]).to_csv(folder / "survivors.csv", index=False)
+
+
 def main(folder):
-    "All files, from one seed."
+    "All files below a folder, from one seed."
     rng, folder = np.random.default_rng(0), Path(folder)
-    for write in (masks, scores, predictions): write(folder, rng)
+    for write in (masks, scores, predictions): write(folder / "lottery", rng)
+    attention(folder / "attention", np.random.default_rng(1))
 
 
-if __name__ == "__main__": main(*sys.argv[1:] or [Path(__file__).parent / "fixtures" / "lottery"])
+if __name__ == "__main__": main(*sys.argv[1:] or [Path(__file__).parent / "fixtures"])
