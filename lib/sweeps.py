@@ -53,6 +53,7 @@ class Stage:
     where: dict = field(default_factory=dict)
     resources: dict = field(default_factory=dict)
     covers: list = field(default_factory=list)
+    per: dict = field(default_factory=dict)  # label -> value -> what to set
     fallback: dict = field(default_factory=dict)  # the file's `set`
 
     @property
@@ -76,7 +77,8 @@ class Planned:
 
 # %% ../nbs/00a_sweeps.ipynb #90cb23d2
 TOP = {"title": str, "question": str, "system": (dict, list), "commands": dict, "elsewhere": dict, "left_out": dict, "set": dict, "stages": dict, "smoke": dict}
-STAGE = {"notebook": str, "set": dict, "grid": dict, "from": dict, "over": dict, "by": list, "where": dict, "resources": dict, "covers": list}
+STAGE = {"notebook": str, "set": dict, "grid": dict, "from": dict, "over": dict, "by": list, "where": dict, "resources": dict, "covers": list,
+         "per": dict}
 SMOKE = {"set": dict, "grid": dict, "stages": dict, "skip": list}
 SMOKE_STAGE = {"set": dict, "grid": dict, "where": dict}
 RESOURCES = {"runtime": int, "mem_mb": int, "gpus": int, "cpus": int, "partition": str, "account": str}
@@ -123,6 +125,13 @@ def _check_stage(s: Stage, stages: dict, place: str) -> None:
             _check_known(upper, stages, f"{place}: {name}", "stage")
             if known[name].type != kind: raise SweepError(f"{place}: {name} takes {known[name].type}; `{word}` needs {kind}")
     if s.by and not s.over: raise SweepError(f"{place}: `by` without `over`")
+    for values in _tables(s.per, place): _check_known(values, known, f"{place}: per", f"parameter of {s.notebook} is called")
+
+
+def _tables(per: dict, place: str) -> list[dict]:  # what is set for each value of each label
+    found = [values for table in per.values() for values in (table.values() if isinstance(table, dict) else [None])]
+    if not all(isinstance(values, dict) for values in found): raise SweepError(f"{place}: per takes {{label: {{value: {{parameter: value}}}}}}")
+    return found
 
 # %% ../nbs/00a_sweeps.ipynb #5a125978
 def _cast(s: Stage, place: str) -> None:  # set and grid to the notebook's types
@@ -135,6 +144,7 @@ def _cast(s: Stage, place: str) -> None:  # set and grid to the notebook's types
         if not isinstance(values, list) or not values: raise SweepError(f"{place}: grid: {name} must be a list of at least one value, not {values!r}")
         s.grid[name] = [one("grid", name, v) for v in values]
     s.set = {name: one("set", name, v) for name, v in s.set.items()}
+    s.per = {label: {value: {name: one("per", name, v) for name, v in values.items()} for value, values in table.items()} for label, table in s.per.items()}
     s.fallback = {name: one("the file's set", name, v) for name, v in s.fallback.items()}
 
 # %% ../nbs/00a_sweeps.ipynb #dbc04c8a
@@ -153,6 +163,7 @@ def _smoke(stages: dict, raw: dict, place: str) -> dict:
         s.set = {p: v for p, v in s.set.items() if p not in own.get("grid", {})}
         s.set |= {p: v for p, v in general.items() if p in s.set} | own.get("set", {})
         s.fallback = s.fallback | general
+        s.per = {label: {value: {p: v for p, v in values.items() if p not in general | own.get("set", {}) | own.get("grid", {})} for value, values in table.items()} for label, table in s.per.items()}
         s.grid = {g: v for g, v in s.grid.items() if g not in own.get("set", {})}
         s.where = own.get("where", s.where)
         for part in (s.sources, s.over): part.update({p: [u for u in upper if u not in raw.get("skip", [])] for p, upper in part.items()})
@@ -234,13 +245,15 @@ def _expand(s: Stage, done: dict, place: str, strict: bool) -> list[Planned]:
     rows = [r for r in rows if _passes(r.labels, s.where)]
     if not rows: raise SweepError(f"{place}: where leaves no run")
     if s.over: rows = _group(s, rows, done, place)
+    _check_known(s.per, sorted({name for r in rows for name in r.labels}) if s.per else [], f"{place}: per", "label")
     return [_planned(s, row, place) for row in rows]
 
 
 def _planned(s: Stage, row: _Row, place: str) -> Planned:
     known = parameters(s.notebook)
     inherited = {name: value for name, value in row.labels.items() if name in known}
-    try: params = fill(s.notebook, s.fallback | inherited | s.set | row.given)
+    per = {p: v for label, table in s.per.items() for value, values in table.items() if str(row.labels.get(label)) == str(value) for p, v in values.items()}
+    try: params = fill(s.notebook, s.fallback | inherited | s.set | per | row.given)
     except RunError as e: raise SweepError(f"{place}: {e}") from None
     return Planned(s.name, s.notebook, run_key(s.notebook, params), params, row.labels, row.upstream, s.resources)
 
