@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['TASK_ORDER', 'SEED_ORDER', 'COLUMNS', 'MaskError', 'counts', 'save_mask', 'mask_info', 'load_mask', 'survival',
-           'released_masks', 'mask_labels', 'run_masks', 'survival_frame', 'run_survival']
+           'released_masks', 'masks_of', 'mask_file', 'run_mask', 'mask_sparsity', 'mask_labels', 'run_masks',
+           'survival_frame', 'run_survival']
 
 # %% ../nbs/04a_masks.ipynb #b9d71457
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -160,13 +162,51 @@ def _released(place: Path, family: str, kind: str) -> dict:
     return {"task": place.parent.name, "seed": int(place.name.removeprefix("seed_")), "family": family, "kind": kind, "mask": mask, "run": "", "importance": importance}
 
 # %% ../nbs/04a_masks.ipynb #93eced8a
+def masks_of(
+    run,  # a finished run
+) -> dict[str, str]:
+    "Sparsity, as text ('0' where the header names none), -> artefact, for every mask of a run"
+    names = [n for n in run.result["artefacts"] if re.fullmatch(r"mask\.safetensors|masks/[\d.]+\.safetensors", n)]
+    stated = lambda name: mask_info(run.artefact(name))["provenance"].get("sparsity", 0)
+    return {Path(n).stem if "/" in n else f"{stated(n):g}": n for n in names}
+
+def mask_file(
+    key: str,  # a finished run with one mask, or with one for each of several sparsities
+    sparsity: float = 0.0,  # which of them; 0: the only one
+) -> Path:
+    "Path of the mask, verified; MaskError names the sparsities that there are"
+    found, wanted = masks_of(run := find_run(key)), f"{sparsity:g}"
+    if not found: raise MaskError(f"{run} has no mask: its notebook makes none")
+    if not sparsity and len(found) == 1: [wanted] = found
+    if wanted not in found: raise MaskError(f"{run} has no mask at sparsity {wanted}: choose {', '.join(sorted(found, key=float))}")
+    return run.artefact(found[wanted])
+
+# %% ../nbs/04a_masks.ipynb #2f23a448
+def run_mask(
+    key: str,  # as for `mask_file`
+    sparsity: float = 0.0,
+) -> dict[str, torch.Tensor]:
+    "The mask of a run"
+    return load_mask(mask_file(key, sparsity))
+
+def mask_sparsity(
+    key: str,  # as for `mask_file`
+    sparsity: float = 0.0,
+) -> float:
+    "Share removed that a run's mask was made for; where its header names none, the share of its units that are zero"
+    info = mask_info(mask_file(key, sparsity))
+    kept, units = np.array(list(info["kept"].values())).sum(0)
+    return float(info["provenance"].get("sparsity", 1 - kept / units))
+
 def mask_labels(
-    key: str,  # a finished run with a mask
+    key: str,  # as for `mask_file`
+    sparsity: float = 0.0,
 ) -> tuple[str, str]:
     "(family, kind) of a run's mask, e.g. ('heads_mlps', 'good')"
-    info = mask_info(find_run(key).artefact("mask.safetensors"))
+    info = mask_info(mask_file(key, sparsity))
     return info["family"], info["kind"]
 
+# %% ../nbs/04a_masks.ipynb #501ad243
 def _row(run, kind: str, mask: np.ndarray, family: str, importance: np.ndarray | None = None) -> dict:
     return {"task": run.params["task"], "seed": run.params["seed"], "family": family, "kind": kind, "mask": mask, "run": run.key, "importance": importance}
 

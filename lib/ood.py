@@ -96,7 +96,7 @@ def set_names(
 ) -> list[str]:
     "The names asked for, groups spelt out. Raises DataError on a name that is no set of the task."
     own, groups = dev_sets(name), {"report": dev_sets(name), "ood": OOD.get(name, [])}
-    valid = ["select", *own, *groups, *(n for n in SETS if fits(n, name))]
+    valid = ["select", "train", *own, *groups, *(n for n in SETS if fits(n, name))]
     out = [n for a in asked or own for n in groups.get(a, [a])]
     for n in [*(asked or []), *out]:
         if n not in valid: raise DataError(f"{name} has no evaluation set {n!r}{nearest(n, list(dict.fromkeys(valid)))}")
@@ -126,7 +126,7 @@ def chosen_sets(
 ) -> dict[str, EvaluationSet]:
     "Evaluation sets of any kind by name, in the order asked for."
     own = evaluation_sets(task, protocol)
-    own = {"select": own["select"], **own["report"]}
+    own = {"select": own["select"], **own["report"]} | ({"train": task.splits["train"]} if "train" in (names or []) else {})
     return {n: as_set(own[n], task) if n in own else read_set(n, task, source) for n in set_names(task.name, names)}
 
 # %% ../nbs/02a_ood.ipynb #d912e300
@@ -137,7 +137,8 @@ def check_sets(
     ood_training: bool = False,  # of a run that also trains on `OOD_TRAINING`
 ) -> None:
     "Refuse a set that does not exist, does not fit the task or is not there, without reading whole files."
-    needed = [(n, SETS[n].split) for n in set_names(task, sets) if n in SETS and n not in dev_sets(task)]
+    names = set_names(task, sets)
+    needed = [(n, SETS[n].split) for n in names if n in SETS and n not in dev_sets(task)] + [(task, "train")] * ("train" in names and task in TASKS)
     if ood_training: needed += [(n, split) for n, split, _ in ood_parts(task) if n in TASKS]
     for name, split in needed: check_source(name, source, splits=[split])
 

@@ -308,20 +308,21 @@ def load_sweep(path: Path,  # a YAML file
 
 # %% ../nbs/00a_sweeps.ipynb #eea85285
 CHECKS = [("data", "check_source", ("task", "source", "knobs", "epochs")), ("ood", "check_sets", ("task", "source", "sets", "ood_training")), ("training", "check_model", ("model",)),
+          ("loss_columns", "check_objective", ("loss", "loss_options", "bias", "teacher", "ood_training")), ("loss_columns", "stored_file", ("stored",)),
           ("results", "released_folder", ("released",)), ("patterns", "check_maps", ("maps_from", "maps"))]  # module, function, parameters it takes
 
 
 def check_inputs(runs: list[Planned],  # those still to be made
                  path: Path  # the sweep file, for messages
 ) -> None:
-    "Ask `CHECKS` about every task, its evaluation sets, every model that is no run, and every released folder; SweepError with their answer."
+    "Ask `CHECKS` about every task, its evaluation sets, every model that is no run, every loss, and every file; SweepError with their answer."
     for module, function, names in CHECKS:
         file = ROOT / "lib" / f"{module}.py"
         if not file.is_file() or not re.search(rf"^def {function}\(", file.read_text(), re.M): continue
         asked = {}
         for r in runs:
             values = {name: r.params[name] for name in names if name in r.params}
-            known = re.fullmatch("|tiny|[0-9a-f]{10}", values.get(names[0], ""))
+            known = re.fullmatch("|tiny|ce|[0-9a-f]{10}", values.get(names[0], ""))
             if not r.params.get("runs") and not known: asked.setdefault(json.dumps(values, sort_keys=True), r)
         for values, r in asked.items():
             given = json.loads(values)
