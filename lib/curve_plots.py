@@ -18,7 +18,7 @@ from matplotlib.pyplot import subplots
 from .plots import BLACK, DOUBLE, MARKERS, PALETTE, SINGLE, styled
 
 # %% ../nbs/09d_curve_plots.ipynb #dd1b8852
-MOST = 6  # lines in a panel
+MOST = 6  # lines in a figure
 DASHES = ["-", "--", ":", "-."]
 GREY = "#555555"
 
@@ -64,6 +64,20 @@ def _curve_panel(ax: Axes, part: pd.DataFrame, levels: pd.DataFrame, x: str, hue
     return found
 
 # %% ../nbs/09d_curve_plots.ipynb #e1600486
+def _bounds(axes: np.ndarray, frame: pd.DataFrame, lines: pd.DataFrame, xlabel: str) -> None:
+    "Names and limits of the axes"
+    for ax, row in zip(axes[:, 0], dict.fromkeys(frame.row)):
+        both = [f[c][f.row == row] for f in (frame, lines) for c in ("value", "published") if c in f]
+        ax.set_ylim(*_room(np.concatenate(both).astype(float), 0.25)); ax.set_ylabel(textwrap.fill(str(row), 24))
+    for ax, column in zip(axes[0], dict.fromkeys(frame.column)): ax.set_title(textwrap.fill(str(column), 30))
+    for ax in axes[-1]: ax.set_xlabel(textwrap.fill(xlabel, 38))
+
+def _sheet(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    "Panels with a shared horizontal axis, and a vertical one for each row"
+    width = {1: SINGLE + 0.6, 2: DOUBLE - 1.2}.get(columns, DOUBLE)
+    return subplots(rows, columns, figsize=(width, 1.55 * rows + 1.1), squeeze=False, sharex=True, sharey="row")
+
+# %% ../nbs/09d_curve_plots.ipynb #346b7927
 @styled
 def sparsity_curves(
     frame: pd.DataFrame,  # row, column (the panel's), the columns x and hue, value, low, high, (published)
@@ -74,33 +88,21 @@ def sparsity_curves(
     title: str = "",  # what is shown
 ) -> Figure:
     "Panels of curves: a row's name stands at its vertical axis, a column's above it."
-    rows, columns, groups = list(dict.fromkeys(frame.row)), list(dict.fromkeys(frame.column)), _groups(frame, hue)
     lines = pd.DataFrame(columns=["row", "column", hue, "value", "low", "high"]) if lines is None else lines
-    names, step = list(dict.fromkeys(lines[hue])), 0.012 * (np.ptp(frame[x]) or 1)
-    size = (SINGLE + 0.6, 2.0, DOUBLE)[min(len(columns), 3) - 1] if len(columns) != 2 else DOUBLE - 1.3
-    figure, axes = subplots(len(rows), len(columns), figsize=(size, 1.55 * len(rows) + 1.1), squeeze=False, sharex=True, sharey="row")
-    found = {}
-    for (i, row), (j, column) in ((a, b) for a in enumerate(rows) for b in enumerate(columns)):
-        pick = lambda f: f[(f.row == row) & (f.column == column)]
-        found |= _curve_panel(axes[i, j], pick(frame), pick(lines), x, hue, groups, names, step)
-        axes[i, j].grid(axis="y")
-    _frame_panels(axes, frame, lines, rows, columns, xlabel)
+    rows, columns, groups, names = list(dict.fromkeys(frame.row)), list(dict.fromkeys(frame.column)), _groups(frame, hue), list(dict.fromkeys(lines[hue]))
+    (figure, axes), step, found = _sheet(len(rows), len(columns)), 0.012 * (np.ptp(frame[x]) or 1), {}
+    for (row, column), ax in zip(((r, c) for r in rows for c in columns), axes.flat):
+        part, levels = (f[(f.row == row) & (f.column == column)] for f in (frame, lines))
+        found |= _curve_panel(ax, part, levels, x, hue, groups, names, step); ax.grid(axis="y")
+    _bounds(axes, frame, lines, xlabel)
     _legend(figure, {k: found[k] for k in [*groups, *names, "published"] if k in found}); _title(figure, title)
     return figure
 
-def _frame_panels(axes: np.ndarray, frame: pd.DataFrame, lines: pd.DataFrame, rows: list, columns: list, xlabel: str) -> None:
-    "Names and limits of the axes"
-    for ax, row in zip(axes[:, 0], rows):
-        both = [f[c][f.row == row] for f in (frame, lines) for c in ("value", "published") if c in f]
-        ax.set_ylim(*_room(np.concatenate(both).astype(float), 0.25)); ax.set_ylabel(textwrap.fill(str(row), 24))
-    for ax, column in zip(axes[0], columns): ax.set_title(textwrap.fill(str(column), 30))
-    for ax in axes[-1]: ax.set_xlabel(textwrap.fill(xlabel, 38))
-
 # %% ../nbs/09d_curve_plots.ipynb #93d9c1c7
-def _tell(ax: Axes, part: pd.DataFrame, size: str, colour: str, form) -> None:
+def _tell(ax: Axes, part: pd.DataFrame, size: str, form) -> None:
     "What is at the points of the frontier and at the end of the line"
     for r in part[part.frontier | (part[size] == part[size].max())].itertuples():
-        ax.annotate(form(getattr(r, size)), (r.x, r.y), (3, 3), textcoords="offset points", fontsize=7, color=colour, zorder=5)
+        ax.annotate(form(getattr(r, size)), (r.x, r.y), (3, 3), textcoords="offset points", fontsize=7, color="#333333", zorder=5)
 
 def _bars(ax: Axes, part: pd.DataFrame, colour: str) -> None:
     "Intervals of both scores"
@@ -113,7 +115,7 @@ def _plane_panel(ax: Axes, part: pd.DataFrame, size: str, groups: list, names: l
     ax.step(best.x, best.y, where="pre", color=GREY, linestyle=":", linewidth=1, zorder=1)
     for i, group in enumerate(groups):
         one = part[part.label == group].sort_values(size)
-        _bars(ax, one, PALETTE[i]); _tell(ax, one, size, PALETTE[i], form)
+        _bars(ax, one, PALETTE[i]); _tell(ax, one, size, form)
         found[group] = ax.plot(one.x, one.y, marker=MARKERS[i], color=PALETTE[i], linewidth=0.7)[0]
     for i, name in enumerate(names):
         one = part[part.label == name]; _bars(ax, one, BLACK)
