@@ -23,7 +23,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, mse_loss
-from transformers import (AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, DataCollatorForLanguageModeling, Trainer,
+from transformers import (AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorForLanguageModeling, Trainer,
                           TrainerCallback, TrainingArguments)
 from transformers.utils import logging
 
@@ -54,7 +54,7 @@ def outside(model) -> list[str]:
     return [name for name, _ in model.named_parameters() if not name.startswith(model.base_model_prefix + ".")]
 
 # %% ../nbs/08_training.ipynb #70e8cb15
-TINY = dict(layers=2, width=128, heads=4, ffn=512, vocab=2000, length=128)
+TINY = dict(layers=2, width=128, heads=4, ffn=512, vocab=2000, length=128, type="bert")
 
 def tiny_model(
     task: Task,
@@ -62,12 +62,14 @@ def tiny_model(
     sizes: dict | None = None,  # those of TINY that differ; ffn follows the width
     attn: str = "sdpa",
 ):
-    "A BERT classifier of random weights and its tokenizer."
+    "A classifier of random weights and its tokenizer; roberta counts positions from the padding's number on, and needs one more."
     if unknown := set(sizes or {}) - set(TINY): raise DataError(f"no tiny size {min(unknown)!r}{nearest(min(unknown), TINY)}")
     size = TINY | {"ffn": 4 * (sizes or {}).get("width", TINY["width"])} | (sizes or {})
     tokenizer = tiny_tokenizer(task_texts(task), size["vocab"], size["length"])
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=size["width"], num_hidden_layers=size["layers"], num_attention_heads=size["heads"],
-                        intermediate_size=size["ffn"], max_position_embeddings=size["length"], **head_config(task))
+    if size["type"] not in (valid := ("bert", "roberta", "electra")): raise DataError(f"no tiny model of type {size['type']!r}{nearest(str(size['type']), valid)}")
+    config = AutoConfig.for_model(size["type"], vocab_size=len(tokenizer), hidden_size=size["width"], num_hidden_layers=size["layers"], num_attention_heads=size["heads"],
+                                  intermediate_size=size["ffn"], max_position_embeddings=size["length"] + (size["type"] == "roberta"), type_vocab_size=2, pad_token_id=tokenizer.pad_token_id,
+                                  **({"embedding_size": size["width"]} if size["type"] == "electra" else {}), **head_config(task))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attn)
