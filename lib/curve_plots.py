@@ -100,8 +100,12 @@ def sparsity_curves(
 
 # %% ../nbs/09d_curve_plots.ipynb #93d9c1c7
 def _tell(ax: Axes, part: pd.DataFrame, size: str, form) -> None:
-    "What is at the points of the frontier and at the end of the line"
-    for r in part[part.frontier | (part[size] == part[size].max())].itertuples():
+    "How sparse the end of each line is, and the points of the frontier, as far as there is room"
+    ends = part.groupby("label")[size].transform("max") == part[size]
+    told, (wide, high) = [], (0.07 * np.ptp(part.x) + 1e-9, 0.06 * np.ptp(part.y) + 1e-9)
+    for r in pd.concat([part[ends], part[part.frontier & ~ends].sort_values("y", ascending=False)]).itertuples():
+        if any(abs(r.x - x) < wide and abs(r.y - y) < high for x, y in told): continue
+        told.append((r.x, r.y))
         ax.annotate(form(getattr(r, size)), (r.x, r.y), (3, 3), textcoords="offset points", fontsize=7, color="#333333", zorder=5)
 
 def _bars(ax: Axes, part: pd.DataFrame, colour: str) -> None:
@@ -115,11 +119,12 @@ def _plane_panel(ax: Axes, part: pd.DataFrame, size: str, groups: list, names: l
     ax.step(best.x, best.y, where="pre", color=GREY, linestyle=":", linewidth=1, zorder=1)
     for i, group in enumerate(groups):
         one = part[part.label == group].sort_values(size)
-        _bars(ax, one, PALETTE[i]); _tell(ax, one, size, form)
+        _bars(ax, one, PALETTE[i])
         found[group] = ax.plot(one.x, one.y, marker=MARKERS[i], color=PALETTE[i], linewidth=0.7)[0]
     for i, name in enumerate(names):
         one = part[part.label == name]; _bars(ax, one, BLACK)
         found[name] = ax.plot(one.x, one.y, "*phd8"[i % 5], color=BLACK, markerfacecolor="white", markersize=8, linestyle="", zorder=4)[0]
+    _tell(ax, part[~part.whole], size, form)
     return found | {"frontier": Line2D([], [], color=GREY, linestyle=":")}
 
 # %% ../nbs/09d_curve_plots.ipynb #9ae218c2

@@ -49,7 +49,8 @@ def start_of(
     known: dict,  # key -> parameters of a run, with its `notebook`
 ) -> str:
     "pre-trained, or the loss that the model was tuned with"
-    model = known.get(params.get("model"), {"max_steps": 0})  # a name or folder: somebody's pre-trained model
+    if not params.get("model"): return "CE-tuned"  # in place, for some steps
+    model = known.get(params["model"], {"max_steps": 0})  # a name or folder: somebody's pre-trained model
     return "pre-trained" if model.get("max_steps") == 0 else f"{in_words(model.get('loss', 'ce'))}-tuned"
 
 # %% ../nbs/09c_sparsity_results.ipynb #385a2851
@@ -81,8 +82,9 @@ def described(
     "The FACTS of a run"
     loss, extra = params.get("loss", "ce"), extras(params, known)
     if params["notebook"] in SEARCHES:
-        method = SEARCHES[params["notebook"]] + (", rewound" if params.get("rewind") else "")
-        return dict(zip(FACTS, (method, start_of(params, known), loss, "", ", ".join(extra))))
+        legacy = params.get("legacy", False)  # neither the loss nor the rewinding asked for
+        method = SEARCHES[params["notebook"]] + (", rewound" if params.get("rewind") and not legacy else "")
+        return dict(zip(FACTS, (method, start_of(params, known), "ce" if legacy else loss, "", ", ".join(extra))))
     if not params.get("mask"): return dict(zip(FACTS, ("full model", "", "", loss, ", ".join(extra))))
     found = described(known[params["mask"]], known)
     return found | {"method": f"in isolation: {found['method']}", "tuned": loss, "extra": ", ".join(dict.fromkeys([*filter(None, found["extra"].split(", ")), *extra]))}
@@ -104,7 +106,7 @@ COLUMNS = ["task", "model", "seed", "side", "split", "metric", "value", "n", "la
 
 def base(params: dict, known: dict) -> str:
     "The name or folder of the model at the beginning of all runs"
-    name = params.get("model", "")
+    name = params.get("model") or "tiny"
     return base(known[name], known) if name in known else name
 
 def sparsity_of(row: dict, params: dict, known: dict) -> float:
