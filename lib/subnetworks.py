@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ClipEach', 'clipping', 'MaskUpdates', 'share_removed', 'Found', 'looker', 'evaluations', 'train_mask', 'Restarting',
-           'Turns', 'plain_state', 'imp', 'save_head', 'load_head']
+           'Turns', 'plain_state', 'imp', 'save_head', 'load_head', 'head_kept']
 
 # %% ../nbs/08c_subnetworks.ipynb #0fb2921f
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -237,3 +238,17 @@ def load_head(
     if set(held) != set(outside(model)): raise ValueError(f"{path} holds {', '.join(sorted(held))}; this model's head is {', '.join(outside(model))}")
     with torch.no_grad():
         for name, value in held.items(): model.get_parameter(name).copy_(value)
+
+@contextmanager
+def head_kept(
+    model,
+    path: Path | None,  # from `save_head`; None: the model's own
+) -> Iterator[None]:
+    "Inside the context the model has a saved head"
+    own = {n: model.get_parameter(n).detach().clone() for n in outside(model)}
+    try:
+        if path: load_head(model, path)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in own.items(): model.get_parameter(name).copy_(value)
