@@ -23,13 +23,16 @@ DASHES = ["-", "--", ":", "-."]
 GREY = "#555555"
 
 def _title(figure: Figure, text: str) -> None:
-    figure.suptitle(textwrap.fill(text, int(figure.get_size_inches()[0] * 14)), x=0.01, ha="left", fontsize=8.5) if text else None
+    figure.suptitle(textwrap.fill(text, int(figure.get_size_inches()[0] * 14), break_on_hyphens=False), x=0.01, ha="left", fontsize=8.5) if text else None
 
 def _legend(figure: Figure, handles: dict[str, Line2D]) -> None:
-    "Below the panels, in as many columns as fit"
-    room, longest = figure.get_size_inches()[0] * 15, max(map(len, handles)) + 6
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=int(max(1, min(len(handles), 4, room // longest))))
+    "Below the panels, in as many columns as fit; the figure grows by its height"
+    width, height = figure.get_size_inches()
+    columns = int(max(1, min(len(handles), 4, width * 15 // (max(map(len, handles)) + 6))))
+    figure.set_size_inches(width, height + 0.16 * -(-len(handles) // columns))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
+# %% ../nbs/09d_curve_plots.ipynb #337bd653
 def _room(values: np.ndarray, share: float) -> tuple[float, float]:
     "Limits of an axis around the values"
     low, high = np.nanmin(values), np.nanmax(values)
@@ -49,14 +52,15 @@ def _line(ax: Axes, part: pd.DataFrame, x: str, shift: float, look: dict) -> Lin
     if "published" in part: ax.plot(at, part.published, "x", color=look["color"], markersize=5, markeredgewidth=1.3, zorder=4)
     return ax.plot(at, part.value, **look)[0]
 
-def _level(ax: Axes, row: pd.Series, dash: str) -> Line2D:
-    "A horizontal line with its band"
-    if np.isfinite(row.low): ax.axhspan(row.low, row.high, color=GREY, alpha=0.1, linewidth=0)
-    return ax.axhline(row.value, color=GREY, linestyle=dash, linewidth=1, zorder=1)
+def _level(ax: Axes, row: pd.Series, i: int) -> Line2D:
+    "A horizontal line, with its interval at the right"
+    ax.vlines(0.99 - 0.015 * i, row.low, row.high, color=GREY, linewidth=1.6, alpha=0.7, transform=ax.get_yaxis_transform())
+    return ax.axhline(row.value, color=GREY, linestyle=DASHES[i % len(DASHES)], linewidth=1, zorder=1)
 
+# %% ../nbs/09d_curve_plots.ipynb #2e4f12eb
 def _curve_panel(ax: Axes, part: pd.DataFrame, levels: pd.DataFrame, x: str, hue: str, groups: list, names: list, step: float) -> dict:
     "Everything in one panel; label -> handle"
-    found = {names[i]: _level(ax, r, DASHES[i % len(DASHES)]) for r in levels.itertuples() for i in [names.index(getattr(r, hue))]}
+    found = {names[i]: _level(ax, r, i) for r in levels.itertuples() for i in [names.index(getattr(r, hue))]}
     for i, group in enumerate(groups):
         look = {"color": PALETTE[i], "marker": MARKERS[i], "label": group}
         if len(one := part[part[hue] == group]): found[group] = _line(ax, one, x, step * (i - (len(groups) - 1) / 2), look)
@@ -70,12 +74,12 @@ def _bounds(axes: np.ndarray, frame: pd.DataFrame, lines: pd.DataFrame, xlabel: 
         both = [f[c][f.row == row] for f in (frame, lines) for c in ("value", "published") if c in f]
         ax.set_ylim(*_room(np.concatenate(both).astype(float), 0.25)); ax.set_ylabel(textwrap.fill(str(row), 24))
     for ax, column in zip(axes[0], dict.fromkeys(frame.column)): ax.set_title(textwrap.fill(str(column), 30))
-    for ax in axes[-1]: ax.set_xlabel(textwrap.fill(xlabel, 38))
+    for ax in axes[-1]: ax.set_xlabel(textwrap.fill(xlabel, 38)); ax.locator_params(axis="x", nbins=5)
 
-def _sheet(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+def _sheet(rows: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
     "Panels with a shared horizontal axis, and a vertical one for each row"
     width = {1: SINGLE + 0.6, 2: DOUBLE - 1.2}.get(columns, DOUBLE)
-    return subplots(rows, columns, figsize=(width, 1.55 * rows + 1.1), squeeze=False, sharex=True, sharey="row")
+    return subplots(rows, columns, figsize=(width, height * rows + 0.6), squeeze=False, sharex=True, sharey="row")
 
 # %% ../nbs/09d_curve_plots.ipynb #346b7927
 @styled
@@ -90,7 +94,7 @@ def sparsity_curves(
     "Panels of curves: a row's name stands at its vertical axis, a column's above it."
     lines = pd.DataFrame(columns=["row", "column", hue, "value", "low", "high"]) if lines is None else lines
     rows, columns, groups, names = list(dict.fromkeys(frame.row)), list(dict.fromkeys(frame.column)), _groups(frame, hue), list(dict.fromkeys(lines[hue]))
-    (figure, axes), step, found = _sheet(len(rows), len(columns)), 0.012 * (np.ptp(frame[x]) or 1), {}
+    (figure, axes), step, found = _sheet(len(rows), len(columns), 1.5), 0.012 * (np.ptp(frame[x]) or 1), {}
     for (row, column), ax in zip(((r, c) for r in rows for c in columns), axes.flat):
         part, levels = (f[(f.row == row) & (f.column == column)] for f in (frame, lines))
         found |= _curve_panel(ax, part, levels, x, hue, groups, names, step); ax.grid(axis="y")
@@ -102,7 +106,7 @@ def sparsity_curves(
 def _tell(ax: Axes, part: pd.DataFrame, size: str, form) -> None:
     "How sparse the end of each line is, and the points of the frontier, as far as there is room"
     ends = part.groupby("label")[size].transform("max") == part[size]
-    told, (wide, high) = [], (0.07 * np.ptp(part.x) + 1e-9, 0.06 * np.ptp(part.y) + 1e-9)
+    told, (wide, high) = [], (0.08 * np.ptp(part.x) + 1e-9, 0.08 * np.ptp(part.y) + 1e-9)
     for r in pd.concat([part[ends], part[part.frontier & ~ends].sort_values("y", ascending=False)]).itertuples():
         if any(abs(r.x - x) < wide and abs(r.y - y) < high for x, y in told): continue
         told.append((r.x, r.y))
@@ -113,6 +117,7 @@ def _bars(ax: Axes, part: pd.DataFrame, colour: str) -> None:
     ax.hlines(part.y, part.x_low, part.x_high, color=colour, linewidth=0.7, alpha=0.45)
     ax.vlines(part.x, part.y_low, part.y_high, color=colour, linewidth=0.7, alpha=0.45)
 
+# %% ../nbs/09d_curve_plots.ipynb #9ac05a6a
 def _plane_panel(ax: Axes, part: pd.DataFrame, size: str, groups: list, names: list, form) -> dict:
     "Everything in one panel; label -> handle"
     found, best = {}, part[part.frontier].sort_values(["x", "y"])
@@ -130,20 +135,17 @@ def _plane_panel(ax: Axes, part: pd.DataFrame, size: str, groups: list, names: l
 # %% ../nbs/09d_curve_plots.ipynb #9ae218c2
 @styled
 def plane(
-    frame: pd.DataFrame,  # panel, label, whole (a full model?), the column size, x, x_low, x_high, y, y_low, y_high, frontier
+    frame: pd.DataFrame,  # row, column (the panel's), label, whole (a full model?), the column size, x, x_low, x_high, y, y_low, y_high, frontier
     size: str = "sparsity",  # column in whose order the points of a label are joined
     xlabel: str = "score in distribution",  # name and unit
     title: str = "",  # what is shown
     form=lambda v: f"{v:g}",  # how the numbers of `size` are written
 ) -> Figure:
-    "One panel for each value of `panel`, which names its vertical axis."
-    panels, groups, names = list(dict.fromkeys(frame.panel)), _groups(frame[~frame.whole], "label"), list(dict.fromkeys(frame.label[frame.whole]))
-    columns, found = min(3, len(panels)), {}; rows = -(-len(panels) // columns)
-    figure, axes = subplots(rows, columns, figsize=((SINGLE + 0.6, DOUBLE - 0.9, DOUBLE)[columns - 1], 2.2 * rows + 1.1), squeeze=False)
-    for ax in axes.flat[len(panels):]: ax.set_visible(False)
-    for ax, name in zip(axes.flat, panels):
-        part = frame[frame.panel == name]
-        found |= _plane_panel(ax, part, size, groups, names, form)
-        ax.set(xlabel=textwrap.fill(xlabel, 36), ylabel=textwrap.fill(str(name), 34), xlim=_room(part.x.to_numpy(), 0.15), ylim=_room(part.y.to_numpy(), 0.15)); ax.grid()
+    "Panels of points: a row's name is that of its vertical axis, a column's stands above it."
+    rows, columns, groups, names = list(dict.fromkeys(frame.row)), list(dict.fromkeys(frame.column)), _groups(frame[~frame.whole], "label"), list(dict.fromkeys(frame.label[frame.whole]))
+    (figure, axes), found = _sheet(len(rows), len(columns), 2.0), {}
+    for (row, column), ax in zip(((r, c) for r in rows for c in columns), axes.flat):
+        found |= _plane_panel(ax, frame[(frame.row == row) & (frame.column == column)], size, groups, names, form); ax.grid()
+    _bounds(axes, frame.rename(columns={"y": "value"}), frame[:0].assign(value=[]), xlabel); axes[0, 0].set_xlim(_room(frame.x.to_numpy(), 0.12))
     _legend(figure, {k: found[k] for k in [*groups, *names, "frontier"] if k in found}); _title(figure, title)
     return figure

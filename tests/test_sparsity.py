@@ -1,0 +1,139 @@
+"""The analysis of sparsity curves, on runs of every kind of the robust-subnetwork study that are written without training."""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.runs import ROOT, find_run, outputs, start
+from lib.sparsity_results import beside_published, bias_scores, differences, frontier, plane_points, sparsity_scores, sparsity_table
+
+SEEDS, SETS = [1, 2, 3], {"matched": .84, "mismatched": .845, "HANS": .62}
+FULL = {"ce": (0, 0), "poe": (-.02, .07), "reweight": (-.015, .06), "confreg": (0, .05)}
+
+
+class Study:
+    "Writes finished runs on MNLI, and remembers their keys."
+    def __init__(self): self.keys, self.rng = [], np.random.default_rng(0)
+
+    def rows(self, seed, own, other, **labels):
+        noise = np.random.default_rng(seed).normal(0, .004, 3) + self.rng.normal(0, .002, 3)
+        return [{"metric": "accuracy", "value": float(v + (other if s == "HANS" else own) + e), "split": s, "n": 100, **labels} for (s, v), e in zip(SETS.items(), noise)]
+
+    def make(self, notebook, rows, **params):
+        run = start(notebook, {"task": "MNLI", "seed": 0, "source": "local", **params})
+        run.finish(rows)
+        self.keys.append(run.key)
+        return run.key
+
+    def full(self, seed, loss="ce", own=0, other=0, **params):
+        return self.make("20_finetune", self.rows(seed, own, other, mask=""), seed=seed, loss=loss, **{"model": "bert-base-uncased", "bias": self.bias if loss != "ce" else "", **params})
+
+    def mask(self, seed, model, loss, sparsity, own=0, other=0, notebook="23_mask_training", **params):
+        rows = [*self.rows(seed, own - .2 * sparsity ** 4, other + .05 * sparsity - .1 * sparsity ** 5, sparsity=sparsity), {"metric": "removed", "value": sparsity, "split": "", "n": 9, "sparsity": sparsity}]
+        return self.make(notebook, rows, seed=seed, model=model, loss=loss, sparsity=sparsity, **{"bias": self.bias if loss != "ce" else "", **params})
+
+    def imp(self, seed, model, loss, own=0, other=0, **params):
+        rows = [r for k in range(1, 10) for r in self.rows(seed, own - .3 * (k / 10) ** 4, other + .02 * k / 10, sparsity=k / 10)]
+        return self.make("23a_iterative_pruning", rows, seed=seed, model=model, loss=loss, **params)
+
+    def alone(self, seed, mask, loss, own, other, sparsity):
+        return self.make("20_finetune", self.rows(seed, own, other, mask=mask, sparsity=sparsity), seed=seed, model="bert-base-uncased", loss=loss, mask=mask, sparsity=sparsity)
+
+
+def written():
+    "A study with every kind of system"
+    s = Study()
+    s.bias = s.make("20a_bias_model", [{"metric": m, "value": v, "split": split, "n": 9} for split, level in [("train", .6), ("matched", .6), ("HANS", .3)] for m, v in [("accuracy", level), ("majority", .35), ("confidence", .5)]])
+    for seed in SEEDS:
+        full = {loss: s.full(seed, loss, *levels) for loss, levels in FULL.items()}
+        masks = {(start_, loss, p): s.mask(seed, m, loss, p, FULL[loss][0] * .5, FULL[loss][1]) for start_, m, losses in
+                 [("CE", full["ce"], FULL), ("PoE", full["poe"], ["poe"]), ("pre", "bert-base-uncased", ["ce", "poe"])] for loss in losses for p in (.2, .5, .7, .9)}
+        for model, loss in [(full["ce"], "ce"), (full["ce"], "poe"), (full["poe"], "poe")]: s.imp(seed, model, loss, other=FULL[loss][1] * .6)
+        rewound = s.imp(seed, "bert-base-uncased", "poe", rewind=True)
+        for p in (.2, .5, .7, .9):
+            for loss in ("ce", "poe"):
+                s.alone(seed, masks["CE", "poe", p], loss, -.01, .02 + FULL[loss][1], p); s.alone(seed, rewound, loss, -.02, FULL[loss][1], p)
+            s.mask(seed, full["ce"], "ce", p, 0, .3, ood_training=True)
+        early = [s.full(seed, stop_at=step, own=-.01) for step in (5000, 10000)]
+        for i, model in enumerate(early): s.mask(seed, model, "poe", .7, -.01, .04 + .02 * i)
+        s.mask(seed, full["ce"], "poe", .9, .04, .02, initial=.7, init="soft")
+        s.mask(seed, full["ce"], "poe", .9, -.02, -.02, epochs=2.0)  # like another one, but for its epochs
+    return s.keys
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    "The study, once for all tests"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIEVE_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
+        yield written()
+
+
+def test_every_kind_of_run_has_a_name(keys):
+    scores = sparsity_scores(keys)
+    assert not scores.duplicated(["label", "sparsity", "seed", "split", "metric"]).any() and set(scores.split) == set(SETS) and set(scores.model) == {"bert-base-uncased"}
+    assert scores.groupby("label").sparsity.nunique().to_dict() == {
+        "full model, CE": 1, "full model, PoE": 1, "full model, reweighting": 1, "full model, confidence reg.": 1, "full model, CE (until step 5000)": 1, "full model, CE (until step 10000)": 1,
+        "mask training, CE, from CE-tuned": 4, "mask training, reweighting, from CE-tuned": 4, "mask training, confidence reg., from CE-tuned": 4,
+        "mask training, PoE, from CE-tuned (epochs 3)": 4, "mask training, PoE, from CE-tuned (epochs 2)": 1, "mask training, PoE, from PoE-tuned": 4,
+        "mask training, CE, from pre-trained": 4, "mask training, PoE, from pre-trained": 4, "mask training, CE, from CE-tuned (OOD training data)": 4,
+        "mask training, PoE, from CE-tuned (0.7 -> 0.9 cubic, soft scores)": 1, "mask training, PoE, from CE-tuned (from step 5000)": 1, "mask training, PoE, from CE-tuned (from step 10000)": 1,
+        "IMP, CE, from CE-tuned": 9, "IMP, PoE, from CE-tuned": 9, "IMP, PoE, from PoE-tuned": 9, "IMP, rewound, PoE, from pre-trained": 9,
+        **{f"in isolation: {m}; tuned with {t}": 4 for m in ("mask training, PoE, from CE-tuned", "IMP, rewound, PoE, from pre-trained") for t in ("CE", "PoE")}}
+
+
+def test_tables_against_a_count_by_hand(keys):
+    scores = sparsity_scores(keys)
+    table, pairs = sparsity_table(scores), differences(scores)
+    name, s = "mask training, reweighting, from CE-tuned", .7
+    mine, full = (scores[(scores.label == l) & (scores.sparsity == p) & (scores.split == "HANS")].sort_values("seed").value.to_numpy() for l, p in [(name, s), ("full model, CE", 0)])
+    row = pairs[(pairs.label == name) & (pairs.sparsity == s) & (pairs.split == "HANS")].iloc[0]
+    d = mine - full
+    half = 4.302652729696142 * d.std(ddof=1) / np.sqrt(3)
+    assert (row.difference, row.low, row.high) == pytest.approx((d.mean(), d.mean() - half, d.mean() + half)) and row.beyond == (abs(d.mean()) > half) and row.p == .25
+    at = table[table.split == "matched"].set_index(["label", "sparsity"])["mean"]
+    found = table.set_index(["label", "sparsity", "split"])
+    assert found.kept[name, s, "HANS"] == pytest.approx(at[name, s] / at["full model, CE", 0])
+    assert (found.counts == (found.kept >= .95)).all() and not found.counts.all()
+    points = plane_points(table, "matched", "HANS")
+    assert len(points) == len(at) and points.frontier.tolist() == frontier(points.x, points.y).tolist() and points.frontier.sum() > 1
+
+
+def test_published_figures_stand_beside_their_own_rows(keys):
+    beside = beside_published(sparsity_table(sparsity_scores(keys)))
+    liu = beside[beside.source.str.startswith("Liu") & (beside.split == "matched")].set_index("label").published.to_dict()
+    assert liu == {"mask training, PoE, from CE-tuned (epochs 3)": .7209, "mask training, PoE, from CE-tuned (epochs 2)": .7209, "mask training, PoE, from CE-tuned (0.7 -> 0.9 cubic, soft scores)": .7684}
+    assert set(beside[beside.label == "full model, reweighting"].published) == {.6919}
+
+
+def test_evaluations_are_of_what_they_evaluate(keys):
+    mask = next(k for k in keys if find_run(k).notebook == "23_mask_training")
+    p, s = find_run(mask).params, Study()
+    more = s.make("27_evaluate", [{"metric": "accuracy", "value": .5, "split": "hans-regenerated", "n": 9, "mask": mask}, {"metric": "accuracy", "value": .3, "split": "matched", "n": 9, "mask": "majority"}],
+                  model=p["model"], masks=[mask])
+    rows = sparsity_scores([more])
+    assert rows[["label", "seed", "sparsity", "split", "key"]].values.tolist() == [["mask training, CE, from CE-tuned", 1, .2, "hans-regenerated", mask]]
+
+
+def test_bias_models_are_told_apart(keys):
+    table = bias_scores(keys)
+    assert len(table) == 9 and set(table.side) == {"", "ID", "OOD"} and set(table.what) == {""}
+    other = Study().make("20a_bias_model", [{"metric": "accuracy", "value": .5, "split": "matched", "n": 9}], shuffled=True)
+    assert set(bias_scores([*keys, other]).what) == {"shuffled False", "shuffled True"}
+
+
+def test_the_notebook_reads_them_all(keys, tmp_path):
+    lists = tmp_path / "parameters.yaml"
+    lists.write_text(json.dumps({"runs": keys}))
+    command = [sys.executable, "-m", "papermill", str(ROOT / "nbs" / "44_sparsity_curves.ipynb"), str(tmp_path / "out.ipynb"), "-f", str(lists), "--no-progress-bar"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = find_run(next((outputs() / "44_sparsity_curves").glob("*")).name)
+    figures = {n for n in run.result["artefacts"] if n.endswith(".svg")}
+    assert {"searches_MNLI_bert-base-uncased.svg", "isolated_MNLI_bert-base-uncased.svg", "variants_MNLI_bert-base-uncased.svg", "timing_MNLI_bert-base-uncased_0.7.svg", "plane_searches_MNLI_bert-base-uncased.svg"} <= figures
+    claims = pd.read_csv(run.artefact("claims.csv")).fillna("")
+    assert (claims.better[claims.label == "mask training, CE, from CE-tuned (OOD training data)"] == "HANS").all()
