@@ -60,7 +60,7 @@ def attention_maps(
     batch: dict[str, torch.Tensor],  # model inputs, without labels
     maps: tuple[str, ...] = ("raw",),  # of MAPS, all from one forward pass
 ) -> dict[str, torch.Tensor]:
-    "For each kind of map, (B, L, H, T, T): rows are queries, columns keys. Memory: heads x T x T for each, and one (T, D) at a time"
+    "For each kind of map, (B, L, H, T, T): rows are queries, columns keys. Memory: about twice heads x T x T for each, and one (T, D) at a time"
     if unknown := set(maps) - set(MAPS): raise ValueError(f"no map {sorted(unknown)}: choose from {', '.join(MAPS)}")
     p = parts(model)
     with eager(model), captured(model, [row["v"] for row in p.attention]) as values:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .attention import attention_maps
 from .data import DataError
-from .patterns import Classifier
+from .patterns import SMALLEST, Classifier
 from .planted import KINDS, stream
 from .units import parts
 
@@ -45,6 +45,7 @@ def sentence_maps(
     for i in positions:
         row = rows[int(i)]
         wanted = {m: min(size(len(row["input_ids"])), tokenizer.model_max_length) for m, size in sizes.items()}
+        if too_long := [n for n, size in zip(wanted.values(), sizes.values()) if n < min(size(1), SMALLEST)]: raise DataError(f"the model takes {too_long[0]} tokens at most; a map to be classified needs {SMALLEST}")
         batch = tokenizer.pad({k: [row[k]] for k in inputs}, padding="max_length", max_length=max(wanted.values()), return_tensors="pt")
         found = attention_maps(model, {k: v.to(model.device) for k, v in batch.items()}, tuple(wanted))
         yield {m: found[m][0, :, :, :n, :n] for m, n in wanted.items()}

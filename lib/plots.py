@@ -178,16 +178,19 @@ def dot_panels(
     hue: str,             # column told apart by colour and marker
     xlabel: str = "",     # the value's name, with unit
     title: str = "",      # what is compared
+    limits: tuple = None, # of the axis; longer intervals are cut
 ) -> Figure:              # panels of rows
-    "Values with intervals in panels, one row per task, axes shared."
-    panels, rows, groups = (list(dict.fromkeys(frame[c])) for c in (panel, "task", hue))
-    columns = min(3, len(panels)); lines = -(-len(panels) // columns)
+    "Values with intervals in panels, one row per task, axes shared; a categorical column keeps its order."
+    order = lambda c: [g for g in frame[c].cat.categories if (frame[c] == g).any()] if frame[c].dtype == "category" else list(dict.fromkeys(frame[c]))
+    panels, rows, groups = order(panel), order("task"), order(hue)
+    columns = 2 if len(panels) == 4 else min(3, len(panels)); lines = -(-len(panels) // columns)
     size = max(SINGLE + .6, min(DOUBLE, 1 + 2.1 * columns)), (.5 + .3 * len(rows)) * lines + .8
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
     for ax in axes.flat[len(panels):]: ax.set_visible(False)
     for ax, name in zip(axes.flat, panels): _dots(ax, frame[frame[panel] == name], hue, groups, rows, 0); ax.set_title(textwrap.fill(str(name), 30))
     found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
     labels = [*map(str, groups), *(["published"] if "published" in found else [])]
+    if limits: axes[0, 0].set_xlim(*limits)
     for column in axes.T: last = [ax for ax in column if ax.get_visible()][-1]; last.set_xlabel(textwrap.fill(xlabel, 32)); last.tick_params(labelbottom=True)
     figure.legend([found[l] for l in labels], labels, loc="outside lower center", ncols=len(labels) if sum(len(l) + 5 for l in labels) < 15 * size[0] else 3)
     _title(figure, title)

@@ -34,7 +34,7 @@ def weighted_f1(classifier, maps, **knobs):
 @pytest.fixture(scope="module")
 def raw_classifier():
     torch.set_num_threads(1)
-    return fit(*planted_maps("train", {"train": 1200}), planted_maps("dev", {"dev": 200}), "raw", "planted", RECIPES["short"], seed=13)[0]
+    return fit(*planted_maps("train", {"train": 1600}), planted_maps("dev", {"dev": 200}), "raw", "planted", RECIPES["short"], seed=13)[0]
 
 
 OTHERS = {"another seed": {"seed": 5}, "short texts": {"seed": 6, "low": 16, "high": 32}, "long texts": {"seed": 7, "low": 64, "high": 128}, "little noise": {"seed": 8, "noise": .08},
@@ -57,7 +57,7 @@ def test_score_falls_with_labels(raw_classifier):
 @pytest.mark.slow
 def test_norm_based_maps_and_a_teacher_who_errs():
     torch.set_num_threads(1)
-    norm = fit(*planted_maps("train", {"train": 1200}, "norm"), planted_maps("dev", {"dev": 200}, "norm"), "norm", "planted", RECIPES["short"], seed=13)[0]
+    norm = fit(*planted_maps("train", {"train": 2000}, "norm"), planted_maps("dev", {"dev": 200}, "norm"), "norm", "planted", RECIPES["short"], seed=13)[0]
     scores = {name: weighted_f1(norm, "norm", **knobs) for name, knobs in OTHERS.items()}
     wrong = {"train": 1200, "label_noise": .5}
     misled = fit(*planted_maps("train", wrong), planted_maps("dev", {"dev": 200, "label_noise": .5}), "raw", "planted", RECIPES["short"], seed=13)[0]
@@ -104,7 +104,7 @@ def test_maps_drawn_to_be_labelled_come_back_as_training_maps(study, tmp_path, m
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(next((tmp_path / "outputs").glob("30_*/*/result.json")).read_text())
     made = json.loads(next((tmp_path / "outputs").glob("30_*/*/params.json")).read_text())
-    assert {m["task"] for m in result["metrics"]} == {"mine"} and len(made["data"]) == 61 and {m["n"] for m in result["metrics"]} == {6}
+    assert {m["task"] for m in result["metrics"]} == {"mine"} and len(made["data"]) == 62 and {m["n"] for m in result["metrics"]} == {6}
 
 
 def test_a_wrong_place_of_labelled_maps_is_refused_before_anything_runs(tmp_path):
