@@ -149,7 +149,7 @@ def _differing(clash: pd.DataFrame, known: dict) -> list[str]:
     names = {}
     for _, part in clash.groupby(SAME):
         first, *others = (known[k] for k in part.key)
-        names |= dict.fromkeys(n for other in others for n in first if first[n] != other.get(n) and n not in ("key", "notebook") and first[n] not in known)
+        names |= dict.fromkeys(n for other in others for n in first if first[n] != other.get(n) and n not in ("key", "notebook") and str(first[n]) not in known)
         if not names: raise ValueError(f"the runs {', '.join(part.key)} are all '{part.label.iloc[0]}' and differ only in runs before them: give one of them")
     return list(names)
 
