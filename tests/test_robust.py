@@ -21,6 +21,7 @@ from lib.sweeps import SweepError, check_inputs, load_sweep
 from lib.training import load_model, score_sets
 from lib.units import attach
 
+pytestmark = pytest.mark.slow  # minutes: every notebook of the chain is run
 NBS = Path(__file__).parents[1] / "nbs"
 KNOBS = {"train": 320, "dev": 100, "ood": 100}
 SHORT = {"knobs": KNOBS, "lr": 2e-3, "epochs": 2.0, "max_length": 64, "sets": ["report", "ood"]}
