@@ -16,3 +16,16 @@ def real_data():
             if (place / name).is_dir(): return place / name
         pytest.skip(f"no real data: {name} is in none of {', '.join(map(str, places))}")
     return find
+
+
+@pytest.fixture
+def real(real_data, monkeypatch, tmp_path):
+    "The folder of real data, with SIEVE_DATA set to it, results below a temporary folder and the hub off."
+    import datasets
+    import huggingface_hub.constants
+    folder = real_data("ood").parent
+    monkeypatch.setenv("SIEVE_DATA", str(folder))
+    monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    return folder

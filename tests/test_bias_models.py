@@ -12,19 +12,6 @@ ROWS = 242_911  # of the training file that the stored predictions belong to
 
 
 @pytest.fixture
-def real(real_data, monkeypatch, tmp_path):
-    "The real data folder, the hub off."
-    import datasets
-    import huggingface_hub.constants
-    folder = real_data("ood").parent
-    monkeypatch.setenv("SIEVE_DATA", str(folder))
-    monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path / "outputs"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    return folder
-
-
-@pytest.fixture
 def claim_only(real_data): return real_data("srnets") / "fever" / "claim_only_bias_log_probs.npy"
 
 

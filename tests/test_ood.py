@@ -27,19 +27,6 @@ COUNTS = {  # task: split: rows of each label, in the order of the task's labels
 }
 
 
-@pytest.fixture
-def real(real_data, monkeypatch, tmp_path):
-    "The real data folder, the hub off."
-    import datasets
-    import huggingface_hub.constants
-    folder = real_data("ood").parent
-    monkeypatch.setenv("SIEVE_DATA", str(folder))
-    monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path / "outputs"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    return folder
-
-
 def pairs(name, split):
     rows = data.load_task(name, "local", splits=[split]).splits[split][:]
     return list(zip(rows["text_a"], rows["text_b"]))
