@@ -52,12 +52,13 @@ def clipping(
 # %% ../nbs/08c_subnetworks.ipynb #f01af389
 class MaskUpdates(TrainerCallback):
     "Moves the thresholds during training, and keeps the best mask"
-    def __init__(self, masker: LearnedMask, target, look, file: Path, every: int, between: int, scope: str, start_ratio: float, head: list[str]):
+    def __init__(self, masker: LearnedMask, target, look, file: Path, every: int, between: int, scope: str, start_ratio: float, head: list[str], final: float):
         self.masker, self.target, self.look, self.file, self.every = masker, target, look, file, every
-        self.between, self.scope, self.start_ratio, self.head = between, scope, start_ratio, head
+        self.between, self.scope, self.start_ratio, self.head, self.final = between, scope, start_ratio, head, final
 
     def on_step_end(self, args, state, control, model=None, **_):
         step, s = state.global_step, self.target(state.epoch)
+        if abs(s - self.final) <= 1e-3: s = self.final  # the flat end of a cubic rise
         if step % self.every == 0 or step == state.max_steps: self.keep_if_better(state, model, s)
         elif self.between and step % self.between == 0: estimate(self.masker, s, self.scope)
 
@@ -67,7 +68,7 @@ class MaskUpdates(TrainerCallback):
         with fixed(self.masker, mask): value, more = self.look(model)
         state.log_history.append({"step": state.global_step, "epoch": state.epoch, "sparsity": s, "removed": share_removed(mask), "value": value, **more})
         late, last = state.global_step >= self.start_ratio * state.max_steps, state.global_step == state.max_steps
-        if (late and value > self.value()) or (last and not self.file.exists()):  # the second: a score that is not a number
+        if (late and s == self.final and value > self.value()) or (last and not self.file.exists()):  # the second: a score that is not a number
             held = mask | {f"head/{n}": model.get_parameter(n).detach() for n in self.head}
             save_file({k: v.contiguous() for k, v in held.items()}, draft := self.file.with_suffix(".new"), {"value": repr(value), "step": str(state.global_step)})
             os.replace(draft, self.file)
@@ -133,7 +134,7 @@ def train_mask(
     masker = learned_mask(model, target(0.0), init, mask_scope(model, pooler, mask_classifier), scope, seed=seed)
     head = outside(model) if train_classifier else []
     file = best_file(folder)
-    updates = MaskUpdates(masker, target, looker(tokenizer, task, select, metric, max_length, watch), file, update_every, estimate_every, scope, start_ratio, head)
+    updates = MaskUpdates(masker, target, looker(tokenizer, task, select, metric, max_length, watch), file, update_every, estimate_every, scope, start_ratio, head, sparsity)
     settings = clipping(clip)
     callbacks = (*settings.pop("callbacks", ()), updates, *more.pop("callbacks", ()))
     with learning(model, masker, tuple(head)):
