@@ -73,9 +73,11 @@ class MaskUpdates(TrainerCallback):
             save_file({k: v.contiguous() for k, v in held.items()}, draft := self.file.with_suffix(".new"), {"value": repr(value), "step": str(state.global_step)})
             os.replace(draft, self.file)
 
-    def value(self) -> float:
-        if not self.file.exists(): return -np.inf
-        with safe_open(self.file, "pt") as held: return float(held.metadata()["value"])
+    def said(self, what: str, otherwise: float) -> float:
+        if not self.file.exists(): return otherwise
+        with safe_open(self.file, "pt") as held: return float(held.metadata()[what])
+
+    def value(self) -> float: return self.said("value", -np.inf)
 
 # %% ../nbs/08c_subnetworks.ipynb #9e420b0a
 def share_removed(
@@ -90,6 +92,7 @@ class Found(NamedTuple):
     mask: dict[str, Tensor] | dict[float, dict[str, Tensor]]  # boolean; of `imp`: sparsity -> mask
     rows: list[dict]  # one per evaluation: step, epoch, sparsity wanted, removed, value, and what `watch` said
     trainer: Trainer
+    step: int = -1  # of the evaluation at which the mask was kept
 
 def looker(tokenizer, task: Task, select, metric: str, max_length: int, watch: Callable | None) -> Callable:
     "model -> (value on which is selected, further numbers)"
@@ -143,7 +146,7 @@ def train_mask(
     held = load_file(file)
     with torch.no_grad():
         for name in head: model.get_parameter(name).copy_(held[f"head/{name}"])
-    return Found({f"weight/{n}": held[f"weight/{n}"] for n in masker.named_gates()}, evaluations(trainer), trainer)
+    return Found({f"weight/{n}": held[f"weight/{n}"] for n in masker.named_gates()}, evaluations(trainer), trainer, int(updates.said("step", -1)))
 
 # %% ../nbs/08c_subnetworks.ipynb #a3fa9aed
 class Restarting(Finetuner):
