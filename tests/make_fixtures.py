@@ -1,5 +1,5 @@
 """Write tests/fixtures: `lottery`, synthetic masks and scores in the layout of a released lottery-ticket study, `attention`, synthetic shares of patterns,
-and `sparsity`, synthetic scores of sparse subnetworks in and out of distribution.
+`sparsity`, synthetic scores of sparse subnetworks in and out of distribution, and `heads`, synthetic scores over the number of heads.
 
 Two planted tasks, three seeds, a model of 3 layers x 2 heads (attention: 4 x 6). Nothing in it was measured. Run: python tests/make_fixtures.py [FOLDER]
 """
@@ -101,12 +101,26 @@ def sparsity(folder, rng):
     pd.DataFrame(rows, columns=names).to_csv(folder / "scores.csv", index=False)
 
 
+def heads(folder, rng):
+    "Scores over the number of heads of eight: trained gates need two, importance four, random choice nearly all."
+    needs, rows = {"DSP, joint": 1.5, "straight-through, joint": 2, "hard concrete, joint": 2, "DSP, gates only": 2.5, "importance (absolute)": 4, "random heads": 7}, []
+    for seed in SEEDS:
+        shift = .01 * rng.normal()
+        score = lambda need, k: round(.5 + .4 / (1 + np.exp(1.5 * (need - k))) + shift + .008 * rng.normal(), 4)  # noqa: B023
+        rows += [(TASKS[0], "tiny", label, k, 8, seed, "dev", "accuracy", score(need, k), 100, "") for label, need in needs.items() for k in (1, 2, 4, 6)]
+        rows.append((TASKS[0], "tiny", "full model", None, 8, seed, "dev", "accuracy", score(0, 8), 100, ""))
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ["task", "model", "label", "k", "heads", "seed", "split", "metric", "value", "n", "key"]
+    pd.DataFrame(rows, columns=names).astype({"k": "Int64"}).to_csv(folder / "scores.csv", index=False)
+
+
 def main(folder):
     "All files below a folder, from one seed."
     rng, folder = np.random.default_rng(0), Path(folder)
     for write in (masks, scores, predictions): write(folder / "lottery", rng)
     attention(folder / "attention", np.random.default_rng(1))
     sparsity(folder / "sparsity", np.random.default_rng(2))
+    heads(folder / "heads", np.random.default_rng(3))
 
 
 if __name__ == "__main__": main(*sys.argv[1:] or [Path(__file__).parent / "fixtures"])
