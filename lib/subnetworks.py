@@ -12,7 +12,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -96,8 +95,7 @@ class Found(NamedTuple):
 
 def looker(tokenizer, task: Task, select, metric: str, max_length: int, watch: Callable | None) -> Callable:
     "model -> (value on which is selected, further numbers)"
-    judged = replace(task, metrics=[metric]) if metric else task
-    return lambda model: (float(criterion(model, tokenizer, select, judged, max_length)), {k: float(v) for k, v in (watch(model) if watch else {}).items()})
+    return lambda model: (float(criterion(model, tokenizer, select, task, max_length, metric)), {k: float(v) for k, v in (watch(model) if watch else {}).items()})
 
 def evaluations(trainer: Trainer) -> list[dict]:
     "The rows among the log's"

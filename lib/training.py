@@ -261,9 +261,9 @@ def newest(folder: Path) -> str | None:
 
 # %% ../nbs/08_training.ipynb #716e4cba
 class Best(TrainerCallback):
-    "Keeps the weights of the epoch with the highest score, and gives them back at the end."
-    def __init__(self, file: Path, scorer, later: bool = False, restore: bool = True):  # later: of equals, the last instead of the first
-        self.file, self.scorer, self.later, self.restore = file, scorer, later, restore
+    "Keeps the weights with the highest score, and gives them back at the end."
+    def __init__(self, file: Path, scorer, later: bool = False, restore: bool = True, every: int = 0):  # later: of equals, the last instead of the first; every: steps, 0: at each epoch's end
+        self.file, self.scorer, self.later, self.restore, self.every = file, scorer, later, restore, every
 
     def value(self) -> float:
         if not self.file.exists(): return -np.inf
@@ -272,6 +272,12 @@ class Best(TrainerCallback):
     def weights(self) -> dict: return load_file(self.file)
 
     def on_epoch_end(self, args, state, control, model=None, **_):
+        if not self.every: self.look(state, model)
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        if self.every and (state.global_step % self.every == 0 or state.global_step == state.max_steps): self.look(state, model)
+
+    def look(self, state, model):
         value = self.scorer(model)
         if value > self.value() or (self.later and value == self.value()):
             save_file(model.state_dict(), draft := self.file.with_suffix(".new"), {"value": repr(value), "step": str(state.global_step)})
@@ -313,6 +319,8 @@ def finetune(
     columns: dict | None = None,  # name -> array with a row for each training row, for the loss
     select=None,  # Dataset for keep="best"
     keep: str = "last",  # last or best: weights at the end
+    metric: str = "",  # for the best; default the task's
+    look_every: int = 0,  # steps from one look for the best to the next; 0: at each epoch's end
     folder: Path | None = None,  # checkpoints; a complete one there is resumed
     save_steps: int = 0,  # 0: no checkpoints
     report_to: str = "none",
@@ -326,7 +334,7 @@ def finetune(
     steps = max_steps if max_steps >= 0 else int(np.ceil(len(rows) / batch_size) * epochs)
     args = arguments(folder, save_steps=save_steps, seed=seed, data_seed=seed, learning_rate=lr, num_train_epochs=epochs, max_steps=max_steps, report_to=report_to,
                      per_device_train_batch_size=batch_size, logging_steps=max(1, steps // 50), **{"weight_decay": 0.0, **more})
-    held = [Best(best_file(folder), lambda m: criterion(m, tokenizer, select, task, max_length))] if keep == "best" and steps else []
+    held = [Best(best_file(folder), lambda m: criterion(m, tokenizer, select, task, max_length, metric), every=look_every)] if keep == "best" and steps else []
     with attach(model, mask) if mask else nullcontext(), trained_with(model, loss):
         made = trainer(model, args, collator(tokenizer), rows, loss=loss or task_loss(task), columns=tuple(columns or ()), callbacks=[*held, *callbacks])
         if steps: made.train(resume_from_checkpoint=newest(folder))
@@ -334,9 +342,10 @@ def finetune(
     return made
 
 # %% ../nbs/08_training.ipynb #846492b4
-def criterion(model, tokenizer, dataset, task: Task, max_length: int = 128) -> float:
-    "The task's first metric on a dataset."
-    return score(predict(model, tokenizer, dataset, max_length=max_length), np.asarray(dataset["label"]), [task.criterion])[task.criterion]
+def criterion(model, tokenizer, dataset, task: Task, max_length: int = 128, metric: str = "") -> float:
+    "A metric on a dataset, the task's first if none is named."
+    metric = metric or task.criterion
+    return score(predict(model, tokenizer, dataset, max_length=max_length), np.asarray(dataset["label"]), [metric])[metric]
 
 def best_file(folder: Path) -> Path:
     "Where the best weights wait; without a checkpoint to resume, older ones are from another attempt and go."
