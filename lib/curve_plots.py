@@ -33,10 +33,12 @@ def _legend(figure: Figure, handles: dict[str, Line2D]) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 # %% ../nbs/09d_curve_plots.ipynb #337bd653
-def _room(values: np.ndarray, share: float) -> tuple[float, float]:
-    "Limits of an axis around the values"
+def _room(values: np.ndarray, share: float, ends: np.ndarray = ()) -> tuple[float, float]:
+    "Limits of an axis around the values, and around the ends of intervals as far as the values themselves spread"
     low, high = np.nanmin(values), np.nanmax(values)
-    return low - share * (high - low) - 0.005, high + share * (high - low) + 0.005
+    spread, ends = high - low, np.asarray(ends, float)[np.isfinite(ends)]
+    down, up = max([share * spread, *(low - ends)]), max([share * spread, *(ends - high)])
+    return low - min(down, max(share, 1) * spread) - 0.005, high + min(up, max(share, 1) * spread) + 0.005
 
 def _groups(frame: pd.DataFrame, hue: str) -> list:
     "The lines in order; too many are refused"
@@ -72,7 +74,8 @@ def _bounds(axes: np.ndarray, frame: pd.DataFrame, lines: pd.DataFrame, xlabel: 
     "Names and limits of the axes"
     for ax, row in zip(axes[:, 0], dict.fromkeys(frame.row)):
         both = [f[c][f.row == row] for f in (frame, lines) for c in ("value", "published") if c in f]
-        ax.set_ylim(*_room(np.concatenate(both).astype(float), 0.25)); ax.set_ylabel(textwrap.fill(str(row), 24))
+        ends = [f[c][f.row == row] for f in (frame, lines) for c in ("low", "high") if c in f]
+        ax.set_ylim(*_room(np.concatenate(both).astype(float), 0.25, np.concatenate(ends).astype(float))); ax.set_ylabel(textwrap.fill(str(row), 24))
     for ax, column in zip(axes[0], dict.fromkeys(frame.column)): ax.set_title(textwrap.fill(str(column), 30))
     for ax in axes[-1]: ax.set_xlabel(textwrap.fill(xlabel, 38)); ax.locator_params(axis="x", nbins=5)
 
@@ -146,6 +149,7 @@ def plane(
     (figure, axes), found = _sheet(len(rows), len(columns), 2.0), {}
     for (row, column), ax in zip(((r, c) for r in rows for c in columns), axes.flat):
         found |= _plane_panel(ax, frame[(frame.row == row) & (frame.column == column)], size, groups, names, form); ax.grid()
-    _bounds(axes, frame.rename(columns={"y": "value"}), frame[:0].assign(value=[]), xlabel); axes[0, 0].set_xlim(_room(frame.x.to_numpy(), 0.12))
+    across = frame.rename(columns={"y": "value", "y_low": "low", "y_high": "high"})
+    _bounds(axes, across, across[:0], xlabel); axes[0, 0].set_xlim(_room(frame.x.to_numpy(), 0.12, frame[["x_low", "x_high"]].to_numpy().ravel()))
     _legend(figure, {k: found[k] for k in [*groups, *names, "frontier"] if k in found}); _title(figure, title)
     return figure

@@ -275,10 +275,10 @@ def beside_published(
 # %% ../nbs/09c_sparsity_results.ipynb #d949395d
 FIGURES = {"searches": "Subnetworks of the start model", "isolated": "Subnetworks fine-tuned in isolation", "variants": "Variants of the search", "timing": "When to start the search"}
 
-def _figure(r: dict) -> str:
+def _figure(r: dict, together: bool) -> str:
     "Of FIGURES; a full model as it is usual belongs to all of them and has none"
     if "from step" in r["extra"]: return "timing"
-    if r["extra"] or r["apart"]: return "variants"
+    if (r["extra"] or r["apart"]) and not together: return "variants"
     return "isolated" if r["method"].startswith("in isolation") else "searches" if r["method"] != "full model" else ""
 
 def _short(r: dict) -> str:
@@ -288,10 +288,11 @@ def _short(r: dict) -> str:
 # %% ../nbs/09c_sparsity_results.ipynb #9a580b93
 def arranged(
     table: pd.DataFrame,  # of `sparsity_table`
+    together: bool = False,  # variants in the figure of what they vary
 ) -> pd.DataFrame:
     "Rows of the measure that counts, with `figure`, `row` and `column` (panels), `short` (name in the legend) and `published` (of Liu et al.)"
     frame = criterion_only(table)
-    frame["figure"] = [_figure(r) for r in frame.to_dict("records")]
+    frame["figure"] = [_figure(r, together) for r in frame.to_dict("records")]
     frame["row"] = frame.split + " (" + frame.side + "), " + frame.metric
     frame["column"] = ["fine-tuned in isolation" if r.figure == "isolated" else f"from {r.start}" for r in frame.itertuples()]
     frame["short"] = [_short(r) for r in frame.to_dict("records")]
