@@ -115,13 +115,13 @@ def model_class(
     table = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     return named[0] if named else table[type(config)]
 
-# %% ../nbs/04_architectures.ipynb #dcc8ca41
+# %% ../nbs/04_architectures.ipynb #9fb03b6a
 def _sizes(model_type: str, layers: int, heads: int, head_size: int, ffn: int) -> dict:
     "What a configuration of this type calls its sizes"
     width, row = heads * head_size, ARCHITECTURES[model_type]
     if row is _DISTILBERT: return {"dim": width, "n_heads": heads, "n_layers": layers, "hidden_dim": ffn}
     if row is _BERT: return {"hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": layers, "intermediate_size": ffn}
-    ends = {"eos_token_id": 1, "decoder_start_token_id": 0}
+    ends = {"eos_token_id": 1, "decoder_start_token_id": 1}  # not padding: m2m_100 counts positions without it
     if row is _BART: return ends | {"d_model": width, "forced_eos_token_id": None} | {f"{s}_{k}": v for s in ("encoder", "decoder") for k, v in {"layers": layers, "attention_heads": heads, "ffn_dim": ffn}.items()}
     return ends | {"d_model": width, "d_kv": head_size, "d_ff": ffn, "num_heads": heads, "num_layers": layers, "num_decoder_layers": layers, "feed_forward_proj": "gated-gelu" if model_type == "t5-gated" else "relu"}
 
