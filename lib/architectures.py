@@ -106,12 +106,13 @@ def parts(
     if getattr(model.config, WIDTHS, None): raise UnitError(f"this {type(model).__name__} was shrunk, and its layers differ in width: a mask is for the whole model. Combine the masks and shrink that one once")
     return layout(model)
 
-# %% ../nbs/04_architectures.ipynb #1890c373
+# %% ../nbs/04_architectures.ipynb #c85cabff
 def model_class(
     config: PretrainedConfig,
+    named: bool = True,  # the class that the configuration names comes first
 ) -> type[PreTrainedModel]:
     "The class that a configuration names, or the one of its kind"
-    named = [getattr(transformers, name) for name in config.architectures or [] if hasattr(transformers, name)]
+    named = [getattr(transformers, name) for name in config.architectures or [] if named and hasattr(transformers, name)]
     table = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     return named[0] if named else table[type(config)]
 
