@@ -63,6 +63,7 @@ def attention_maps(
     "For each kind of map, (B, L, H, T, T): rows are queries, columns keys. Memory: about twice heads x T x T for each, and one (T, D) at a time"
     if unknown := set(maps) - set(MAPS): raise ValueError(f"no map {sorted(unknown)}: choose from {', '.join(MAPS)}")
     p = parts(model)
+    if set(p.kinds) != {"encoder"}: raise UnitError(f"{type(model).__name__} is an encoder-decoder, with attentions of three kinds; maps are drawn of encoders only")
     with eager(model), captured(model, [row["v"] for row in p.attention]) as values:
         raw = model(**batch, output_attentions=True).attentions
         if not raw or raw[0] is None: raise UnitError(f"{type(model).__name__} returned no attentions")

@@ -39,7 +39,7 @@ def _digest(stored: dict[str, torch.Tensor]) -> str:
 def counts(
     mask: dict[str, torch.Tensor],
 ) -> dict[str, tuple[int, int]]:
-    "Units kept and in all, for each kind (head, mlp, weight, block) in the mask"
+    "Units kept and in all, for each kind (head, ffn, mlp, weight, block) in the mask"
     total: dict[str, tuple[int, int]] = {}
     for key, value in mask.items():
         kept, n = total.get(kind := key.split("/")[0], (0, 0))
@@ -106,13 +106,13 @@ def survival(
     mask: dict[str, torch.Tensor],  # entries weight/<parameter>
     model: PreTrainedModel,  # for the names; a skeleton will do
 ) -> dict[str, np.ndarray]:
-    "Share of weights kept per head, `head` (L, H), and per MLP, `mlp` (L,)"
+    "Share of weights kept per head, `head` (L, H), and per MLP, `mlp` (L,); rows as in `parts`"
     p = parts(model)
     def share(total): return (total[:, 0] / total[:, 1]).numpy()
     def head(row):
         inner = sum(_kept(mask, f"{row[part]}.{t}", p.heads) for part in "qkv" for t in ("weight", "bias"))
         return share(inner + _kept(mask, f"{row['out']}.weight", p.heads, columns=True) + _kept(mask, f"{row['out']}.bias", p.heads))
-    def mlp(row): return share(sum(_kept(mask, f"{row[part]}.{t}", 1) for part in ("up", "down") for t in ("weight", "bias")))
+    def mlp(row): return share(sum(_kept(mask, f"{path}.{t}", 1) for path in row.values() for t in ("weight", "bias")))
     return {"head": np.stack([head(row) for row in p.attention]), "mlp": np.concatenate([mlp(row) for row in p.ffn])}
 
 # %% ../nbs/04a_masks.ipynb #7ea121cd

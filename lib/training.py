@@ -32,7 +32,9 @@ from .metrics import accuracy_by, predictions, score
 from .ood import as_set
 from .planted import stream
 from .runs import find_run
-from .units import ARCHITECTURES, attach
+from .architectures import ARCHITECTURES, model_class
+from .shrunken import is_shrunken
+from .units import attach, load
 
 logging.set_verbosity_error()  # a new head is no news
 
@@ -133,7 +135,8 @@ def load_model(
         return net.to(device), tokenizer
     config, place = check_model(model), model_place(model)
     config.update(check_head(config, task, model))
-    net, info = AutoModelForSequenceClassification.from_pretrained(place, config=config, attn_implementation=attn, dtype=torch.float32, output_loading_info=True)
+    cls, options = model_class(config, named=False), dict(config=config, attn_implementation=attn, dtype=torch.float32, output_loading_info=True)
+    net, info = load(place, cls, **options) if is_shrunken(config) else cls.from_pretrained(place, **options)
     draw_head(net, list(info["missing_keys"]), seed)
     return net.eval().to(device), AutoTokenizer.from_pretrained(place)
 
