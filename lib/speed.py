@@ -41,7 +41,7 @@ def flops(
     for l, row in enumerate(p.ffn): rows |= dict.fromkeys(row.values(), tokens if l < p.kinds.count("encoder") else target)
     return batch * (products + sum(2 * rows[n] * m.in_features * m.out_features for n, m in linear.items()))
 
-# %% ../nbs/08f_speed.ipynb #51850ac6
+# %% ../nbs/08f_speed.ipynb #23aa45c1
 def full_batch(
     model: PreTrainedModel,
     batch: int,  # B
@@ -50,7 +50,8 @@ def full_batch(
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     "Random token ids (B, T), and (B, target) for the decoder, on the model's device"
-    g = torch.Generator().manual_seed(seed)
+    g, most = torch.Generator().manual_seed(seed), getattr(model.config, "max_position_embeddings", None) or max(tokens, target)
+    if max(tokens, target) > most: raise ValueError(f"{max(tokens, target)} tokens are more than this {type(model).__name__} takes: at most {most}")
     def ids(n): return torch.randint(3, model.config.vocab_size, (batch, n), generator=g).to(model.device)
     return {"input_ids": ids(tokens)} | ({"decoder_input_ids": ids(target)} if model.config.is_encoder_decoder else {})
 

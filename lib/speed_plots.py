@@ -30,7 +30,7 @@ def _ideal(ax: Axes, part: pd.DataFrame) -> None:
     flops = part.pivot_table("flops", "batch", "form", sort=False).sort_index()
     for i, ratio in enumerate(flops["whole"] / flops[part.form.iloc[-1]]): ax.hlines(ratio, i - 0.3, i + 0.3, color=GREY, linestyle="--", linewidth=1, label="operations saved" if not i else None)
 
-# %% ../nbs/09g_speed_plots.ipynb #be1f9143
+# %% ../nbs/09g_speed_plots.ipynb #be7b0bea
 @styled
 def speed_panels(
     frame: pd.DataFrame,  # form (the first row's is the whole model, the last row's the smallest), batch, tokens, seconds, low, high, speedup, flops
@@ -39,11 +39,13 @@ def speed_panels(
     "Time per batch above, speed-up below; a column per length"
     forms, lengths = list(dict.fromkeys(frame.form)), sorted(frame.tokens.unique())
     if len(forms) > MOST: raise ValueError(f"{len(forms)} lines in one figure, and {MOST} can be told apart: choose some, or draw several figures")
+    def plain(x, _): return f"{x:g}" if f"{x:e}"[0] in "25" else ""  # minor ticks at 2 and 5
     figure, axes = subplots(2, len(lengths), figsize=(SINGLE + 0.4 if len(lengths) == 1 else DOUBLE, 3.6), squeeze=False, sharex=True, sharey="row")
     for (top, bottom), length in zip(axes.T, lengths, strict=True):
         part = frame[frame.tokens == length]
         _series(top, part, forms, "seconds", 1000); _series(bottom, part, forms, "speedup"); _ideal(bottom, part)
-        top.set_yscale("log"); top.set_title(f"{length} tokens"); bottom.set_xlabel("examples in a batch"); bottom.set_ylim(bottom=0)
+        top.set_yscale("log"); top.yaxis.set_major_formatter("{x:g}"); top.yaxis.set_minor_formatter(plain)
+        top.set_title(f"{length} tokens"); bottom.set_xlabel("examples in a batch"); bottom.set_ylim(bottom=0)
         for ax in (top, bottom): ax.grid(axis="y")
     axes[0, 0].set_ylabel("time per batch (ms)"); axes[1, 0].set_ylabel("speed-up over\nthe whole model")
     figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(forms) + 1)
