@@ -116,7 +116,7 @@ def model_class(
     table = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     return named[0] if named else table[type(config)]
 
-# %% ../nbs/04_architectures.ipynb #9fb03b6a
+# %% ../nbs/04_architectures.ipynb #fbfba7f4
 def _sizes(model_type: str, layers: int, heads: int, head_size: int, ffn: int) -> dict:
     "What a configuration of this type calls its sizes"
     width, row = heads * head_size, ARCHITECTURES[model_type]
@@ -131,10 +131,12 @@ def random_model(
     seed: int = 0,  # of the weights
     layers: int = 2, heads: int = 4, head_size: int = 4, ffn: int = 24, labels: int = 3,
     attn: str = "sdpa",  # attention implementation: sdpa | eager
+    vocab: int = 50, length: int = 40,  # tokens that it knows, and how many at once
 ) -> PreTrainedModel:
     "A tiny classifier or sequence-to-sequence model with random weights *and* biases, in evaluation mode; for tests"
+    if model_type not in ARCHITECTURES: raise UnitError(f"model type {model_type!r} has no row in ARCHITECTURES; rows: {', '.join(ARCHITECTURES)}")
     size = _sizes(model_type, layers, heads, head_size, ffn)
-    config = AutoConfig.for_model(model_type.removesuffix("-gated"), vocab_size=50, max_position_embeddings=40, num_labels=labels, pad_token_id=0, **size)
+    config = AutoConfig.for_model(model_type.removesuffix("-gated"), vocab_size=vocab, max_position_embeddings=length + (model_type == "roberta"), num_labels=labels, pad_token_id=0, **size)  # roberta counts from the padding on
     model = model_class(config)._from_config(config, attn_implementation=attn).eval()
     generator = torch.Generator().manual_seed(seed)
     for p in (p for p in model.parameters() if p.requires_grad): p.data = torch.randn(p.shape, generator=generator) * (0.3 if p.dim() > 1 else 0.5)

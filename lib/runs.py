@@ -152,7 +152,7 @@ def _sealed(result: dict) -> dict:  # with a checksum of its own
 def _artefact_files(folder: Path) -> dict[str, Path]:
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     hidden = lambda name: any(part.startswith(".") for part in name.split("/"))
-    return {n: p for n, p in files.items() if n not in OWN and not n.startswith("checkpoints/") and not hidden(n)}
+    return {n: p for n, p in files.items() if n not in OWN and not n.startswith(("checkpoints/", "measured/")) and not hidden(n)}
 
 
 def _unlike(path: Path, told: dict) -> str:  # what differs between a file and its entry in result.json
