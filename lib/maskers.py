@@ -84,13 +84,13 @@ def step(
     scores: torch.Tensor,
     mask: torch.Tensor,  # units alive; the scores of the others do not matter
     amount: int | float,  # units to remove (all that are left, if fewer), or their share of those alive (rounded, at least one)
-    last_head: bool = False,  # never remove a row's last unit (a layer's last head)
+    last_head: bool | int = False,  # never remove a row's last unit (a layer's last head), or its last so many
 ) -> torch.Tensor:
     "The mask without its lowest-scoring units"
     alive = mask.bool()
     n, spared = int(alive.sum()), 0
     if last_head:
-        best = torch.stack([row & keep(s.masked_fill(~row, -torch.inf), 1) for s, row in zip(scores, alive, strict=True)])
+        best = torch.stack([row & keep(s.masked_fill(~row, -torch.inf), min(int(last_head), len(row))) for s, row in zip(scores, alive, strict=True)])
         scores, spared = scores.masked_fill(best, torch.inf), int(best.sum())
     if amount < 0: raise ValueError(f"cannot remove {amount} units")
     remove = min(n - spared, _count(amount, n) if isinstance(amount, Integral) else max(1, _count(amount, n)))
