@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'GateTraining', 'gate_trainer', 'Cooling', 'training_only', 'train_gates']
 
-# %% ../nbs/08e_gate_training.ipynb #3a308f95
+# %% ../nbs/08e_gate_training.ipynb #f69c93f4
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
-from .head_gates import METHODS, HeadGate, check_cooldown, gated, temperature
+from .head_gates import HeadGate, check_cooldown, gated, temperature
 from .subnetworks import Found
 from .training import Best, Finetuner, best_file, finetune
 

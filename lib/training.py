@@ -286,8 +286,7 @@ class Best(TrainerCallback):
             save_file(model.state_dict(), draft := self.file.with_suffix(".new"), {"value": repr(value), "step": str(state.global_step)})
             os.replace(draft, self.file)
 
-    def on_train_end(self, args, state, control, model=None, **_):
-        if self.restore: model.load_state_dict(self.weights())
+    def on_train_end(self, args, state, control, model=None, **_): self.restore and model.load_state_dict(self.weights())
 
 # %% ../nbs/08_training.ipynb #6280073f
 def arguments(
@@ -347,8 +346,7 @@ def finetune(
 # %% ../nbs/08_training.ipynb #846492b4
 def criterion(model, tokenizer, dataset, task: Task, max_length: int = 128, metric: str = "") -> float:
     "A metric on a dataset, the task's first if none is named."
-    metric = metric or task.criterion
-    return score(predict(model, tokenizer, dataset, max_length=max_length), np.asarray(dataset["label"]), [metric])[metric]
+    return score(predict(model, tokenizer, dataset, max_length=max_length), np.asarray(dataset["label"]), [metric or task.criterion])[metric or task.criterion]
 
 def best_file(folder: Path) -> Path:
     "Where the best weights wait; without a checkpoint to resume, older ones are from another attempt and go."
