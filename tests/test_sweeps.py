@@ -93,3 +93,9 @@ def test_what_only_the_data_can_tell_is_asked_before_anything_starts(project, ca
 def test_every_study_of_the_project_can_be_planned(path, smoke):
     sweep = load_sweep(path, smoke)
     assert sweep.runs and all(set(r.upstream) <= set(sweep.runs) for r in sweep.planned)
+
+
+def test_mask_training_of_the_robust_study_looks_as_often_as_published():
+    sweep, often = load_sweep(ROOT / "nbs" / "sweeps" / "srnets.yaml"), {"MNLI": 1000, "QQP": 1000, "FEVER": 500}
+    looks = {(r.stage, r.params["task"]): r.params["update_every"] for r in sweep.planned if r.notebook == "23_mask_training"}
+    assert len(looks) > 40 and {k: n for k, n in looks.items() if n != often[k[1]]} == {}
