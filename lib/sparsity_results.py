@@ -262,9 +262,9 @@ def plane_points(
 
 # %% ../nbs/09c_sparsity_results.ipynb #2f9ded27
 def published_scores() -> pd.DataFrame:
-    "source, task, model, split, metric, FACTS, label, sparsity, published, published_sd, published_n"
+    "source, task, model, split, metric, FACTS, label, sparsity, published, published_sd, published_n, published_epochs (nan: not said)"
     frame = pd.read_csv(ROOT / "nbs" / "published" / "srnets.csv", comment="#").fillna(dict.fromkeys(FACTS, ""))
-    return frame.rename(columns={"value": "published", "sd": "published_sd", "n": "published_n"}).assign(label=[label(r) for r in frame.to_dict("records")])
+    return frame.rename(columns={"value": "published", "sd": "published_sd", "n": "published_n", "epochs": "published_epochs"}).assign(label=[label(r) for r in frame.to_dict("records")])
 
 def beside_published(
     table: pd.DataFrame,  # of `sparsity_table`
@@ -309,7 +309,7 @@ def over_steps(
     rest = early.extra.str.replace(r"(, )?from step \d+", "", regex=True)
     early = early.assign(step=step, extra=rest, short=[label({**r, "extra": e}) for r, e in zip(early.to_dict("records"), rest)])
     ends = main[main.figure != "timing"].merge(early[["task", "model", "sparsity", *FACTS]].drop_duplicates(), on=["task", "model", "sparsity", *FACTS])
-    return early, ends.assign(short="the same from the end" + ends.apart.map(lambda a: f" ({a})" if a else ""))
+    return early, ends.assign(short="from the end" + ends.apart.map(lambda a: f" ({a})" if a else ""))
 
 # %% ../nbs/09c_sparsity_results.ipynb #a864a858
 def planes(
