@@ -6,7 +6,7 @@
 __all__ = ['WORD', 'NEGATIONS', 'FEATURES', 'KINDS', 'words', 'lexical', 'both_texts', 'one_text', 'Kind', 'tfidf', 'pairs_of',
            'spread', 'BiasModel', 'targets', 'fit_pairs', 'dealt', 'few_of', 'fold_of', 'Recipe', 'train',
            'train_log_probs', 'accuracies', 'bias_model', 'read_table', 'check_file', 'placed', 'checked',
-           'load_log_probs']
+           'column_order', 'load_log_probs']
 
 # %% ../nbs/06a_bias_models.ipynb #9cc03387
 import json
@@ -260,7 +260,7 @@ def placed(
     if ids is None: return table
     if len(ids) != n or len(set(ids)) != n: raise DataError(f"{path}: {len(ids)} ids ({len(set(ids))} different ones) for {n} rows")
     known = table if isinstance(table, dict) else range(len(table))
-    if missing := [i for i in ids if i not in known]: raise DataError(f"{path} has no row for id {missing[0]}, and lacks {len(missing)} of {n}")
+    if missing := [i for i in ids if i not in known]: raise DataError(f"{path} has no row for id {missing[0]}, the first of {len(missing)} that are missing ({n} rows)")
     try: return np.array([table[i] for i in ids], np.float64)
     except (ValueError, TypeError): raise DataError(f"{path}: its rows are not all of one length") from None
 
@@ -276,16 +276,25 @@ def checked(path: Path, table: np.ndarray, columns: int, tolerance: float = 1e-3
     if off.any(): raise DataError(f"{path}, row {int(off.argmax())}: the probabilities do not sum to 1 ({int(off.sum())} such rows)")
     return table.astype(np.float32)
 
+# %% ../nbs/06a_bias_models.ipynb #a3c37c97
+def column_order(columns: list[str], labels: list[str]) -> list[int]:
+    "Where each of the labels stands among a file's columns; DataError unless both are the same names."
+    if sorted(columns) != sorted(labels): raise DataError(f"columns {', '.join(columns)} are not the task's labels {', '.join(labels)}")
+    return [columns.index(name) for name in labels]
+
 # %% ../nbs/06a_bias_models.ipynb #c897ca5b
 def load_log_probs(
     path: str | Path,  # .npy or .json
-    labels: list[str],  # of the task, in the order of the file's columns
+    labels: list[str],  # of the task, in its order
     n: int,  # rows of the data
     ids: list | None = None,  # of those rows in the file; default their positions
     one_against: str = "",  # for a file of two columns: the label of the second; the others share the first
+    columns: list[str] | None = None,  # labels in the order of the file's columns; default that of the task
 ) -> np.ndarray:
-    "(n, C) float32 log-probabilities of a bias model or teacher. DataError for whatever is wrong with the file."
+    "(n, C) float32 log-probabilities of a bias model or teacher. DataError for whatever is wrong with the file, a row without an entry included."
     check_file(path := Path(path))
     if one_against and one_against not in labels: raise DataError(f"no label {one_against!r}{nearest(one_against, labels)}")
+    order = column_order(columns or labels, labels)
+    if columns and one_against: raise DataError(f"{path}: two columns have the order that one_against says, and {len(columns)} were named")
     table = checked(path, placed(path, read_table(path), n, ids), 2 if one_against else len(labels))
-    return spread(table, labels.index(one_against), len(labels)) if one_against else table
+    return spread(table, labels.index(one_against), len(labels)) if one_against else table[:, order]

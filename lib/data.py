@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HUB', 'HUB_SPLITS', 'SPECIAL', 'dev_sets', 'local_folder', 'knock', 'hub_fault', 'check_names', 'find', 'read_hub',
-           'Splits', 'Task', 'to_dataset', 'read_planted', 'load_task', 'present', 'check_knobs', 'check_source',
-           'halves', 'evaluation_sets', 'word_pieces', 'tiny_tokenizer', 'task_texts', 'token_key', 'tokenized',
-           'collator']
+           'Splits', 'Task', 'to_dataset', 'read_planted', 'load_task', 'present', 'check_knobs', 'train_ids',
+           'check_source', 'halves', 'evaluation_sets', 'word_pieces', 'tiny_tokenizer', 'task_texts', 'token_key',
+           'tokenized', 'collator']
 
 # %% ../nbs/02_data.ipynb #75a8db55
 import hashlib
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .forms import TASKS, DataError, Form, file_of, nearest, read_file
+from .forms import TASKS, DataError, Form, file_of, nearest, read_file, row_ids
 from .planted import LABELS, PLANTED, SPLITS, fill_knobs, planted, stream
 from .runs import data_dir, file_sha256, outputs
 
@@ -168,6 +168,13 @@ def check_knobs(name: str, knobs: dict | None) -> None:
     "Refuse unknown knobs of a planted task; other tasks have none, and pay no attention to them."
     try: name in PLANTED and fill_knobs(name, knobs)
     except ValueError as error: raise DataError(str(error)) from None
+
+# %% ../nbs/02_data.ipynb #c88ff686
+def train_ids(task: Task) -> list[int] | None:
+    "The ids of a task's training rows in its files; None where a row's position is its number (on the hub, which has no ids, always)."
+    if task.source != "local" or not TASKS[task.name].id: return None
+    folder = local_folder(task.name, ["train", *task.dev_sets])[0]
+    return row_ids(present(folder, TASKS[task.name], "train"), TASKS[task.name])
 
 # %% ../nbs/02_data.ipynb #aab5aab4
 def check_source(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BOTH', 'ENTAIL', 'NLI3', 'DUPLICATE', 'TASKS', 'PAWS', 'FACT', 'CLAIM', 'PAIR', 'SYMMETRIC', 'DataError', 'Form',
            'nearest', 'file_of', 'lines', 'read_label', 'wanted', 'tsv_records', 'json_records', 'unquoted',
-           'read_file']
+           'read_file', 'row_ids']
 
 # %% ../nbs/01a_forms.ipynb #3d91c4a1
 import ast
@@ -39,6 +39,7 @@ class Form:
     items: str = ""  # JSON lines: the list in each line whose items are the rows
     every: int = 0  # one file for all splits: each n-th line is for evaluation, the others for training
     literals: bool = False  # texts may be Python literals of bytes: b'...'
+    id: str = ""  # column by which tables of others name the training rows, a number; "": by their position in the file
 
 # %% ../nbs/01a_forms.ipynb #d92cb717
 BOTH = ["accuracy", "f1", "acc_and_f1"]
@@ -50,8 +51,8 @@ TASKS = {
     "SST-2": Form("SST-2", ("sentence", None, "label"), {"0": "negative", "1": "positive"}, ["accuracy"], hub="sst2"),
     "MRPC": Form("MRPC", ("#1 String", "#2 String", "Quality"), {"0": "not_equivalent", "1": "equivalent"}, BOTH, hub="mrpc", hub_texts=("sentence1", "sentence2")),
     "STS-B": Form("STS-B", ("sentence1", "sentence2", "score"), {}, ["corr", "pearson", "spearman"], hub="stsb"),
-    "QQP": Form("QQP", ("question1", "question2", "is_duplicate"), DUPLICATE, [*BOTH, "f1_weighted"], hub="qqp", skip_short=True),
-    "MNLI": Form("MNLI", ("sentence1", "sentence2", "gold_label"), NLI3, ["accuracy"], hub="mnli", hub_texts=("premise", "hypothesis"),
+    "QQP": Form("QQP", ("question1", "question2", "is_duplicate"), DUPLICATE, [*BOTH, "f1_weighted"], hub="qqp", skip_short=True, id="id"),
+    "MNLI": Form("MNLI", ("sentence1", "sentence2", "gold_label"), NLI3, ["accuracy"], hub="mnli", hub_texts=("premise", "hypothesis"), id="index",
                  files={"train": "train.tsv", "matched": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv"}),
     "QNLI": Form("QNLI", ("question", "sentence", "label"), ENTAIL, ["accuracy"], hub="qnli"),
     "RTE": Form("RTE", ("sentence1", "sentence2", "label"), ENTAIL, ["accuracy"], hub="rte"),
@@ -74,7 +75,7 @@ TASKS |= {
     "FEVER-Symmetric-v2": replace(SYMMETRIC, files={s: f"fever_symmetric_{s}_v0.2.jsonl|symmetric_v0.2/fever_symmetric_{s}.jsonl|sym2/{s}.jsonl" for s in ("dev", "test")})}
 
 # %% ../nbs/01a_forms.ipynb #d07985d5
-TASKS["mnli-subset"] = replace(TASKS["MNLI"], hub="", files={
+TASKS["mnli-subset"] = replace(TASKS["MNLI"], hub="", id="", files={
     "train": "train_subset.tsv", "matched": "dev_matched.tsv", "mismatched": "dev_mismatched_1000_tokenised.tsv"})
 TASKS["qqp-subset"] = replace(TASKS["QQP"], hub="", skip_short=False, files={"train": "train_subset.tsv", "dev": "dev_subset.tsv"})
 TASKS["climate-fever"] = Form("FEVER", ("claim", "evidence", "evidence_label"), {k.replace(" ", "_"): k for k in FACT}, ["accuracy"],
@@ -195,3 +196,16 @@ def read_file(
     out = {f"text_{ab}": [clean(t) for t in column] for ab, column in zip("ab", texts)}
     out["label"] = [read_label(raw, form, f"{path}, line {n}, column {said}") for (n, _), raw in zip(rows, label)]
     return out | {name: [r[i] for _, r in rows] for i, name in enumerate(names) if i > 1 + pair}
+
+# %% ../nbs/01a_forms.ipynb #4772d5c8
+def row_ids(
+    path: Path,
+    form: Form,
+    split: str = "train",
+) -> list[int] | None:
+    "The number in the id column of every row that `read_file` keeps, in its order; None where rows are known by their position."
+    if not form.id: return None
+    found = read_file(path, replace(form, keep=(form.id,)), split).get(form.id)
+    if found is None: raise DataError(f"{path}: no column {form.id!r}, by which stored predictions name the rows")
+    if bad := [i for i in found if not i.isdecimal()]: raise DataError(f"{path}, column {form.id}: {bad[0]!r} is no number")
+    return list(map(int, found))

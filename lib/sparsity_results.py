@@ -7,7 +7,7 @@ __all__ = ['SEARCHES', 'LOSS_NAMES', 'FACTS', 'FIXTURES', 'SCORED', 'COLUMNS', '
            'side', 'judged_by', 'in_words', 'start_of', 'extras', 'described', 'label', 'base', 'sparsity_of',
            'all_params', 'told_apart', 'tidy', 'sparsity_scores', 'criterion_only', 'kept_in_distribution',
            'sparsity_table', 'differences', 'frontier', 'plane_points', 'published_scores', 'beside_published',
-           'arranged', 'over_steps', 'planes', 'claims', 'bias_scores']
+           'arranged', 'over_steps', 'planes', 'timing_curves', 'claims', 'bias_scores']
 
 # %% ../nbs/09c_sparsity_results.ipynb #966385b6
 import numpy as np
@@ -262,9 +262,9 @@ def plane_points(
 
 # %% ../nbs/09c_sparsity_results.ipynb #2f9ded27
 def published_scores() -> pd.DataFrame:
-    "source, task, model, split, metric, FACTS, label, sparsity, published, published_sd, published_n"
+    "source, task, model, split, metric, FACTS, label, sparsity, published, published_sd, published_n, published_epochs (nan: not said)"
     frame = pd.read_csv(ROOT / "nbs" / "published" / "srnets.csv", comment="#").fillna(dict.fromkeys(FACTS, ""))
-    return frame.rename(columns={"value": "published", "sd": "published_sd", "n": "published_n"}).assign(label=[label(r) for r in frame.to_dict("records")])
+    return frame.rename(columns={"value": "published", "sd": "published_sd", "n": "published_n", "epochs": "published_epochs"}).assign(label=[label(r) for r in frame.to_dict("records")])
 
 def beside_published(
     table: pd.DataFrame,  # of `sparsity_table`
@@ -309,7 +309,7 @@ def over_steps(
     rest = early.extra.str.replace(r"(, )?from step \d+", "", regex=True)
     early = early.assign(step=step, extra=rest, short=[label({**r, "extra": e}) for r, e in zip(early.to_dict("records"), rest)])
     ends = main[main.figure != "timing"].merge(early[["task", "model", "sparsity", *FACTS]].drop_duplicates(), on=["task", "model", "sparsity", *FACTS])
-    return early, ends.assign(short="the same from the end" + ends.apart.map(lambda a: f" ({a})" if a else ""))
+    return early, ends.assign(short="from the end" + ends.apart.map(lambda a: f" ({a})" if a else ""))
 
 # %% ../nbs/09c_sparsity_results.ipynb #a864a858
 def planes(
@@ -325,6 +325,24 @@ def planes(
     if not found: return pd.DataFrame(columns=["task", "model", "figure", "whole", "frontier"])
     rank = {name: i for i, name in enumerate(dict.fromkeys(main.short))}  # one order of names, hence of colours, for curves and planes
     return pd.concat(found).sort_values("label", key=lambda c: c.map(rank), kind="stable", ignore_index=True)
+
+# %% ../nbs/09c_sparsity_results.ipynb #efc01289
+def timing_curves(
+    scores: pd.DataFrame,  # of `sparsity_scores`
+    main: pd.DataFrame,  # of `arranged`, of the same runs
+) -> pd.DataFrame:
+    "task, model, sparsity, row, short (what was searched from), step (of mask training), n, mean, low, high over seeds; searches of the timing figure and the same from the end and pre-trained"
+    early, ends = over_steps(main)
+    same = ["task", "model", "sparsity", "method", "search", "tuned"]
+    untuned = main[(main.start == "pre-trained") & (main.extra == "") & (main.method == "mask training")].merge(early[same].drop_duplicates(), on=same)
+    named = pd.concat([untuned.assign(short="pre-trained"), early.sort_values("step").assign(short=lambda f: [f"from step {s:g}" for s in f.step]), ends])[[*SYSTEM, "short"]].drop_duplicates()
+    names, found = main.drop_duplicates(["task", "split"]).set_index(["task", "split"]).row, []
+    for r in named.merge(scores[[*SYSTEM, "seed", "key"]].drop_duplicates(), on=SYSTEM).to_dict("records"):
+        if "curve.parquet" not in (run := find_run(r["key"])).result["artefacts"]: continue
+        curve = pd.read_parquet(run.artefact("curve.parquet"))
+        found.append(curve.melt("step", [s for s in curve if (r["task"], s) in names], "split", "value").assign(**r))
+    by = ["task", "model", "sparsity", "row", "short", "step"]
+    return summary(pd.concat(found).assign(row=lambda f: [names[k] for k in zip(f.task, f.split)]), by) if found else pd.DataFrame(columns=[*by, "n", "mean", "low", "high"])
 
 # %% ../nbs/09c_sparsity_results.ipynb #bdddacab
 def claims(

@@ -132,6 +132,7 @@ def train_mask(
     folder = Path(folder or tempfile.mkdtemp())
     total = epochs if max_steps < 0 else max_steps / math.ceil(len(task.splits["train"]) / batch_size)
     target = schedule(rise, initial, sparsity, last=total if rise_until is None else rise_until)
+    if abs(target(total) - sparsity) > 1e-3: raise ValueError(f"rise_until {rise_until} is beyond the last epoch, {total:g}: the sparsity would end at {target(total):.4f} and not at {sparsity}")
     masker = learned_mask(model, target(0.0), init, mask_scope(model, pooler, mask_classifier), scope, seed=seed)
     head = outside(model) if train_classifier else []
     file = best_file(folder)

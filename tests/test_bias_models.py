@@ -1,4 +1,8 @@
 """Bias models on real files: the stored claim-only predictions, and what shortcuts of real pairs are worth in and out of distribution."""
+import json
+from pathlib import Path
+
+import nbformat
 import numpy as np
 import pytest
 
@@ -7,6 +11,7 @@ from lib.data import load_task
 from lib.forms import TASKS, DataError
 from lib.ood import ood_sets
 
+NBS = Path(__file__).parents[1] / "nbs"
 FEVER = list(TASKS["FEVER"].labels.values())
 ROWS = 242_911  # of the training file that the stored predictions belong to
 
@@ -63,3 +68,27 @@ def test_claims_of_the_symmetric_set_tell_nothing(real):
     assert table.accuracy.tolist() == [0.5, 0.5], "every claim stands there once with each label"
     fitted = train_log_probs(Recipe("first_text"), dev, symmetric.labels)
     assert all((fitted[i] == fitted[j]).all() for claim in set(dev["text_a"]) for i, j in [[k for k, c in enumerate(dev["text_a"]) if c == claim]])
+
+
+def test_stored_predictions_find_their_rows_by_id_and_their_columns_by_name(tmp_path, monkeypatch):
+    "QQP as its public file is: ids with gaps and in any order, a short row. The table has the columns the other way round."
+    for name, value in {"SIEVE_DATA": tmp_path, "SIEVE_OUTPUTS": tmp_path / "out"}.items(): monkeypatch.setenv(name, str(value))
+    (folder := tmp_path / "glue" / "QQP").mkdir(parents=True)
+    ids = [9, 4, 7, 2]
+    for name in ("train", "dev"): (folder / f"{name}.tsv").write_text("id\tquestion1\tquestion2\tis_duplicate\n3\tshort\n" + "".join(f"{i}\tWhy {i}?\tHow {i}?\t{i % 2}\n" for i in ids))
+    table = {i: np.log([0.1 * i, 1 - 0.1 * i]).tolist() for i in range(1, 10)}
+    (tmp_path / "qqp.json").write_text(json.dumps(table))
+    cells = [c for c in nbformat.read(NBS / "20a_bias_model.ipynb", 4).cells if c.cell_type == "code"][:4]
+
+    def read(**given):
+        scope = {}
+        for cell in cells:
+            exec(cell.source, scope)  # noqa: S102
+            if "parameters" in cell.metadata.get("tags", []): scope |= {"task": "QQP", "source": "local", "stored": "qqp.json", **given}
+        return np.exp(scope["log_probs"]), scope["data"].labels
+
+    found, labels = read()
+    assert np.allclose(found[:, 0], [0.9, 0.4, 0.7, 0.2]) and np.allclose(read(stored_labels=labels[::-1])[0], found[:, ::-1])
+    with pytest.raises(DataError, match="not the task's labels"): read(stored_labels=["yes", "no"])
+    (tmp_path / "qqp.json").write_text(json.dumps({i: table[i] for i in (9, 2)}))
+    with pytest.raises(DataError, match="no row for id 4, the first of 2 that are missing"): read()

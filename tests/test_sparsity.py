@@ -9,7 +9,17 @@ import pandas as pd
 import pytest
 
 from lib.runs import ROOT, find_run, outputs, start
-from lib.sparsity_results import beside_published, bias_scores, differences, frontier, plane_points, sparsity_scores, sparsity_table
+from lib.sparsity_results import (
+    arranged,
+    beside_published,
+    bias_scores,
+    differences,
+    frontier,
+    plane_points,
+    sparsity_scores,
+    sparsity_table,
+    timing_curves,
+)
 
 SEEDS, SETS = [1, 2, 3], {"matched": .84, "mismatched": .845, "HANS": .62}
 FULL = {"ce": (0, 0), "poe": (-.02, .07), "reweight": (-.015, .06), "confreg": (0, .05)}
@@ -25,6 +35,7 @@ class Study:
 
     def make(self, notebook, rows, **params):
         run = start(notebook, {"task": "MNLI", "seed": 0, "source": "local", **params})
+        if notebook == "23_mask_training": pd.DataFrame([{"step": k, "selection": 0, **{r["split"]: r["value"] - 1 / k for r in rows if r["split"]}} for k in (10, 20)]).to_parquet(run.path("curve.parquet"))
         run.finish(rows)
         self.keys.append(run.key)
         return run.key
@@ -103,6 +114,17 @@ def test_tables_against_a_count_by_hand(keys):
     assert len(points) == len(at) and points.frontier.tolist() == frontier(points.x, points.y).tolist() and points.frontier.sum() > 1
 
 
+def test_searches_while_they_train(keys):
+    scores = sparsity_scores(keys)
+    found = timing_curves(scores, arranged(sparsity_table(scores)))
+    assert list(dict.fromkeys(found.short)) == ["pre-trained", "from step 5000", "from step 10000", "from the end (epochs 3)"] and set(found.sparsity) == {.7} and set(found.n) == {3}
+    for name, label in [("from step 5000", "mask training, PoE, from CE-tuned (from step 5000)"), ("pre-trained", "mask training, PoE, from pre-trained")]:
+        ends = scores[(scores.label == label) & (scores.sparsity == .7) & (scores.split == "HANS")].value
+        at = found[(found.short == name) & (found.row == "HANS (OOD), accuracy")].set_index("step")
+        half = 4.302652729696142 * ends.std() / np.sqrt(3)
+        assert at["mean"].to_dict() == pytest.approx({k: ends.mean() - 1 / k for k in (10, 20)}) and np.allclose(at.high - at["mean"], half)
+
+
 def test_published_figures_stand_beside_their_own_rows(keys):
     beside = beside_published(sparsity_table(sparsity_scores(keys)))
     liu = beside[beside.source.str.startswith("Liu") & (beside.split == "matched")].set_index("label").published.to_dict()
@@ -134,6 +156,6 @@ def test_the_notebook_reads_them_all(keys, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     run = find_run(next((outputs() / "44_sparsity_curves").glob("*")).name)
     figures = {n for n in run.result["artefacts"] if n.endswith(".svg")}
-    assert {"searches_MNLI_bert-base-uncased.svg", "isolated_MNLI_bert-base-uncased.svg", "variants_MNLI_bert-base-uncased.svg", "timing_MNLI_bert-base-uncased_0.7.svg", "plane_searches_MNLI_bert-base-uncased.svg"} <= figures
+    assert {"searches_MNLI_bert-base-uncased.svg", "isolated_MNLI_bert-base-uncased.svg", "variants_MNLI_bert-base-uncased.svg", "timing_MNLI_bert-base-uncased_0.7.svg", "plane_searches_MNLI_bert-base-uncased.svg", "training_MNLI_bert-base-uncased_0.7.svg"} <= figures
     claims = pd.read_csv(run.artefact("claims.csv")).fillna("")
     assert (claims.better[claims.label == "mask training, CE, from CE-tuned (OOD training data)"] == "HANS").all()

@@ -93,3 +93,24 @@ def test_what_only_the_data_can_tell_is_asked_before_anything_starts(project, ca
 def test_every_study_of_the_project_can_be_planned(path, smoke):
     sweep = load_sweep(path, smoke)
     assert sweep.runs and all(set(r.upstream) <= set(sweep.runs) for r in sweep.planned)
+
+
+def test_mask_training_of_the_robust_study_looks_as_often_as_published():
+    sweep, often = load_sweep(ROOT / "nbs" / "sweeps" / "srnets.yaml"), {"MNLI": 1000, "QQP": 1000, "FEVER": 500}
+    looks = {(r.stage, r.params["task"]): r.params["update_every"] for r in sweep.planned if r.notebook == "23_mask_training"}
+    assert len(looks) > 40 and {k: n for k, n in looks.items() if n != often[k[1]]} == {}
+
+
+def test_every_run_of_the_robust_study_is_read_by_an_analysis():
+    sweep = load_sweep(ROOT / "nbs" / "sweeps" / "srnets.yaml")
+    curves = [r for r in sweep.planned if r.notebook == "44_sparsity_curves"]
+    read, start = {u for r in curves for u in r.upstream}, {u for r in sweep.planned for u in r.upstream}
+    unread = {r.stage for r in sweep.planned if str(r) not in read and r.notebook in ("20_finetune", "23_mask_training", "23a_iterative_pruning")}
+    assert unread <= {"full_stopped", "imp_rewound"} and all(str(r) in start for r in sweep.planned if r.stage in unread)
+    assert len(curves) >= 5 and [r.labels for r in curves if not any(u.startswith("20a_bias_model/") for u in r.upstream)] == []
+
+
+def test_every_loss_of_the_library_is_trained_in_the_robust_study():
+    from lib.objectives import LOSSES
+    losses = lambda smoke: {r.params["loss"] for r in load_sweep(ROOT / "nbs" / "sweeps" / "srnets.yaml", smoke).planned if r.notebook == "20_finetune"}
+    assert losses(False) == set(LOSSES) and losses(True) == set(LOSSES) - {"permuted_confreg"}
