@@ -94,7 +94,7 @@ def check_rows(
     "DataError unless the run is of the task, its training rows were generated in the same way, and there are as many"
     if run.params["task"] != task.name: raise DataError(f"{run} is of task {run.params['task']}, not {task.name}")
     if task.name in PLANTED:
-        theirs, ours = ({k: v for k, v in fill_knobs(task.name, knobs).items() if k not in ("dev", "ood")} for knobs in (run.params["knobs"], task.knobs))
+        theirs, ours = ({k: v for k, v in fill_knobs(task.name, knobs).items() if k not in task.dev_sets} for knobs in (run.params["knobs"], task.knobs))
         if theirs != ours: raise DataError(f"{run} has the knobs {theirs}, and these training rows {ours}")
     if n != len(task.splits["train"]): raise DataError(f"{run} has answers for {n} rows, and {task.name} has {len(task.splits['train'])} training rows")
 

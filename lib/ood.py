@@ -11,9 +11,9 @@ __all__ = ['HANS', 'SETS', 'SYMMETRIC', 'OOD', 'OOD_TRAINING', 'OodSet', 'label_
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from .data import Splits, Task, check_source, dev_sets, evaluation_sets, load_task, to_dataset
+from .data import GENERATORS, Splits, Task, check_source, dev_sets, evaluation_sets, load_task, to_dataset
 from .forms import TASKS, DataError, nearest
-from .planted import LABELS, PLANTED, fill_knobs, stream
+from .planted import PLANTED, fill_knobs, stream
 
 # %% ../nbs/02a_ood.ipynb #2ef661a1
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ SETS = {"HANS": HANS, "hans-regenerated": HANS, "hans-regenerated-halves": HANS,
 SYMMETRIC = ["FEVER-Symmetric-v1", "FEVER-Symmetric-v2"]
 OOD = {  # task -> the sets that belong to it; a planted task has its own split
     "MNLI": ["HANS"], "QQP": ["PAWS-QQP", "PAWS-Wiki"], "FEVER": SYMMETRIC, "mnli-subset": ["hans-regenerated"],
-    "qqp-subset": ["paws-qqp-dev", "paws-x-en"], "climate-fever": SYMMETRIC, **{name: ["ood"] for name in PLANTED}}
+    "qqp-subset": ["paws-qqp-dev", "paws-x-en"], "climate-fever": SYMMETRIC, **{name: ["ood"] for name, made in GENERATORS.items() if "ood" in made.splits}}
 
 # %% ../nbs/02a_ood.ipynb #70e440d7
 def label_names(name: str) -> list[str]:
     "Labels of a task by name, in the order of their positions."
-    return LABELS if name in PLANTED else list(TASKS[name].labels.values())
+    return GENERATORS[name].labels if name in GENERATORS else list(TASKS[name].labels.values())
 
 # %% ../nbs/02a_ood.ipynb #0269bea9
 def places(
@@ -146,7 +146,7 @@ def check_sets(
 OOD_TRAINING = {  # task -> (set, split, times)
     "MNLI": [("HANS", "train", 1)], "QQP": [("PAWS-QQP", "train", 1), ("PAWS-Wiki", "train", 1)], "FEVER": [("FEVER-Symmetric-v2", "dev", 10)],
     "mnli-subset": [("hans-regenerated-halves", "train", 1)],  # to be evaluated on the other half, not on all of hans-regenerated
-    "qqp-subset": [("paws-x-en", "dev", 1)], "climate-fever": [("FEVER-Symmetric-v2", "dev", 10)], **{name: [(name, "ood", 1)] for name in PLANTED}}
+    "qqp-subset": [("paws-x-en", "dev", 1)], "climate-fever": [("FEVER-Symmetric-v2", "dev", 10)], **{name: [(name, "ood", 1)] for name, made in GENERATORS.items() if "ood" in made.splits}}
 
 def ood_parts(name: str) -> list[tuple]:
     "(set, split, times) of the rows out of distribution that a task can be trained on; DataError if there are none."

@@ -13,11 +13,10 @@ __all__ = ['SEARCHES', 'LOSS_NAMES', 'FACTS', 'FIXTURES', 'SCORED', 'COLUMNS', '
 import numpy as np
 import pandas as pd
 
-from .data import dev_sets
+from .data import GENERATORS, dev_sets
 from .forms import TASKS
 from .metrics import compare, summary
 from .ood import OOD, SETS
-from .planted import PLANTED
 from .runs import ROOT, find_run, run_folders
 from .runs import runs as run_rows
 
@@ -35,7 +34,7 @@ def judged_by(
     split: str,  # evaluation set
 ) -> str:
     "The measure of a set that counts"
-    return "accuracy" if task in PLANTED else TASKS[split if split in SETS else task].metrics[0]
+    return GENERATORS[task].metrics[0] if task in GENERATORS else TASKS[split if split in SETS else task].metrics[0]
 
 # %% ../nbs/09c_sparsity_results.ipynb #8115a9f3
 SEARCHES = {"23_mask_training": "mask training", "23a_iterative_pruning": "IMP", "21_importance": "importance", "22_magnitude": "magnitude", "26_draw_masks": "drawn masks"}
