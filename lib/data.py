@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GENERATORS', 'HUB', 'HUB_SPLITS', 'SPECIAL', 'Generator', 'dev_sets', 'local_folder', 'knock', 'hub_fault',
            'check_names', 'find', 'read_hub', 'Splits', 'Task', 'to_dataset', 'read_planted', 'load_task', 'present',
-           'check_knobs', 'train_ids', 'check_source', 'halves', 'evaluation_sets', 'word_pieces', 'tiny_tokenizer',
-           'task_texts', 'token_key', 'tokenized', 'collator']
+           'read_local', 'check_knobs', 'train_ids', 'check_source', 'halves', 'evaluation_sets', 'word_pieces',
+           'tiny_tokenizer', 'task_texts', 'token_key', 'tokenized', 'collator']
 
 # %% ../nbs/02_data.ipynb #75a8db55
 import hashlib
@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from .forms import TASKS, DataError, Form, file_of, nearest, read_file, row_ids
+from .parallel import pair_files, read_pairs
 from .planted import LABELS, PLANTED, SPLITS, fill_knobs, planted, stream
+from .planted_translation import LANGUAGES, PAIR_SPLITS, planted_pairs
 from .runs import data_dir, file_sha256, outputs
 
 # %% ../nbs/02_data.ipynb #planted-makers-1
@@ -30,8 +32,10 @@ class Generator:
     labels: list
     splits: list  # the first trains, the second is for choices
     metrics: list = field(default_factory=lambda: ["accuracy"])
+    languages: tuple = ()  # of sentence pairs: source and target
 
 GENERATORS = {name: Generator(planted, LABELS, SPLITS) for name in ("planted-nli", "planted-nli-plain")}
+GENERATORS["planted-translation"] = Generator(planted_pairs, ["translation"], PAIR_SPLITS, ["bleu", "bleu_tokenised"], LANGUAGES)
 
 # %% ../nbs/02_data.ipynb #9511cb26
 def dev_sets(name: str) -> list[str]:
@@ -136,6 +140,7 @@ class Task:
     files: dict[str, str]  # path below the data folder -> sha256
     source: str  # local, hub or planted
     knobs: dict | None = None  # of a planted task
+    languages: tuple = ()  # source and target of sentence pairs; (): a classification or a regression
     @property
     def criterion(self) -> str: return self.metrics[0]
 
@@ -163,18 +168,23 @@ def load_task(
     check_knobs(name, knobs)
     if place == "planted":
         made = GENERATORS[name]
-        return Task(name, made.labels, made.metrics, Splits(made.splits, lambda s: to_dataset(read_planted(name, s, knobs))), dev_sets(name), {}, "planted", knobs)
+        return Task(name, made.labels, made.metrics, Splits(made.splits, lambda s: to_dataset(read_planted(name, s, knobs))), dev_sets(name), {}, "planted", knobs, made.languages)
     on_hub = place == "hub"
-    read = lambda s: to_dataset(read_hub(name, s) if on_hub else read_file(present(place, form, s), form, s), not form.labels)
-    used = [] if on_hub else [f for s in form.files if s in (splits or form.files) and (f := file_of(place, form, s))]
+    read = lambda s: to_dataset(read_hub(name, s) if on_hub else read_local(place, form, s), not form.labels)
+    used = [] if on_hub else [f for s in form.files if s in (splits or form.files) and file_of(place, form, s) for f in pair_files(place, form, s)]
     files = {str(f.relative_to(data_dir())): file_sha256(f) for f in used}
-    return Task(name, list(form.labels.values()), form.metrics, Splits(list(form.files), read), dev_sets(name), files, "hub" if on_hub else "local")
+    return Task(name, list(form.labels.values()), form.metrics, Splits(list(form.files), read), dev_sets(name), files, "hub" if on_hub else "local", languages=form.sides)
 
 # %% ../nbs/02_data.ipynb #c0848fe8
 def present(folder: Path, form: Form, split: str) -> Path:
     "The path of a split's file, else DataError with what is there instead."
     if path := file_of(folder, form, split): return path
     raise DataError(f"no file {folder / form.files[split].replace('|', ' or ')}. There: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+
+def read_local(folder: Path, form: Form, split: str) -> dict[str, list]:
+    "Columns of a split in a folder: pairs of a parallel corpus, or rows with labels."
+    path = present(folder, form, split)
+    return read_pairs(folder, form, split) if form.sides else read_file(path, form, split)
 
 def check_knobs(name: str, knobs: dict | None) -> None:
     "Refuse unknown knobs of a planted task; other tasks have none, and pay no attention to them."
@@ -202,7 +212,7 @@ def check_source(
     check_knobs(name, knobs)
     if isinstance(place, Path):
         for split in splits or TASKS[name].files:
-            if file := file_of(place, TASKS[name], split): read_file(file, TASKS[name], split, limit=100)
+            if (file := file_of(place, TASKS[name], split)) and not TASKS[name].sides: read_file(file, TASKS[name], split, limit=100)
     return str(place)
 
 # %% ../nbs/02_data.ipynb #86e82320
@@ -282,6 +292,7 @@ def tokenized(
 ):
     "The rows as numbers, unpadded: what the tokenizer gives, and labels."
     if "input_ids" in dataset.column_names: return dataset  # it was done before
+    if hasattr(tokenizer, "rows"): return tokenizer.rows(dataset, max_length)  # of sentence pairs: it knows both sides
     import datasets
     datasets.disable_progress_bars()
     length = min(max_length, tokenizer.model_max_length)
@@ -292,5 +303,6 @@ def tokenized(
 
 def collator(tokenizer):
     "What makes a batch of tokenised rows: tensors, padded to the longest row."
+    if hasattr(tokenizer, "collate"): return tokenizer.collate
     from transformers import DataCollatorWithPadding
     return DataCollatorWithPadding(tokenizer)

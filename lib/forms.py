@@ -39,6 +39,7 @@ class Form:
     items: str = ""  # JSON lines: the list in each line whose items are the rows
     every: int = 0  # one file for all splits: each n-th line is for evaluation, the others for training
     literals: bool = False  # texts may be Python literals of bytes: b'...'
+    sides: tuple = ()  # languages of sentence pairs, source and target: the files' names hold {} for the side, and + between files that follow each other
     id: str = ""  # column by which tables of others name the training rows, a number; "": by their position in the file
 
 # %% ../nbs/01a_forms.ipynb #d92cb717
@@ -86,6 +87,14 @@ TASKS["paws-qqp-dev"] = replace(TASKS["PAWS-QQP"], folder="PAWS", files={"dev": 
 TASKS["paws-x-en"] = Form("PAWS", (0, 1, 2), DUPLICATE, PAWS, {"dev": "pawsx_dev-en.tsv", "test": "pawsx_test-en.tsv"}, "en", ("sentence1", "sentence2"),
                           root="ood", hub_repo="google-research-datasets/paws-x")
 
+# %% ../nbs/01a_forms.ipynb #forms-pairs-1
+_PAIRS = Form("", ("source", "target", "label"), {"translation": "translation"}, ["bleu", "bleu_tokenised"], root="translation", sides=("de", "en"))
+_SETS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
+TASKS["multi30k"] = replace(_PAIRS, files={"train": "train.{}.gz|train.{}", "dev": "val.{}.gz|val.{}"} | {
+    s: f"{s}.{{}}.gz|{s}.{{}}" for s in ("test_2016_flickr", "test_2017_flickr", "test_2017_mscoco")})
+TASKS["iwslt14"] = replace(_PAIRS, folder="iwslt14", every=23, files={
+    "train": "train.tags.de-en.{}", "dev": "train.tags.de-en.{}", "test": "+".join(f"IWSLT14.{s}.de-en.{{}}.xml" for s in _SETS)})
+
 # %% ../nbs/01a_forms.ipynb #4b16e842
 def nearest(word: str, valid) -> str:
     "The tail of an error message: what was probably meant, and what may be said."
@@ -99,7 +108,8 @@ def file_of(
     split: str,
 ) -> Path | None:
     "The split's file in a folder, under any of its names; None if it is not there."
-    return next((folder / name for name in form.files[split].split("|") if (folder / name).is_file()), None)
+    first = lambda name: folder / (name.split("+")[0].format(form.sides[0]) if form.sides else name)
+    return next((first(name) for name in form.files[split].split("|") if first(name).is_file()), None)
 
 # %% ../nbs/01a_forms.ipynb #7e0ba09f
 def lines(
