@@ -33,7 +33,7 @@ from .ood import as_set
 from .planted import stream
 from .runs import find_run
 from .architectures import ARCHITECTURES, model_class
-from .shrunken import is_shrunken
+from .shrunken import distinct, is_shrunken, restore
 from .units import attach, load
 
 logging.set_verbosity_error()  # a new head is no news
@@ -217,10 +217,10 @@ class Finetuner(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_file(self.model.state_dict(), Path(output_dir, "tensors.safetensors"))
+        save_file(distinct(self.model), Path(output_dir, "tensors.safetensors"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        self.model.load_state_dict(load_file(Path(resume_from_checkpoint, "tensors.safetensors")))
+        restore(self.model, load_file(Path(resume_from_checkpoint, "tensors.safetensors")))
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
@@ -283,10 +283,10 @@ class Best(TrainerCallback):
     def look(self, state, model):
         value = self.scorer(model)
         if value > self.value() or (self.later and value == self.value()):
-            save_file(model.state_dict(), draft := self.file.with_suffix(".new"), {"value": repr(value), "step": str(state.global_step)})
+            save_file(distinct(model), draft := self.file.with_suffix(".new"), {"value": repr(value), "step": str(state.global_step)})
             os.replace(draft, self.file)
 
-    def on_train_end(self, args, state, control, model=None, **_): self.restore and model.load_state_dict(self.weights())
+    def on_train_end(self, args, state, control, model=None, **_): self.restore and restore(model, self.weights())
 
 # %% ../nbs/08_training.ipynb #6280073f
 def arguments(
