@@ -322,6 +322,7 @@ def finetune(
     select=None,  # Dataset for keep="best"
     keep: str = "last",  # last or best: weights at the end
     metric: str = "",  # for the best; default the task's
+    scorer=None,  # model -> number, for the best; default the metric on `select`
     look_every: int = 0,  # steps from one look for the best to the next; 0: at each epoch's end
     folder: Path | None = None,  # checkpoints; a complete one there is resumed
     save_steps: int = 0,  # 0: no checkpoints
@@ -336,7 +337,7 @@ def finetune(
     steps = max_steps if max_steps >= 0 else int(np.ceil(len(rows) / batch_size) * epochs)
     args = arguments(folder, save_steps=save_steps, seed=seed, data_seed=seed, learning_rate=lr, num_train_epochs=epochs, max_steps=max_steps, report_to=report_to,
                      per_device_train_batch_size=batch_size, logging_steps=max(1, steps // 50), **{"weight_decay": 0.0, **more})
-    held = [Best(best_file(folder), lambda m: criterion(m, tokenizer, select, task, max_length, metric), every=look_every)] if keep == "best" and steps else []
+    held = [Best(best_file(folder), scorer or (lambda m: criterion(m, tokenizer, select, task, max_length, metric)), every=look_every)] if keep == "best" and steps else []
     with attach(model, mask) if mask else nullcontext(), trained_with(model, loss):
         made = trainer(model, args, collator(tokenizer), rows, loss=loss or task_loss(task), columns=tuple(columns or ()), callbacks=[*held, *callbacks])
         if steps: made.train(resume_from_checkpoint=newest(folder))

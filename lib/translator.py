@@ -23,6 +23,7 @@ from transformers import MarianConfig, MarianMTModel
 
 from . import training
 from .data import DataError, Task, nearest
+from .head_importance import classification_loss
 from .shrunken import is_shrunken
 from .translation import EOS, PAD, PairTokenizer, TokenSampler, bleu, load_pair_tokenizer, pair_tokenizer, token_batches
 from .units import load
@@ -156,9 +157,9 @@ class Kit:
     trainer: type
     score_sets: Callable
     criterion: Callable  # (model, tokenizer, rows, task, max_length, metric) -> number
-    loss: Callable | None  # (model, batch) -> summed loss, for importance; None: that of a classifier
+    loss: Callable  # (model, batch) -> summed loss, by which importance is measured
 
 def kit(task: Task) -> Kit:
     "For sentence pairs the functions above, for anything else those of `08_training`."
     if task.languages: return Kit(load_translator, train_translator, Translator, score_translations, bleu_of, summed_token_loss)
-    return Kit(training.load_model, training.finetune, training.Finetuner, training.score_sets, training.criterion, None)
+    return Kit(training.load_model, training.finetune, training.Finetuner, training.score_sets, training.criterion, classification_loss)
