@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
 
 from .architectures import parts
 from .forms import nearest
@@ -349,13 +347,16 @@ def moved(
     train: tuple[str, ...] = (),  # names of parameters that train too, e.g. the classifier's
 ) -> Iterator[PreTrainedModel]:
     "Inside the context the model runs under the masker, which is `model.movement`; everything is put back on every way out"
-    before, known = [(p, p.requires_grad) for p in model.parameters()], dict(model.named_parameters())
-    if wrong := [n for n in train if n not in known]: raise ValueError(f"no parameter {wrong[0]!r}{nearest(wrong[0], [n for n in known if n.split('.')[-1] == wrong[0].split('.')[-1]][-8:])}")
+    known = {n.replace(".parametrizations", "").removesuffix(".original"): p for n, p in model.named_parameters()}
+    if hasattr(model, "movement"): raise ValueError(f"this {type(model).__name__} is under a movement masker already: leave its context first")
+    if other := [s.name for s in masker.plan.slots if s.name not in known or known[s.name].shape != s.shape]: raise ValueError(f"the plan is another model's: this {type(model).__name__} has no {other[0]!r} of the planned shape")
+    if wrong := [n for n in train if n not in known]: raise ValueError(f"train: {type(model).__name__} has no parameter {wrong[0]!r}")
     given = [(s.name, _Weight(masker, s)) for s in masker.plan.slots]
     given += [(f"{s.name.removesuffix('weight')}bias", _Bias(masker, s, model.get_submodule(s.name.removesuffix(".weight")))) for s in masker.plan.slots if masker.bias and s.biased]
-    for name, p in known.items(): p.requires_grad_(p.requires_grad and (not freeze or name in train))
     with ExitStack() as stack:
-        for p, flag in before: stack.callback(p.requires_grad_, flag)
+        for name, p in known.items():
+            stack.callback(p.requires_grad_, p.requires_grad)
+            p.requires_grad_(p.requires_grad and (not freeze or name in train))
         stack.enter_context(parametrized(model, given))
         _passes(model, masker, stack)
         model.movement = masker.to(model.device).train(model.training)
