@@ -29,7 +29,7 @@ from .units import parametrized, tensors
 def share(p: float, n: int) -> int:
     "floor(p n), with p as it is written in decimals"
     if not 0 <= p <= 1: raise ValueError(f"p = {p} is no share to keep: give one between 0 and 1")
-    return min(n, math.floor(p * n + 1e-9))
+    return min(n, math.floor(p * n + max(1e-9, 1e-15 * n)))
 
 def topk_rule(scores: Tensor, p: float, minimum: float = 0.0) -> Tensor:
     "Booleans, floor(p n) of them True: the largest; equal ones by lowest index"
@@ -37,7 +37,7 @@ def topk_rule(scores: Tensor, p: float, minimum: float = 0.0) -> Tensor:
 
 def _at_least(kept: Tensor, scores: Tensor, minimum: float) -> Tensor:
     "The booleans, or the n_min largest where fewer are True"
-    n = min(scores.numel(), math.floor(minimum * scores.numel() + 1e-9) + 1) if minimum else 0
+    n = min(scores.numel(), share(minimum, scores.numel()) + 1) if minimum else 0
     return kept if n == 0 or int(kept.sum()) >= n else keep(scores, n)
 
 def threshold_rule(scores: Tensor, tau: float, minimum: float = 0.0) -> Tensor:
