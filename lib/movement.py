@@ -333,11 +333,11 @@ class _Bias(nn.Module):
         return bias * masker.rows(slot, module.parametrizations.weight.original).to(bias)
 
 def _passes(model: PreTrainedModel, masker: MovementMasker, stack: ExitStack) -> None:
-    "Masks are kept for one pass of the model"
+    "Masks are kept for one pass of the encoder, called by itself or by the model with a head"
     def begin(*_): masker.live = {}
     def end(*_): masker.live = None
-    stack.callback(model.register_forward_pre_hook(begin).remove)
-    stack.callback(model.register_forward_hook(end, always_call=True).remove)
+    stack.callback(model.base_model.register_forward_pre_hook(begin).remove)
+    stack.callback(model.base_model.register_forward_hook(end, always_call=True).remove)
 
 @contextmanager
 def moved(
