@@ -321,8 +321,7 @@ def finetune(
     columns: dict | None = None,  # name -> array with a row for each training row, for the loss
     select=None,  # Dataset for keep="best"
     keep: str = "last",  # last or best: weights at the end
-    metric: str = "",  # for the best; default the task's
-    scorer=None,  # model -> number, for the best; default the metric on `select`
+    metric: str = "", scorer=None,  # for the best: default the task's; or a function model -> number instead
     look_every: int = 0,  # steps from one look for the best to the next; 0: at each epoch's end
     folder: Path | None = None,  # checkpoints; a complete one there is resumed
     save_steps: int = 0,  # 0: no checkpoints
