@@ -51,12 +51,11 @@ def draw_cells(
     where: str,  # for the message
 ) -> pd.DataFrame:
     "Rows drawn without replacement in each cell, in order of (group, label), under their old index. Raises DataError for a cell too small."
-    have, parts = cell_sizes(frame), []
-    for (g, y), n in sorted(want.items()):
-        if (g, 0) not in have: raise DataError(f"{where}: no rows of group {g!r}. There: {', '.join(sorted(frame.group.unique())) or 'nothing'}")
-        if have[g, y] < n: raise DataError(f"{where}: group {g!r} has {have[g, y]} {LABELS[y]} rows, but {n} are asked for")
-        parts.append(frame[(frame.group == g) & (frame.label == y)].sample(n, random_state=seed))
-    return pd.concat(parts)
+    have = cell_sizes(frame)
+    if absent := sorted({g for g, _ in want} - {g for g, _ in have}): raise DataError(f"{where}: no rows of group {absent[0]!r}. There: {', '.join(sorted(frame.group.unique())) or 'nothing'}")
+    g, y = max(want, key=lambda cell: want[cell] - have[cell])  # the one that lacks most
+    if have[g, y] < want[g, y]: raise DataError(f"{where}: group {g!r} has {have[g, y]} {LABELS[y]} rows, but {want[g, y]} are asked for")
+    return pd.concat([frame[(frame.group == g) & (frame.label == y)].sample(n, random_state=seed) for (g, y), n in sorted(want.items())])
 
 # %% ../nbs/02d_toxicity.ipynb #02d-toxicity-09
 def toxigen_train(
@@ -209,7 +208,9 @@ def _toxigen(source: str, sizes: dict, protocol: str, seed: int, files: list) ->
     if thesis:
         test = draw_cells(rows, even_cells(groups, wanted["test"] // 2), seed, "toxigen, test")
         return {"train": train, "align": test, "select": frame[int(0.8 * len(frame)):] if prepared else faulty_validation(train, frame), "test": test}
-    parts = deal(_unseen(rows, train), {s: wanted[s] for s in ("align", "select", "test")}, seed)
+    shares, unseen = {s: wanted[s] for s in ("align", "select", "test")}, _unseen(rows, train)
+    draw_cells(unseen, even_cells(groups, sum(n // 2 for n in shares.values())), seed, "toxigen, align with select and test")  # refuses what the parts together lack
+    parts = deal(unseen, shares, seed)
     return {"train": train} | {s: draw_cells(part, even_cells(groups, wanted[s] // 2), seed, f"toxigen, {s}") for s, part in parts.items()}
 
 def _read_csv(name: str, file: str, files: list) -> pd.DataFrame:
