@@ -1,12 +1,13 @@
 """ToxiGen and HateXplain as they really are: the published counts, disjoint parts; and planted toxicity in a trained model."""
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from lib import toxicity
-from lib.data import DataError, load_task
+from lib.alignment import group_alignment, kept, random_subsets, recovery, remove, train_on
+from lib.data import DataError
+from lib.group_metrics import group_losses, group_metrics
 from lib.toxicity import BIASED, PARTS, cell_sizes, counts, hate_rows, hate_sample, load_toxicity, read_posts, same_text, toxigen_annotated
 
 CELLS = {  # published, neutral / toxic
@@ -91,24 +92,40 @@ def test_what_is_not_there_is_named(local, name, sizes, words):
     assert "\n" not in str(caught.value)
 
 
-def scores(task, seed, steps=300):
-    "Accuracy of each group on test, of a tiny model trained on the task's train."
+def trained(task, seed, steps=300):
+    "A tiny model of the task's training rows, its tokenizer, and the accuracy of each group on test."
     from lib.training import finetune, load_model, predict
     net, tokenizer = load_model("tiny", task, seed, tiny=dict(layers=2, width=64, heads=4))
     finetune(net, tokenizer, task, lr=2e-3, max_steps=steps, batch_size=32, max_length=48, seed=seed, disable_tqdm=True)
     rows = task.splits["test"]
-    right = predict(net, tokenizer, rows, max_length=48).argmax(1) == np.array(rows["label"])
-    return pd.Series(right).groupby(np.array(rows["group"])).mean()
+    table = group_metrics(predict(net, tokenizer, rows, max_length=48), rows["label"], rows["group"])
+    return net, tokenizer, table[table.group != "total"].set_index("group").accuracy
+
+
+def last_layer(net, tokenizer, rows):
+    "Inputs of the last layer with a one, and gradient of the loss by the logits: their products are the layer's gradients."
+    from lib.training import batches, head_input
+    found = []
+    for batch in batches(net, tokenizer, rows, 64, 48):
+        with torch.no_grad(), head_input(net, into := {}): logits = net(**batch).logits
+        wrong = logits.softmax(1) - torch.nn.functional.one_hot(batch["labels"], 2)
+        found.append((torch.nn.functional.pad(into["hidden"], (0, 1), value=1), wrong, logits))
+    return [torch.cat(part).double().numpy() for part in zip(*found)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_poison_makes_the_worst_group_and_its_removal_mends_it(seed):
-    task = load_task("planted-toxicity")
-    train = task.splits["train"]
+    "Removal of the poisoned rows mends, that of random rows does not, and low alignment finds the poison."
+    task = load_toxicity("planted-toxicity")
+    train, align = task.splits["train"], task.splits["align"]
     yes = np.array(train["poisoned"]) == "yes"
-    kept = {"all": np.ones_like(yes), "without": ~yes, "random": np.random.default_rng(seed).permutation(yes)}
-    kept["random"] = ~kept["random"]
-    found = {k: scores(replace(task, splits={**task.splits, "train": train.select(np.flatnonzero(rows))}), seed) for k, rows in kept.items()}
-    assert found["all"].idxmin() == found["random"].idxmin() == "vorin" and found["all"].min() < 0.65 and found["random"].min() < 0.65
-    assert found["without"].min() > 0.9 and found["all"].drop("vorin").min() > 0.9
+    net, tokenizer, base = trained(task, seed)
+    (h, wrong, _), (at, missed, logits) = last_layer(net, tokenizer, train), last_layer(net, tokenizer, align)
+    scores = (wrong @ missed.T) * (h @ at.T)
+    ranked = group_alignment(scores, align["group"], group_losses(logits, align["label"], align["group"]))
+    assert recovery(ranked, train["poisoned"]).auc[0] > 0.7
+    out = {"poison": np.flatnonzero(yes), "random": random_subsets(len(yes), int(yes.sum()), 1, seed)[0], "lowest": remove(ranked, int(yes.sum()))}
+    found = {k: trained(train_on(task, kept(len(yes), rows)), seed)[2] for k, rows in out.items()}
+    assert base.idxmin() == found["random"].idxmin() == "vorin" and base.min() < 0.65 and found["random"].min() < 0.65
+    assert found["poison"].min() > 0.9 and base.drop("vorin").min() > 0.9 and found["lowest"].min() > base.min() + 0.1
