@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 # %% ../nbs/03d_group_metrics.ipynb #03d-group-metrics-05
 def as_array(values) -> np.ndarray:
     "Values of a list, array, tensor (on any device), Series or Column as an array."
-    if hasattr(values, "detach"): values = values.detach().cpu().numpy()
+    if hasattr(values, "detach"): values = (values.float() if "bfloat16" in str(values.dtype) else values).detach().cpu().numpy()
     return np.asarray(values if hasattr(values, "__array__") else list(values))
 
 def group_codes(

@@ -69,7 +69,7 @@ def toxigen_train(
     for column in ("generation", "generation_method", "group", "prompt_label"):
         if column not in raw: raise DataError(f"toxigen, train: no column {column!r}. There: {', '.join(raw)}")
     rows = raw[raw.generation.notna() & (raw.generation.astype(str).str.strip() != "")]
-    least = rows.groupby(["generation_method", "group"]).size().groupby("generation_method").min()
+    least = rows.groupby(["group", "generation_method"]).size().unstack(fill_value=0).min()
     equal = pd.concat([part.sample(least[method], random_state=seed) for (_, method), part in rows.groupby(["group", "generation_method"])])
     named = pd.DataFrame({"id": [f"train-{i}" for i in equal.index], "text_a": equal.generation.to_numpy(), "label": equal.prompt_label.astype(int).to_numpy(), "group": equal.group.to_numpy()})
     frame = draw_cells(named, even_cells(named.group.unique(), size // 2, biased, share), seed, "toxigen, train").reset_index(drop=True)
@@ -290,7 +290,7 @@ def check_toxicity(name: str, source: str, sizes: dict | None, protocol: str) ->
     for split, n in (sizes or {}).items():
         if split not in PARTS: raise DataError(f"{name}: no split {split!r} to have a size{nearest(split, PARTS)}")
         if n is None and name == "hatexplain": continue
-        if not isinstance(n, int) or isinstance(n, bool) or n < 2: raise DataError(f"{name}: size of {split} = {n!r} must be a whole number of rows for each group, 2 at least")
+        if not isinstance(n, int) or isinstance(n, bool) or n < 2 or n % 2: raise DataError(f"{name}: size of {split} = {n!r} must be an even number of rows for each group, 2 at least")
 
 # %% ../nbs/02d_toxicity.ipynb #02d-toxicity-40
 def load_toxicity(
