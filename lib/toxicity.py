@@ -69,7 +69,7 @@ def toxigen_train(
     for column in ("generation", "generation_method", "group", "prompt_label"):
         if column not in raw: raise DataError(f"toxigen, train: no column {column!r}. There: {', '.join(raw)}")
     rows = raw[raw.generation.notna() & (raw.generation.astype(str).str.strip() != "")]
-    least = rows.groupby(["group", "generation_method"]).size().unstack(fill_value=0).min()
+    least = pd.crosstab(rows.group, rows.generation_method).min()
     equal = pd.concat([part.sample(least[method], random_state=seed) for (_, method), part in rows.groupby(["group", "generation_method"])])
     named = pd.DataFrame({"id": [f"train-{i}" for i in equal.index], "text_a": equal.generation.to_numpy(), "label": equal.prompt_label.astype(int).to_numpy(), "group": equal.group.to_numpy()})
     frame = draw_cells(named, even_cells(named.group.unique(), size // 2, biased, share), seed, "toxigen, train").reset_index(drop=True)
