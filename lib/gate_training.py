@@ -22,7 +22,7 @@ from .training import Best, Finetuner, best_file, finetune
 
 # %% ../nbs/08e_gate_training.ipynb #e49b75fe
 SCHEDULES = {  # (step, steps in all) -> share of the peak rate
-    "linear": lambda step, total: max(0.0, 1 - step / total), "constant": lambda step, total: 1.0}
+    "linear": lambda step, total: max(0.0, 1 - step / total), "constant": lambda step, total: 1.0, "model": None}  # model: that of the weights
 
 class GateTraining:
     "Mixed into a Finetuner whose model is `gated` by a HeadGate: its scores have a rate, a decay and a schedule of their own"
@@ -39,7 +39,7 @@ class GateTraining:
     def create_scheduler(self, num_training_steps, optimizer=None):
         others = super().create_scheduler(num_training_steps, optimizer).lr_lambdas[:-1]
         for group in self.optimizer.param_groups: group["lr"] = group["initial_lr"]  # the first scheduler has already moved it
-        self.lr_scheduler = LambdaLR(self.optimizer, [*others, lambda step: self.gate_schedule(step, num_training_steps)])
+        self.lr_scheduler = LambdaLR(self.optimizer, [*others, (lambda step: self.gate_schedule(step, num_training_steps)) if self.gate_schedule else others[0]])
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, **more):

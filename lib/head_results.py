@@ -16,7 +16,7 @@ from .sparsity_results import all_params, base
 
 # %% ../nbs/09e_head_results.ipynb #7730fa59
 METHODS = {"dsp": "DSP", "ste": "straight-through", "hard_concrete": "hard concrete"}
-SCORED = {"25_head_gates": "gates", "21a_rank_heads": "importance", "27_evaluate": "a mask", "20_finetune": "whole", "20b_translate": "whole"}
+SCORED = {"25_head_gates": "gates", "21a_rank_heads": "importance", "27_evaluate": "a mask", "27a_evaluate_translation": "a mask", "20_finetune": "whole", "20b_translate": "whole"}
 WHOLE = "full model"
 
 def named(
@@ -27,7 +27,7 @@ def named(
     if params["notebook"] == "25_head_gates":
         return METHODS[params["method"]] + (", joint" if params["joint"] else ", gates only") + ("" if params["method"] != "dsp" or params["annealing"] else ", no annealing")
     if params["notebook"] == "21a_rank_heads": return f"importance ({params['variant']}{'' if params['recompute'] else ', ranked once'})"
-    if params["notebook"] == "27_evaluate" and not _missing(row.get("mask")): return f"{row['kind']} heads"
+    if params["notebook"].startswith("27") and not _missing(row.get("mask")): return f"{row['kind']} heads"
     return WHOLE
 
 def _missing(value) -> bool: return value is None or value == "" or value != value
@@ -40,7 +40,7 @@ def _row(row: dict, known: dict) -> dict | None:
     "A metric row as one of the frame's; None for what has no place there"
     p, k = known[row["key"]], row.get("kept_head")
     label = named(p, row)
-    if row.get("mask") == "majority" or (label == WHOLE and p.get("mask")) or (label != WHOLE and _missing(k)): return None
+    if row.get("mask") in ("majority", "copy") or (label == WHOLE and p.get("mask")) or (label != WHOLE and _missing(k)): return None
     return {"task": p["task"], "model": base(p, known), "label": label, "k": None if label == WHOLE else int(k), "heads": row.get("of_head"),
             "seed": p["seed"], **{c: row[c] for c in ("split", "metric", "value", "n", "key")}}
 

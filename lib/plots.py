@@ -96,13 +96,16 @@ def heatmap(
     title: str = "",        # what is counted, of which runs
     label: str = "",        # the colour's meaning, with unit
     limits: tuple = None,   # (low, high) of the colour; default 0 to the largest mean
+    names: list = (),       # of the layers, e.g. their kind of attention and number; default their numbers
 ) -> Figure:                # layers by heads, or one strip of layers
     "Mean and, below it, standard deviation of every head or MLP."
     axes = ["layer", "head"] if "head" in frame else ["layer"]
     shape = tuple(frame[axes].max() + 1) if len(axes) == 2 else (1, int(frame.layer.max()) + 1)
     fill = lambda column: frame.sort_values(axes)[column].to_numpy(float).reshape(shape)
     sds = fill("sd") if "sd" in frame and frame.sd.notna().any() else None
-    return _matrix(fill("mean"), sds, title, label, limits, *(("Head", "Layer") if len(axes) == 2 else ("Layer", "")))[0]
+    figure, ax = _matrix(fill("mean"), sds, title, label, limits, *(("Head", "Layer") if len(axes) == 2 else ("Layer", "")))
+    if len(names): ax.set_yticks(range(len(names)), names)
+    return figure
 
 # %% ../nbs/09_plots.ipynb #7b2031de
 @styled

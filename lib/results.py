@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIXTURES', 'UNITS', 'FAMILIES', 'GROUP', 'SETTINGS', 'NAMES', 'SPLITS', 'ANSWERS', 'ORDER', 'REPORTED', 'CRITERION',
-           'released_folder', 'released_files', 'mask_tables', 'describe', 'released_scores', 'run_scores',
-           'run_predictions', 'score_tables', 'main_scores', 'published', 'with_full', 'compare_examples',
+           'released_folder', 'released_files', 'mask_tables', 'describe', 'layer_names', 'released_scores',
+           'run_scores', 'run_predictions', 'score_tables', 'main_scores', 'published', 'with_full', 'compare_examples',
            'released_sizes', 'sizes']
 
 # %% ../nbs/09a_results.ipynb #c8bfc940
@@ -17,7 +17,7 @@ import torch
 from transformers import BertConfig
 
 from .agreement import super_table
-from .masks import TASK_ORDER, mask_labels, released_masks, run_masks, run_survival
+from .masks import TASK_ORDER, mask_file, mask_info, mask_labels, released_masks, run_masks, run_survival
 from .metrics import half_width, paired_bootstrap, sample_sd, summary
 from .runs import ROOT, data_dir, file_sha256, find_run
 from .runs import runs as run_rows
@@ -48,7 +48,7 @@ def _masks(runs, released, family):
     "All masks of a family, heads and MLPs; an empty table if the source has none."
     if family == "super": return _super(_masks(runs, released, "heads_mlps"))
     if runs:
-        table = run_survival(_made_by(runs, "22_magnitude")) if family == "magnitude" else run_masks(_made_by(runs, "21_importance", "26_draw_masks"))
+        table = run_survival(_made_by(runs, "22_magnitude")) if family == "magnitude" else run_masks(_made_by(runs, "21_importance", "25_head_gates", "26_draw_masks"))
         return table[table.family == family] if len(table) else pd.DataFrame(columns=["kind"])
     folder = released_folder(released)
     return released_masks(folder, family) if (folder / "masks" / family).is_dir() else pd.DataFrame(columns=["kind"])
@@ -77,7 +77,7 @@ def mask_tables(
 # %% ../nbs/09a_results.ipynb #8946f6a5
 UNITS = {"head": "heads", "mlp": "MLPs"}
 FAMILIES = {"heads": "heads pruned alone", "mlps": "MLPs pruned alone", "heads_mlps": "heads and MLPs pruned together", "super": "super survivors",
-            "heads_mlps_on_train": "found on training data", "heads_mlps_hans": "HANS", "magnitude": "weights pruned by magnitude"}
+            "heads_mlps_on_train": "found on training data", "heads_mlps_hans": "HANS", "head_gates": "found by gates", "magnitude": "weights pruned by magnitude"}
 
 def describe(
     family: str,  # family of masks
@@ -86,6 +86,14 @@ def describe(
     "Unit and family in words."
     text = FAMILIES.get(family, family.replace("_", " "))
     return text if family in ("heads", "mlps") else f"{UNITS[kind]} ({text})"
+
+# %% ../nbs/09a_results.ipynb #results-kinds-1
+def layer_names(
+    runs: list,  # of masks over heads, of one model type
+) -> list:       # e.g. encoder 0, encoder 1, cross 0 ...; empty where all rows are of one kind, or nothing is said
+    "Names of a head mask's rows."
+    kinds = next((k for key in _made_by(runs, "25_head_gates") if (k := mask_info(mask_file(key))["provenance"].get("kinds"))), [])
+    return [f"{kind} {kinds[:i].count(kind)}" for i, kind in enumerate(kinds)] if len(set(kinds)) > 1 else []
 
 # %% ../nbs/09a_results.ipynb #af527794
 GROUP = ["task", "split", "metric", "family", "kind", "state"]

@@ -33,7 +33,7 @@ from .ood import as_set
 from .planted import stream
 from .runs import find_run
 from .architectures import ARCHITECTURES, model_class
-from .shrunken import is_shrunken
+from .shrunken import distinct, is_shrunken, restore
 from .units import attach, load
 
 logging.set_verbosity_error()  # a new head is no news
@@ -217,10 +217,10 @@ class Finetuner(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_file(self.model.state_dict(), Path(output_dir, "tensors.safetensors"))
+        save_file(distinct(self.model), Path(output_dir, "tensors.safetensors"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        self.model.load_state_dict(load_file(Path(resume_from_checkpoint, "tensors.safetensors")))
+        restore(self.model, load_file(Path(resume_from_checkpoint, "tensors.safetensors")))
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
@@ -283,10 +283,10 @@ class Best(TrainerCallback):
     def look(self, state, model):
         value = self.scorer(model)
         if value > self.value() or (self.later and value == self.value()):
-            save_file(model.state_dict(), draft := self.file.with_suffix(".new"), {"value": repr(value), "step": str(state.global_step)})
+            save_file(distinct(model), draft := self.file.with_suffix(".new"), {"value": repr(value), "step": str(state.global_step)})
             os.replace(draft, self.file)
 
-    def on_train_end(self, args, state, control, model=None, **_): self.restore and model.load_state_dict(self.weights())
+    def on_train_end(self, args, state, control, model=None, **_): self.restore and restore(model, self.weights())
 
 # %% ../nbs/08_training.ipynb #6280073f
 def arguments(
@@ -321,7 +321,7 @@ def finetune(
     columns: dict | None = None,  # name -> array with a row for each training row, for the loss
     select=None,  # Dataset for keep="best"
     keep: str = "last",  # last or best: weights at the end
-    metric: str = "",  # for the best; default the task's
+    metric: str = "", scorer=None,  # for the best: default the task's; or a function model -> number instead
     look_every: int = 0,  # steps from one look for the best to the next; 0: at each epoch's end
     folder: Path | None = None,  # checkpoints; a complete one there is resumed
     save_steps: int = 0,  # 0: no checkpoints
@@ -336,7 +336,7 @@ def finetune(
     steps = max_steps if max_steps >= 0 else int(np.ceil(len(rows) / batch_size) * epochs)
     args = arguments(folder, save_steps=save_steps, seed=seed, data_seed=seed, learning_rate=lr, num_train_epochs=epochs, max_steps=max_steps, report_to=report_to,
                      per_device_train_batch_size=batch_size, logging_steps=max(1, steps // 50), **{"weight_decay": 0.0, **more})
-    held = [Best(best_file(folder), lambda m: criterion(m, tokenizer, select, task, max_length, metric), every=look_every)] if keep == "best" and steps else []
+    held = [Best(best_file(folder), scorer or (lambda m: criterion(m, tokenizer, select, task, max_length, metric)), every=look_every)] if keep == "best" and steps else []
     with attach(model, mask) if mask else nullcontext(), trained_with(model, loss):
         made = trainer(model, args, collator(tokenizer), rows, loss=loss or task_loss(task), columns=tuple(columns or ()), callbacks=[*held, *callbacks])
         if steps: made.train(resume_from_checkpoint=newest(folder))
