@@ -21,6 +21,7 @@ import numpy as np
 from .forms import TASKS, DataError, Form, file_of, nearest, read_file, row_ids
 from .parallel import pair_files, read_pairs
 from .planted import LABELS, PLANTED, SPLITS, fill_knobs, planted, stream
+from .planted_toxicity import TOXIC, TOXIC_SPLITS, planted_toxicity
 from .planted_translation import LANGUAGES, PAIR_SPLITS, planted_pairs
 from .runs import data_dir, file_sha256, outputs
 
@@ -36,6 +37,7 @@ class Generator:
 
 GENERATORS = {name: Generator(planted, LABELS, SPLITS) for name in ("planted-nli", "planted-nli-plain")}
 GENERATORS["planted-translation"] = Generator(planted_pairs, ["translation"], PAIR_SPLITS, ["bleu", "bleu_tokenised"], LANGUAGES)
+GENERATORS["planted-toxicity"] = Generator(planted_toxicity, TOXIC, TOXIC_SPLITS)
 
 # %% ../nbs/02_data.ipynb #9511cb26
 def dev_sets(name: str) -> list[str]:
