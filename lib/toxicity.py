@@ -262,7 +262,7 @@ def check_rows(
 # %% ../nbs/02d_toxicity.ipynb #02d-toxicity-37
 def _planted(protocol: str, seed: int, knobs: dict | None) -> dict:
     "Splits of planted toxicity, with ids"
-    task = load_task("planted-toxicity", knobs=knobs)
+    task = load_task("planted-toxicity", knobs={"seed": seed} | (knobs or {}))
     dev, test = task.splits["dev"], task.splits["test"]
     align, select = halves(dev, seed) if protocol == "split" else (test, dev)
     named = {"train": ("train", task.splits["train"]), "align": ("dev" if protocol == "split" else "test", align), "select": ("dev", select), "test": ("test", test)}
