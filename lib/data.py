@@ -22,6 +22,7 @@ from .forms import TASKS, DataError, Form, file_of, nearest, read_file, row_ids
 from .parallel import pair_files, read_pairs
 from .planted import LABELS, PLANTED, SPLITS, fill_knobs, planted, stream
 from .planted_toxicity import TOXIC, TOXIC_SPLITS, planted_toxicity
+from .planted_gender import SENTIMENT, planted_gender
 from .planted_translation import LANGUAGES, PAIR_SPLITS, planted_pairs
 from .runs import data_dir, file_sha256, outputs
 
@@ -36,6 +37,7 @@ class Generator:
     languages: tuple = ()  # of sentence pairs: source and target
 
 GENERATORS = {name: Generator(planted, LABELS, SPLITS) for name in ("planted-nli", "planted-nli-plain")}
+GENERATORS["planted-gender"] = Generator(planted_gender, SENTIMENT, ["train", "dev"])
 GENERATORS["planted-translation"] = Generator(planted_pairs, ["translation"], PAIR_SPLITS, ["bleu", "bleu_tokenised"], LANGUAGES)
 GENERATORS["planted-toxicity"] = Generator(planted_toxicity, TOXIC, TOXIC_SPLITS)
 

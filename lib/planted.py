@@ -69,7 +69,7 @@ def write(
 # %% ../nbs/01_planted.ipynb #0992eed1
 NLI = dict(strength=0.9, rule=0.85, train=8000, dev=1000, ood=1000, seed=0)
 PLANTED = {"planted-nli": NLI, "planted-nli-plain": {**NLI, "strength": 0.5},
-           "planted-translation": dict(train=8000, dev=400, test=400, seed=0),
+           "planted-translation": dict(train=8000, dev=400, test=400, seed=0), "planted-gender": dict(lean=0.8, train=6000, dev=600, seed=0),
            "planted-toxicity": dict(poison=0.7, noise=0.02, groups=4, target=0, train=2000, dev=400, test=800, seed=0)}
 MAPS = {"planted-attention": dict(noise=0.15, padding=0.5, label_noise=0.0, low=16, high=128, train=1200, dev=400, seed=0)}  # of no text: see below
 

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['TINY', 'draw_head', 'outside', 'tiny_model', 'head_config', 'model_place', 'check_model', 'has_head', 'check_head',
            'load_model', 'save_model', 'batches', 'predict', 'score_sets', 'task_loss', 'Finetuner', 'with_columns',
-           'head_input', 'trained_with', 'newest', 'Best', 'arguments', 'finetune', 'criterion', 'best_file',
-           'pretrain']
+           'head_input', 'trained_with', 'newest', 'Best', 'arguments', 'finetune', 'criterion', 'best_file']
 
 # %% ../nbs/08_training.ipynb #e5e0e9f6
 import os
@@ -23,8 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, mse_loss
-from transformers import (AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorForLanguageModeling, Trainer,
-                          TrainerCallback, TrainingArguments)
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from .data import DataError, Task, collator, knock, nearest, task_texts, tiny_tokenizer, tokenized
@@ -353,28 +351,3 @@ def best_file(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if newest(folder) is None: (folder / "best.safetensors").unlink(missing_ok=True)
     return folder / "best.safetensors"
-
-# %% ../nbs/08_training.ipynb #bf62dadf
-def pretrain(
-    model,
-    tokenizer,
-    task: Task,
-    steps: int,
-    lr: float = 5e-4,
-    batch_size: int = 32,
-    max_length: int = 128,
-    seed: int = 0,
-) -> Trainer:
-    "Train the model's encoder in place as a masked language model (15 % of the words) on the training texts."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        mlm = AutoModelForMaskedLM.from_config(model.config)
-    mlm.base_model.load_state_dict(model.base_model.state_dict(), strict=False)  # all but the pooler
-    rows = tokenized(task.splits["train"], tokenizer, max_length).remove_columns("labels")
-    loss = lambda logits, labels: cross_entropy(logits.flatten(0, 1), labels.flatten())
-    args = arguments(Path(tempfile.mkdtemp()), seed=seed, data_seed=seed, learning_rate=lr, max_steps=steps, per_device_train_batch_size=batch_size,
-                     report_to="none", logging_steps=max(1, steps // 50))
-    trainer = Finetuner(mlm, args, DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15), rows, loss=loss)
-    trainer.train()
-    model.base_model.load_state_dict(mlm.base_model.state_dict(), strict=False)
-    return trainer
