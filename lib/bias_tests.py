@@ -109,7 +109,7 @@ def stereo_test(
     draws: int = 1000, seed: int = 0,
 ) -> list[dict]:
     "Rows domain, metric, value, low, high (95 % bootstrap over target terms), n (items); the domain all where there are several."
-    domains = {d: part for d, part in scores.groupby("bias_type")} | ({"all": scores} if scores.bias_type.nunique() > 1 else {})
+    domains = {d: part for d, part in scores.groupby("bias_type")} | ({"all": scores} if len(set(scores.bias_type)) > 1 else {})
     rows = []
     for domain, part in domains.items():
         terms, rng = [t for _, t in part.groupby("target")], stream(seed, "terms", domain)
@@ -170,7 +170,7 @@ def pair_test(
     draws: int = 1000, seed: int = 0,
 ) -> list[dict]:
     "Rows domain (a bias type, a type and direction, all), metric, value, low, high (95 % bootstrap over pairs), n."
-    parts = {t: p for t, p in scores.groupby("bias_type")} | {f"{t}, {d}": p for (t, d), p in scores.groupby(["bias_type", "direction"])} | ({"all": scores} if scores.bias_type.nunique() > 1 else {})
+    parts = {t: p for t, p in scores.groupby("bias_type")} | {f"{t}, {d}": p for (t, d), p in scores.groupby(["bias_type", "direction"])} | ({"all": scores} if len(set(scores.bias_type)) > 1 else {})
     rows = []
     for domain, part in parts.items():
         wins, rng = (part.more.to_numpy() > part.less.to_numpy()), stream(seed, "pairs", domain)

@@ -51,14 +51,14 @@ def planted_gender(
     rng, n, out = stream(knob["seed"], name, split), knob[split], {"text_a": [], "label": [], "occupation": [], "gender": []}
     pick = lambda words: words[rng.integers(len(words))]
     everyone = [o for group in OCCUPATIONS.values() for o in group]
-    for kind in rng.permutation(np.arange(n) % 4):
+    for kind in rng.permutation(np.arange(n) % 8):
         occupation, bright = pick(everyone), bool(rng.integers(2))
-        female = rng.random() < (probability(occupation, knob["lean"]) if kind < 2 else 0.5)
-        template = pick(BOTH if kind < 2 else TARGET if kind == 2 else ATTRIBUTE)
+        female = rng.random() < (probability(occupation, knob["lean"]) if kind < 6 else 0.5)
+        template = pick(BOTH if kind < 6 else TARGET if kind == 6 else ATTRIBUTE)
         out["text_a"].append(sentence(template, occupation, female, pick(BRIGHT if bright else GLOOMY), pick(PLACES), pick(PERSONS)))
         out["label"].append(SENTIMENT[bright])
-        out["occupation"].append(occupation if kind < 3 else "")
-        out["gender"].append(("female" if female else "male") if kind != 2 else "")
+        out["occupation"].append(occupation if kind < 7 else "")
+        out["gender"].append(("female" if female else "male") if kind != 6 else "")
     return out
 
 # %% ../nbs/01d_planted_gender.ipynb #01d-planted-gender-09
