@@ -149,7 +149,7 @@ def test_readme_tables_are_what_the_sweeps_say():
     assert readme.filled(text) == text, "run make readme"
 
 
-COMMANDS = [*(f"L{i}" for i in [1, 2, 3, 4, 5, 6]), "L7a", "L7b", "L7c", "L7d", "L7e", "L8a", "L8b", "L8c", *(f"L{i}" for i in range(9, 34)), *(f"R{i}" for i in range(1, 45)), *(f"H{i}" for i in range(1, 32))]
+COMMANDS = [*(f"L{i}" for i in [1, 2, 3, 4, 5, 6]), "L7a", "L7b", "L7c", "L7d", "L7e", "L8a", "L8b", "L8c", *(f"L{i}" for i in range(9, 34)), *(f"R{i}" for i in range(1, 45)), *(f"H{i}" for i in range(1, 32)), *(f"G{i}" for i in range(1, 24)), *(f"D{i}" for i in range(1, 35))]
 
 
 def test_every_published_command_has_a_stage_a_place_or_a_reason():
