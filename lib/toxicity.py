@@ -6,7 +6,7 @@
 __all__ = ['TOXICITY', 'BIASED', 'HATE_GROUPS', 'COLUMNS', 'HATE_LABELS', 'REPOS', 'REVISIONS', 'SIZES', 'PARTS', 'cell_sizes',
            'even_cells', 'draw_cells', 'toxigen_train', 'faulty_validation', 'toxigen_annotated', 'plain_post',
            'hate_rows', 'hate_sample', 'same_text', 'deal', 'in_folder', 'hub_frame', 'read_posts', 'read_prepared',
-           'check_rows', 'check_toxicity', 'load_toxicity', 'counts']
+           'check_rows', 'check_toxicity', 'check_groups', 'load_toxicity', 'counts']
 
 # %% ../nbs/02d_toxicity.ipynb #02d-toxicity-02
 import json
@@ -293,6 +293,11 @@ def check_toxicity(name: str, source: str, sizes: dict | None, protocol: str) ->
         if not isinstance(n, int) or isinstance(n, bool) or n < 2 or n % 2: raise DataError(f"{name}: size of {split} = {n!r} must be an even number of rows for each group, 2 at least")
 
 # %% ../nbs/02d_toxicity.ipynb #02d-toxicity-40
+def check_groups(name: str, source: str = "auto", sizes: dict | None = None, protocol: str = "split") -> str:
+    "Where the rows will come from. Raises DataError like `load_toxicity`, without reading them."
+    check_toxicity(name, source, sizes or None, protocol)
+    return "planted" if name == "planted-toxicity" else _source(name, source)
+
 def load_toxicity(
     name: str,  # of TOXICITY
     source: str = "auto",  # auto: a local folder if it has the rows, else the hub; local, hub, planted
