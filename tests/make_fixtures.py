@@ -1,5 +1,6 @@
 """Write tests/fixtures: `lottery`, synthetic masks and scores in the layout of a released lottery-ticket study, `attention`, synthetic shares of patterns,
-`sparsity`, synthetic scores of sparse subnetworks in and out of distribution, and `heads`, synthetic scores over the number of heads.
+`sparsity`, synthetic scores of sparse subnetworks in and out of distribution, `heads`, synthetic scores over the number of heads, `rows`, a synthetic study of training rows,
+and `bias`, one of gender bias.
 
 Two planted tasks, three seeds, a model of 3 layers x 2 heads (attention: 4 x 6). Nothing in it was measured. Run: python tests/make_fixtures.py [FOLDER]
 """
@@ -114,6 +115,61 @@ def heads(folder, rng):
     pd.DataFrame(rows, columns=names).astype({"k": "Int64"}).to_csv(folder / "scores.csv", index=False)
 
 
+def _tables(folder, **tables):
+    "A CSV file for each table"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items(): pd.DataFrame(table).to_csv(folder / f"{name}.csv", index=False)
+
+
+GROUPS = ["asian", "black", "jewish", "women"]
+
+
+def _group_scores(gain, k, rng):
+    "Metrics of one training: women are served worst, and gain by removal"
+    each = {g: .72 + .02 * i + (gain * (k or 100) / 100 - .22 if g == "women" else 0) + rng.normal(0, .01) for i, g in enumerate(GROUPS)}
+    values = {"accuracy": np.mean(list(each.values())), "accuracy/worst": min(each.values()), **{f"accuracy/{g}": v for g, v in each.items()}}
+    return values | {m: base + rng.normal(0, .01) for m, base in (("fpr/gap", .3 - gain), ("fnr/gap", .2), ("auc", .8), ("loss", .6))}
+
+
+def rows(folder, rng):
+    "Removal of training rows: influence helps the worst group most, random removal not at all; every twelfth row is poisoned."
+    removal, scored = [], {"rows": [], "matrix": [], "finding": [], "lds": []}
+    for seed in SEEDS:
+        for label, gain, ks in (("all rows", 0, [0]), ("random rows", 0, [50, 100, 200]), ("TRAK", .08, [50, 100, 200]), ("influence, last layer", .14, [50, 100, 200]), ("equal groups", .03, [0])):
+            for k in ks:
+                same = dict(task="synthetic", label=label, k=k, removed=k or (400 if label == "equal groups" else 0))
+                removal += [same | dict(metric=m, value=round(v, 4), n=200, data_seed=seed, seed=0, draw=0) for m, v in _group_scores(gain, k, rng).items()]
+    for method, pull, auc, found in (("TRAK", 1, .85, .3), ("influence, last layer", 2, .95, .4), ("random scores", 0, .5, 0)):
+        same = dict(task="synthetic", method=method, data_seed=SEEDS[0])
+        scored["rows"] += [same | dict(id=f"train-{i}", text_a=f"made-up text <b>number</b> {i}", group=GROUPS[i % 4], label=i // 4 % 2, alignment=round(rng.normal() - 1.5 * pull * (i % 12 == 0), 4), poisoned="yes" if i % 12 == 0 else "no") for i in range(60)]
+        scored["matrix"] += [same | dict(row=a, column=b, value=round(rng.normal(0, .3) + pull * (a == b), 4)) for a in GROUPS for b in GROUPS]
+        scored["finding"] += [same | dict(data_seed=seed, auc=round(auc + rng.normal(0, .02), 4)) for seed in SEEDS]
+        scored["lds"].append(same | dict(value=found, low=found - .05, high=found + .05, ceiling=.8))
+    _tables(folder, removal=removal, **scored)
+
+
+def bias(folder, rng):
+    "Gender bias: tests follow a planted leaning; movement masks lower it, random ones less, magnitude masks hardly."
+    scores, dense, heads = [], [], []
+    for seed in SEEDS:
+        score = lambda m, v, same, seed=seed: scores.append(dict(metric=m, split="planted", value=round(v, 3), low=np.nan, high=np.nan) | same | dict(seed=seed))
+        for knob in (0.0, .4, .8):
+            for m, v in (("log_odds", 2.2 * knob), ("ss", 50 + 50 * min(1, 2 * knob)), ("crows", 50 + 45 * min(1, 2 * knob)), ("seat", 1.5 * knob)):
+                score(m, v + rng.normal(0, .1), dict(state="after", sparsity=0.0, task="synthetic", label="before", block="", target=0.0, knob=knob))
+        for label, drop in (("movement (last, sentence)", 6.0), ("random mask", 1.0), ("magnitude mask", .3)):
+            for target in (.1, .2):
+                same = dict(task="synthetic", label=label, block="8x8", target=target, knob=.8)
+                for state, left in (("before", 1), ("after", 1 - drop * target / 2)):
+                    for m, v in (("log_odds", 2.2 * left), ("ss", 50 + 45 * left), ("seat", 1.4 * left), ("masked_loss", 1.1 + target * (state == "after"))):
+                        score(m, v + rng.normal(0, .03), same | dict(state=state, sparsity=target if state == "after" else 0.0))
+                for layer in range(2):
+                    row = same | dict(seed=seed, layer=layer, kept=0, total=0)
+                    dense += [row | dict(level=level, group=group, name=name, density=round(1 - target + rng.normal(0, .02), 4)) for level, group, name in [("layer", "", ""), *(("matrix", "attention", n) for n in ("query", "key", "value", "out", "up", "down"))]]
+                    heads += [same | dict(seed=seed, layer=layer, head=h, kept=float(not (label.startswith("movement") and target == .2 and layer == 1 and h == seed % 2))) for h in range(4)]
+    agreement = [dict(task="synthetic", label=label, block="8x8", target=t, knob=.8, value=v, expected=t / (2 - t), pairs=3) for label, v in (("movement (last, sentence)", .4), ("random mask", .06)) for t in (.1, .2)]
+    _tables(folder, scores=scores, density=dense, heads=heads, agreement=agreement)
+
+
 def main(folder):
     "All files below a folder, from one seed."
     rng, folder = np.random.default_rng(0), Path(folder)
@@ -121,6 +177,8 @@ def main(folder):
     attention(folder / "attention", np.random.default_rng(1))
     sparsity(folder / "sparsity", np.random.default_rng(2))
     heads(folder / "heads", np.random.default_rng(3))
+    rows(folder / "rows", np.random.default_rng(4))
+    bias(folder / "bias", np.random.default_rng(5))
 
 
 if __name__ == "__main__": main(*sys.argv[1:] or [Path(__file__).parent / "fixtures"])
