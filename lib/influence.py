@@ -188,14 +188,16 @@ def _mean(score):
 
 def _represented(kind):
     def score(model, tokenizer, train, query, batch_size=64, max_length=128):
-        a, b = (head_features(model, tokenizer, rows, batch_size, max_length)[0][:, :-1].numpy() for rows in (train, query))
-        return similarity(a, b, kind) * agreement_sign(train, query)
-    return score
+        return similarity(*(head_features(model, tokenizer, rows, batch_size, max_length)[0][:, :-1].numpy() for rows in (train, query)), kind)
+    return _mean(score)
+
+def _signed(score): return lambda models, tokenizer, train, query, **options: score(models, tokenizer, train, query, **options) * agreement_sign(train, query)
 
 METHODS = {
-    "trak": _by_trak, "gradient_dot": _mean(gradient_dot), "last_layer": _mean(last_layer_influence), "cosine": _mean(_represented("cosine")), "inverse_l2": _mean(_represented("inverse_l2")),
-    "bm25": lambda models, tokenizer, train, query, **_: bm25(words_of(train), words_of(query)) * agreement_sign(train, query),
+    "trak": _by_trak, "gradient_dot": _mean(gradient_dot), "last_layer": _mean(last_layer_influence), "cosine": _represented("cosine"), "inverse_l2": _represented("inverse_l2"),
+    "bm25": lambda models, tokenizer, train, query, **_: bm25(words_of(train), words_of(query)),
     "random": lambda models, tokenizer, train, query, seed=0, **_: stream(seed, "random scores").standard_normal((len(train), len(query)))}
+METHODS |= {f"{name}_signed": _signed(METHODS[name]) for name in ("bm25", "cosine")}
 METHODS |= {s: _mean(lambda model, *args, strategy=s, **options: kronfluence_influence(model, *args, strategy=strategy, **options)) for s in STRATEGIES}
 
 def row_scores(

@@ -19,7 +19,7 @@ from .runs import ROOT, find_run
 
 # %% ../nbs/09i_row_results.ipynb #09i-row-results-04
 NAMES = {"trak": "TRAK", "gradient_dot": "gradient dot product", "last_layer": "influence, last layer", "identity": "kronfluence, identity", "diagonal": "kronfluence, diagonal", "kfac": "kronfluence, K-FAC",
-         "ekfac": "kronfluence, EK-FAC", "bm25": "BM25", "cosine": "cosine similarity", "inverse_l2": "inverse distance", "random": "random scores"}
+         "ekfac": "kronfluence, EK-FAC", "bm25": "BM25", "cosine": "cosine similarity", "bm25_signed": "BM25, signed by label", "cosine_signed": "cosine, signed by label", "inverse_l2": "inverse distance", "random": "random scores"}
 ALL, RANDOM, EQUAL = "all rows", "random rows", "equal groups"
 
 def method_name(params: dict) -> str:
