@@ -61,9 +61,11 @@ def head_scores(
 def first_measure(
     scores: pd.DataFrame,  # COLUMNS
 ) -> pd.DataFrame:
-    "The rows of the measure that comes first in each set; the same score of the same run is taken once"
+    "The rows of the measure that comes first in each set; a score that two runs give is taken once: a full model's is that of its training, and again that of its evaluation"
     first = scores.groupby(["task", "split"], sort=False).metric.transform("first")
-    return scores[(scores.metric == first) & (scores.split != "select")].drop_duplicates(["key", "label", "k", "split"]).reset_index(drop=True)
+    one = scores[(scores.metric == first) & (scores.split != "select")].drop_duplicates(["key", "label", "k", "split"])
+    again = (one.label == WHOLE) & one.duplicated(["task", "model", "label", "seed", "split"])
+    return one[~again].reset_index(drop=True)
 
 # %% ../nbs/09e_head_results.ipynb #ee16efcb
 def head_table(
