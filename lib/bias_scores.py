@@ -29,7 +29,7 @@ def sentence_vectors(
     model.eval()
     parts = []
     for start in range(0, len(texts), batch_size):
-        batch = tokenizer(texts[start:start + batch_size], padding=True, truncation=True, max_length=max_length, return_tensors="pt").to(model.device)
+        batch = tokenizer(texts[start:start + batch_size], padding=True, truncation=True, max_length=min(max_length, tokenizer.model_max_length), return_tensors="pt").to(model.device)
         parts.append(ENCODERS[how](model.base_model(**batch).last_hidden_state, batch["attention_mask"]).float().cpu())
     return torch.cat(parts).numpy()
 
@@ -53,7 +53,12 @@ def _place_inputs(tokenizer, context: str, word: str) -> list[tuple[list[int], i
     pieces, left, right = ids(_spaced(before, word)), ids(before), ids(after)
     pieces = pieces[len(left):] if pieces[:len(left)] == left else ids(word)
     first, *_, last = tokenizer("")["input_ids"]  # the marks at both ends
-    whole = [[first, *left, *pieces[:i], tokenizer.mask_token_id, *right, last] for i in range(len(pieces))]
+    room = min(tokenizer.model_max_length, 512) - 2
+    def fitted(shown):
+        "The middle with as much of both sides as the model takes, the right side cut first"
+        after = right[:max(0, room - len(left) - len(shown))]
+        return [first, *left[max(0, len(left) + len(shown) - room):], *shown, *after, last]
+    whole = [fitted([*pieces[:i], tokenizer.mask_token_id]) for i in range(len(pieces))]
     return [(w, w.index(tokenizer.mask_token_id), p) for w, p in zip(whole, pieces)]
 
 def _spaced(before: str, word: str) -> str: return before + word  # pieces of byte-level tokenizers hold the space before a word
@@ -90,7 +95,7 @@ def pair_scores(
     "more, less (sum of the log-probabilities of shared tokens, rounded to 3 decimals), direction, bias_type (Nangia et al. 2020)"
     inputs, owner = [], []
     for i, pair in enumerate(pairs):
-        both = [tokenizer(pair[side], truncation=True, max_length=max_length)["input_ids"] for side in ("more", "less")]
+        both = [tokenizer(pair[side], truncation=True, max_length=min(max_length, tokenizer.model_max_length))["input_ids"] for side in ("more", "less")]
         for side, ids, places in zip(("more", "less"), both, shared_positions(*both)):
             inputs += [(ids[:t] + [tokenizer.mask_token_id] + ids[t + 1:], t, ids[t]) for t in places]; owner += [(i, side)] * len(places)
     table = pd.DataFrame(owner, columns=["pair", "side"]).assign(logp=_asked(model, tokenizer, inputs, batch_size)).pivot_table("logp", "pair", "side", aggfunc="sum").reindex(range(len(pairs)), fill_value=0.0)
