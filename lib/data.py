@@ -211,6 +211,7 @@ def check_source(
     epochs: float | None = None,  # of a run that trains: the training rows must be there too
 ) -> str:
     "Where the task will come from, for a message. Raises DataError like `load_task`, without reading whole files."
+    check_names(name, source, None)
     if epochs is not None: splits = ["train", *dev_sets(name)[:1]]
     place = find(name, source, splits)
     check_knobs(name, knobs)
