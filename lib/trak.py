@@ -44,7 +44,7 @@ def trak(
     size: int,  # p, parameters behind the features
     ridge: float = 1e-3,  # of each kernel, as a share of its mean diagonal
 ) -> np.ndarray:
-    "Scores (N, Q), float32: positive, the training row helps the query (Park et al. 2023, eq. 15)"
+    "Scores (N, Q), float64: positive, the training row helps the query (Park et al. 2023, eq. 15)"
     if not len(train) == len(query) == len(wrong) or not train: raise ValueError(f"{len(train)} training, {len(query)} query features and {len(wrong)} weights: one of each for every checkpoint")
     total = 0.0
     for a, b, w in zip(train, query, wrong):
@@ -52,4 +52,4 @@ def trak(
         if a.shape[1] != b.shape[1] or len(w) != len(a): raise ValueError(f"features {tuple(a.shape)} and {tuple(b.shape)} and {len(w)} weights do not fit: (N, k), (Q, k), (N,)")
         total = total + a @ (kernel_inverse(a, ridge) @ b.T)
     mean_wrong = torch.stack([torch.as_tensor(w).double() for w in wrong]).mean(0)
-    return (total / len(train) * mean_wrong[:, None]).float().numpy()
+    return (total / len(train) * mean_wrong[:, None]).numpy()
