@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from .forms import nearest
 from .planted import stream
-from .row_gradients import Projector, layer_names, margin, row_gradients, set_features
+from .row_gradients import Projector, Store, layer_names, margin, row_gradients, set_features, state_key
 from .training import batches, head_input
 from .trak import trak, wrongness
 
@@ -38,15 +39,19 @@ def gradient_dot(
     patterns: list[str] | None = None,  # layers, regular expressions; None: all
     batch_size: int = 32, max_length: int = 128,
     room: int = 2**28,  # numbers of the queries' gradients that are held at a time
+    folder: Path | None = None,  # scores stream to files there, and a killed call goes on; None: in memory
 ) -> np.ndarray:
     "(N, Q) float32: minus the dot product of a training row's loss gradient and a query's margin gradient"
     names = layer_names(model, patterns)
-    size = sum(p.numel() for n in names for p in model.get_submodule(n).parameters(recurse=False))
-    step, parts = max(1, room // size), []
+    step, parts = max(1, room // sum(p.numel() for n in names for p in model.get_submodule(n).parameters(recurse=False))), []
     for start in range(0, len(query), step):
-        held = torch.cat(list(_gradients(model, tokenizer, query.select(range(start, min(len(query), start + step))), "margin", names, batch_size, max_length)))
-        parts.append(torch.cat([-g @ held.T for g in _gradients(model, tokenizer, train, "loss", names, batch_size, max_length)]))
-    return torch.cat(parts, 1).float().cpu().numpy()
+        some = query.select(range(start, min(len(query), start + step)))
+        key = state_key(SimpleNamespace(model=model, k=0, kind="dot", seed=0, names=names), train, some["text_a"][:], some["label"][:], max_length)
+        store = Store(folder and Path(folder, f"dot-{key[:12]}.npy"), (len(train), len(some)), key)
+        held = torch.cat(list(_gradients(model, tokenizer, some, "margin", names, batch_size, max_length)))
+        for g in _gradients(model, tokenizer, train.select(range(store.done, len(train))), "loss", names, batch_size, max_length): store.add((-g @ held.T).float().cpu().numpy())
+        parts.append(store.array)
+    return np.concatenate(parts, 1)
 
 # %% ../nbs/08m_influence.ipynb #08m-influence-08
 @torch.no_grad()
