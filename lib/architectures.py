@@ -24,13 +24,14 @@ class Architecture:
     kinds: tuple[str, ...] = ("encoder",)  # of attention, one for each pattern
     heads: tuple[str, ...] = ("num_attention_heads",)  # configuration attributes: heads per layer
     embeddings: tuple[str, ...] = ("embeddings",)  # modules before the first layer
+    residual: str = ""  # module that takes (heads' output, residual), where a classifier then reads the first token alone
 
 KINDS = ("encoder", "cross", "decoder")  # of attention; in this order
 
 def _below(path: str, **names: str) -> dict[str, str]: return {part: f"{path}.{name}" for part, name in names.items()}
 
 # %% ../nbs/04_architectures.ipynb #09b99b6f
-_BERT = Architecture((_below("encoder.layer.{}.attention", q="self.query", k="self.key", v="self.value", out="output.dense"),), (_below("encoder.layer.{}", up="intermediate.dense", down="output.dense"),))
+_BERT = Architecture((_below("encoder.layer.{}.attention", q="self.query", k="self.key", v="self.value", out="output.dense"),), (_below("encoder.layer.{}", up="intermediate.dense", down="output.dense"),), residual="encoder.layer.{}.attention.output")
 _DISTILBERT = Architecture((_below("transformer.layer.{}.attention", q="q_lin", k="k_lin", v="v_lin", out="out_lin"),), (_below("transformer.layer.{}.ffn", up="lin1", down="lin2"),))
 _BART = Architecture(
     tuple(_below(p, q="q_proj", k="k_proj", v="v_proj", out="out_proj") for p in ("encoder.layers.{}.self_attn", "decoder.layers.{}.encoder_attn", "decoder.layers.{}.self_attn")),
