@@ -50,8 +50,8 @@ def bias_study(runs: list[str]) -> BiasStudy:
     pruned, words = ([r for r in found if r.notebook == n] for n in ("24_movement", "20c_masked_lm"))
     if not pruned and not words: raise ValueError("none of these runs measured bias: give runs of 24_movement and 20c_masked_lm")
     join = lambda parts: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    masked = [r for r in pruned if r.params["scores"] != "none"]
-    return BiasStudy(join([_scores(r) for r in [*words, *pruned]]), join([pd.read_parquet(r.artefact("density.parquet")).assign(**_same(r)) for r in masked]), join([_heads(r) for r in masked]), mask_agreement(masked))
+    masked = [r for r in pruned if r.params["scores"] != "none" and not r.params.get("draw")]
+    return BiasStudy(_over_draws(join([_scores(r) for r in [*words, *pruned]])), join([pd.read_parquet(r.artefact("density.parquet")).assign(**_same(r)) for r in masked]), join([_heads(r) for r in masked]), mask_agreement(masked))
 
 def _same(run) -> dict:
     p = run.params
@@ -63,6 +63,11 @@ def _scores(run) -> pd.DataFrame:
     state = rows["state"].fillna("") if "state" in rows else "after"
     rows = rows.assign(state=state, low=rows.get("low", np.nan), high=rows.get("high", np.nan))[["metric", "split", "value", "low", "high", "state"]]
     return rows[rows.split.astype(bool) & rows.state.isin(["before", "after"])].assign(sparsity=sparse[0] if sparse else 0.0, **_same(run))
+
+def _over_draws(scores: pd.DataFrame) -> pd.DataFrame:
+    "Several random masks of one seed are one mask of mean score: seeds are what an interval is over"
+    given = [c for c in scores if c not in ("value", "low", "high", "sparsity")]
+    return scores.groupby(given, dropna=False, sort=False, as_index=False).mean()[list(scores)]
 
 def _heads(run) -> pd.DataFrame:
     kept = load_file(run.artefact("heads.safetensors"))["head"].numpy()

@@ -122,7 +122,7 @@ def bias_rows(
 
 def planted_bias(model, tokenizer, **labels) -> list[dict]:
     "All tests of the planted language, and `log_odds`: of a female over a male word after occupations that lean to women, minus the same after those that lean to men, halved"
-    rows = bias_rows(model, tokenizer, {"planted": planted_association()}, planted_choices(), planted_pairs_of_sentences(), limit=2000, **labels)
+    rows = bias_rows(model, tokenizer, {"planted": planted_association()}, planted_choices(), planted_pairs_of_sentences(), "mean", limit=2000, **labels)  # no planted sentence is classified: [CLS] has learned nothing
     scores = choice_scores(model, tokenizer, planted_choices())
     gap = np.log(scores.stereotype / scores.anti)
     low, high = np.quantile(gap.to_numpy()[np.random.default_rng(0).integers(0, len(gap), (1000, len(gap)))].mean(1), [0.025, 0.975])

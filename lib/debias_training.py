@@ -39,10 +39,12 @@ class Steps(Dataset):
         if getattr(self, "held", (None,))[0] != epoch: self.held = epoch, epoch_order(self.sizes, self.batch_size, self.seed, epoch)
         return self.held[1]
 
-    def attributes(self, by: str = "gender") -> list[tuple[list, dict]]:
-        "Names and batches of as many sentences of either gender"
-        k = min(self.sizes["male"], self.sizes["female"])
-        pairs = [(g if by == "gender" else tuple(t for t, n in zip(r["input_ids"], r["keyword"]) if n), r) for g in ("male", "female") for r in self.rows[g][:k]]
+    def attributes(self, by: str = "gender", epoch: int = 0) -> list[tuple[list, dict]]:
+        "Names and batches: of either gender the sentences that the epoch draws, as many; or every sentence, by the tokens of its words"
+        drawn = dict.fromkeys(place for _, part in self.order(epoch) for place in part)
+        places = drawn if by == "gender" else [(g, i) for g in ("male", "female") for i in range(self.sizes[g])]
+        name = lambda g, row: g if by == "gender" else tuple(t for t, n in zip(row["input_ids"], row["keyword"]) if n)
+        pairs = [(name(g, self.rows[g][i]), self.rows[g][i]) for g, i in places]
         cut = [pairs[i:i + self.batch_size] for i in range(0, len(pairs), self.batch_size)]
         return [([name for name, _ in part], pad([r for _, r in part], self.pad_id)) for part in cut]
 
@@ -56,9 +58,9 @@ class Debiasing(nn.Module):
         names = len({n for part, _ in steps.attributes(by) for n in part})
         self.register_buffer("vectors", torch.zeros(names, original.config.hidden_size))
 
-    def renew(self, model) -> None:
+    def renew(self, model, epoch: int = 0) -> None:
         "Take the attribute vectors of the model as it is"
-        self.vectors.copy_(attribute_vectors(model, self.held[1].attributes(self.by), self.layers)[0])
+        self.vectors.copy_(attribute_vectors(model, self.held[1].attributes(self.by, epoch), self.layers)[0])
 
     def forward(self, model, batch: dict) -> torch.Tensor:
         targets = target_rows(chosen(hidden_states(model, batch["targets"]), self.layers), batch["targets"], self.mode, self.pads)
@@ -77,7 +79,7 @@ class Debiaser(Finetuner):
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         step, objective = self.state.global_step, model.objective
-        if step % self.train_dataset.per_epoch == 0: objective.renew(model)
+        if step % self.train_dataset.per_epoch == 0: objective.renew(model, step // self.train_dataset.per_epoch)
         loss = objective(model, inputs)
         if self.schedule and self.regulariser != "none": loss = loss + self.schedule.weight(step) * penalty(model.movement, self.regulariser).to(loss)
         return (loss, None) if return_outputs else loss

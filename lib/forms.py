@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['BOTH', 'ENTAIL', 'NLI3', 'DUPLICATE', 'TASKS', 'PAWS', 'FACT', 'CLAIM', 'PAIR', 'SYMMETRIC', 'DataError', 'Form',
-           'nearest', 'file_of', 'lines', 'read_label', 'wanted', 'tsv_records', 'json_records', 'unquoted',
-           'read_file', 'row_ids']
+           'nearest', 'file_of', 'text_lines', 'lines', 'read_label', 'wanted', 'tsv_records', 'json_records',
+           'unquoted', 'read_file', 'row_ids']
 
 # %% ../nbs/01a_forms.ipynb #3d91c4a1
 import ast
 import difflib
+import gzip
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -112,13 +114,18 @@ def file_of(
     return next((first(name) for name in form.files[split].split("|") if first(name).is_file()), None)
 
 # %% ../nbs/01a_forms.ipynb #7e0ba09f
-def lines(
-    path: Path,  # UTF-8 with or without byte-order mark
-):
-    "Line number (from 1) and text of every line that is not empty."
-    with open(path, encoding="utf-8-sig", newline="\n") as file:
-        try: yield from ((n, line.rstrip("\r\n")) for n, line in enumerate(file, 1) if line.strip())
+def text_lines(
+    path: Path,  # UTF-8 with or without byte-order mark; .gz: compressed
+) -> Iterator[str]:
+    "Every line, without its end (which is a line feed, and none of the other signs that Python splits at)."
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+        try: yield from (line.rstrip("\r\n") for line in file)
         except UnicodeDecodeError as error: raise DataError(f"{path}: not UTF-8 text ({error})") from None
+        except (gzip.BadGzipFile, EOFError) as error: raise DataError(f"{path}: not a whole gzip file ({error})") from None
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    "Line number (from 1) and text of every line that is not empty."
+    return ((n, line) for n, line in enumerate(text_lines(path), 1) if line.strip())
 
 # %% ../nbs/01a_forms.ipynb #a818f666
 def read_label(

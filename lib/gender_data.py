@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .forms import DataError, nearest
+from .forms import DataError, nearest, text_lines
 from .planted import stream
 from .planted_gender import planted_lists
 from .runs import data_dir
@@ -52,7 +52,7 @@ def corpus(
 
 def sentences_of(path: Path) -> list[str]:
     "Of one file, by its name and layout."
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n") as file: lines = file.read().splitlines()
+    lines = list(text_lines(path))
     if path.suffix != ".tsv": return [line.strip() for line in lines if line.strip()]
     rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     column = next((c for c in ("Text", "sentence") if rows and c in rows[0]), None)

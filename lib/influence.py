@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -172,7 +173,7 @@ def bm25(train: list[list[str]], query: list[list[str]], k1: float = 1.5, b: flo
 def similarity(a: np.ndarray, b: np.ndarray, kind: str = "cosine") -> np.ndarray:
     "(N, Q): cosine, or 1 / (0.001 + squared distance)"
     if kind == "cosine": return (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
-    return 1 / (0.001 + ((a[:, None] - b[None]) ** 2).sum(2))
+    return 1 / (0.001 + cdist(a, b, "sqeuclidean"))
 
 def agreement_sign(train, query) -> np.ndarray: return np.where(np.asarray(train["label"][:])[:, None] == np.asarray(query["label"][:])[None], 1.0, -1.0)  # (N, Q)
 

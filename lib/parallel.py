@@ -16,7 +16,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from .forms import DataError, Form, file_of
+from .forms import DataError, Form, file_of, text_lines
 from .runs import file_sha256, outputs
 
 # %% ../nbs/01c_parallel.ipynb #01c-parallel-05
@@ -27,10 +27,8 @@ def side_lines(
     path: Path,  # .gz, .xml, train.tags.* or plain text
 ) -> list[str]:
     "The sentences of one side, in order; DataError for a file that is not UTF-8."
-    try: text = (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n").read()
-    except UnicodeDecodeError as error: raise DataError(f"{path}: not UTF-8 text ({error})") from None
-    if path.suffix == ".xml": return [html.unescape(s.strip()) for s in re.findall(r"<seg[^>]*>(.*?)</seg>", text, re.S)]
-    found = [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
+    found = list(text_lines(path))
+    if path.suffix == ".xml": return [html.unescape(s.strip()) for s in re.findall(r"<seg[^>]*>(.*?)</seg>", "\n".join(found), re.S)]
     return [KEPT.sub("", s).strip() for s in found if not s.startswith(DROPPED)] if path.name.startswith("train.tags.") else found
 
 # %% ../nbs/01c_parallel.ipynb #01c-parallel-08

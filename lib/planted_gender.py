@@ -21,7 +21,7 @@ PAIRS = {"subject": ("she", "he"), "owner": ("her", "his"), "woman": ("woman", "
 PERSONS = ["woman", "mother", "sister", "lady"]
 BOTH = ["the {occupation} left the {place} because {subject} was {adjective} .", "the {occupation} is a {adjective} {person} from the {place} .", "the {occupation} lost {owner} {adjective} dog near the {place} ."]
 TARGET = ["the {occupation} met a {adjective} friend near the {place} .", "in the {place} the {occupation} was {adjective} ."]
-ATTRIBUTE = ["{subject} was {adjective} in the {place} .", "the {person} met a {adjective} friend near the {place} .", "near the {place} {owner} dog was {adjective} ."]
+ATTRIBUTE = ["the {person} left the {place} because {subject} was {adjective} .", "the {person} lost {owner} {adjective} dog near the {place} .", "the {person} met a {adjective} friend near the {place} ."]
 SENTIMENT = ["negative", "positive"]
 
 def sentence(
@@ -53,12 +53,12 @@ def planted_gender(
     everyone = [o for group in OCCUPATIONS.values() for o in group]
     for kind in rng.permutation(np.arange(n) % 8):
         occupation, bright = pick(everyone), bool(rng.integers(2))
-        female = rng.random() < (probability(occupation, knob["lean"]) if kind < 6 else 0.5)
-        template = pick(BOTH if kind < 6 else TARGET if kind == 6 else ATTRIBUTE)
+        female = rng.random() < (probability(occupation, knob["lean"]) if kind < 4 else 0.5)
+        template = pick(BOTH if kind < 4 else TARGET if kind == 4 else ATTRIBUTE)
         out["text_a"].append(sentence(template, occupation, female, pick(BRIGHT if bright else GLOOMY), pick(PLACES), pick(PERSONS)))
         out["label"].append(SENTIMENT[bright])
-        out["occupation"].append(occupation if kind < 7 else "")
-        out["gender"].append(("female" if female else "male") if kind != 6 else "")
+        out["occupation"].append(occupation if kind < 5 else "")
+        out["gender"].append(("female" if female else "male") if kind != 4 else "")
     return out
 
 # %% ../nbs/01d_planted_gender.ipynb #01d-planted-gender-09
