@@ -6,6 +6,8 @@
 __all__ = ['ENCODERS', 'sentence_vectors', 'word_of', 'choice_scores', 'pair_scores', 'bias_rows', 'planted_bias']
 
 # %% ../nbs/08i_bias_scores.ipynb #08i-bias-scores-02
+import re
+
 import numpy as np
 import pandas as pd
 import torch
@@ -47,8 +49,9 @@ def _asked(model, tokenizer, inputs: list[tuple[list[int], int, int]], batch_siz
     return out
 
 def _place_inputs(tokenizer, context: str, word: str) -> list[tuple[list[int], int, int]]:
-    "One input for each piece of a word at BLANK"
+    "One input for each piece of a word at BLANK; a further BLANK stays masked"
     before, after = context.split("BLANK", 1)
+    after = after.replace("BLANK", tokenizer.mask_token)
     ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     pieces, left, right = ids(_spaced(before, word)), ids(before), ids(after)
     pieces = pieces[len(left):] if pieces[:len(left)] == left else ids(word)
@@ -65,10 +68,11 @@ def _spaced(before: str, word: str) -> str: return before + word  # pieces of by
 
 # %% ../nbs/08i_bias_scores.ipynb #08i-bias-scores-09
 def word_of(context: str, sentence: str) -> str:
-    "The word (or words) that stand where the context has BLANK; ValueError if the sentence is not made of the context."
-    before, after = context.split("BLANK", 1)
-    if not sentence.lower().startswith(before.lower()) or not sentence.lower().endswith(after.lower()): raise ValueError(f"{sentence!r} is not made of {context!r}")
-    return sentence[len(before):len(sentence) - len(after)]
+    "The word (or words) that stand where the context has BLANK, the same at each of them; ValueError if the sentence is not made of the context."
+    before, *after = map(re.escape, context.split("BLANK"))
+    found = re.fullmatch(before + "(.+?)" + r"\1".join(after), sentence, re.IGNORECASE)
+    if not found: raise ValueError(f"{sentence!r} is not made of {context!r}")
+    return found[1]
 
 def choice_scores(
     model, tokenizer,
