@@ -65,9 +65,10 @@ def _scores(run) -> pd.DataFrame:
     return rows[rows.split.astype(bool) & rows.state.isin(["before", "after"])].assign(sparsity=sparse[0] if sparse else 0.0, **_same(run))
 
 def _over_draws(scores: pd.DataFrame) -> pd.DataFrame:
-    "Several random masks of one seed are one mask of mean score: seeds are what an interval is over"
-    given = [c for c in scores if c not in ("value", "low", "high", "sparsity")]
-    return scores.groupby(given, dropna=False, sort=False, as_index=False).mean()[list(scores)]
+    "Several random masks of one seed are one mask of mean score: seeds are what an interval is over. Other rows stay as they are"
+    random, given = scores.label == "random mask", [c for c in scores if c not in ("value", "low", "high", "sparsity")]
+    mean = scores[random].groupby(given, dropna=False, sort=False, as_index=False).mean()
+    return pd.concat([scores[~random], mean[list(scores)]], ignore_index=True) if random.any() else scores
 
 def _heads(run) -> pd.DataFrame:
     kept = load_file(run.artefact("heads.safetensors"))["head"].numpy()

@@ -43,7 +43,7 @@ def test_every_public_test_runs_on_a_small_encoder(real_data, tmp_path, monkeypa
     task = load_task("planted-gender", knobs={"train": 200, "dev": 10})
     model, tokenizer = load_masked_lm("tiny", task, 0, tiny=dict(layers=1, width=32, heads=2, vocab=300, length=64))
     tests = association_tests(GENDER_TESTS, str(folder / "seat"))
-    items = read_stereoset(folder / "stereoset" / "dev_intrasentence_gender_race_religion.jsonl")[:40]
+    items = read_stereoset(folder / "stereoset" / "dev_intrasentence_gender_race_religion.jsonl")
     rows = pd.DataFrame(bias_rows(model, tokenizer, tests, items, read_crows(folder / "crows_pairs_anonymized.csv")[:40], limit=500))
     print(rows[["metric", "split", "value", "low", "high", "n", "p"]].round(3).to_string())
     assert set(rows[rows.metric == "seat"].split) == set(GENDER_TESTS) and rows.value.notna().all() and rows[rows.metric == "seat"].p.between(0, 1).all()
