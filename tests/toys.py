@@ -1,6 +1,7 @@
 """A throw-away project for tests of the run system: toy notebooks that draw, double and sum numbers."""
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,9 +49,9 @@ class Project:
         return str(self.folder / name)
 
     def popen(self, *arguments: str) -> subprocess.Popen:
-        "Start `sieve`."
+        "Start `sieve`, as from a terminal: a shell's background jobs ignore interrupts, and their children inherit it."
         command = [sys.executable, "-c", "import sys; from lib.sieve import main; sys.exit(main())", *arguments]
-        return subprocess.Popen(command, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.folder)
+        return subprocess.Popen(command, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.folder, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     def sieve(self, *arguments: str) -> tuple[str, int]:
         "What `sieve` says, and its exit code."
