@@ -53,7 +53,7 @@ def _place_inputs(tokenizer, context: str, word: str) -> list[tuple[list[int], i
     before, after = context.split("BLANK", 1)
     after = after.replace("BLANK", tokenizer.mask_token)
     ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-    pieces, left, right = ids(_spaced(before, word)), ids(before), ids(after)
+    pieces, left, right = ids(before + word), ids(before.rstrip()), ids(after)  # byte-level pieces hold the space before a word
     pieces = pieces[len(left):] if pieces[:len(left)] == left else ids(word)
     first, *_, last = tokenizer("")["input_ids"]  # the marks at both ends
     room = min(tokenizer.model_max_length, 512) - 2
@@ -63,8 +63,6 @@ def _place_inputs(tokenizer, context: str, word: str) -> list[tuple[list[int], i
         return [first, *left[max(0, len(left) + len(shown) - room):], *shown, *after, last]
     whole = [fitted([*pieces[:i], tokenizer.mask_token_id]) for i in range(len(pieces))]
     return [(w, w.index(tokenizer.mask_token_id), p) for w, p in zip(whole, pieces)]
-
-def _spaced(before: str, word: str) -> str: return before + word  # pieces of byte-level tokenizers hold the space before a word
 
 # %% ../nbs/08i_bias_scores.ipynb #08i-bias-scores-09
 def word_of(context: str, sentence: str) -> str:
