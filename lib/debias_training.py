@@ -40,11 +40,9 @@ class Steps(Dataset):
         return self.held[1]
 
     def attributes(self, by: str = "gender", epoch: int = 0) -> list[tuple[list, dict]]:
-        "Names and batches: of either gender the sentences that the epoch draws, as many; or every sentence, by the tokens of its words"
-        drawn = dict.fromkeys(place for _, part in self.order(epoch) for place in part)
-        places = drawn if by == "gender" else [(g, i) for g in ("male", "female") for i in range(self.sizes[g])]
-        name = lambda g, row: g if by == "gender" else tuple(t for t, n in zip(row["input_ids"], row["keyword"]) if n)
-        pairs = [(name(g, self.rows[g][i]), self.rows[g][i]) for g, i in places]
+        "Names and batches: of either gender the sentences that the epoch draws, as many; or every sentence, once for each of its words"
+        if by == "gender": pairs = [(g, self.rows[g][i]) for g, i in dict.fromkeys(place for _, part in self.order(epoch) for place in part)]
+        else: pairs = [(word, row | {"keyword": marks}) for g in ("male", "female") for row in self.rows[g] for word, marks in row["words"].items() if any(marks)]
         cut = [pairs[i:i + self.batch_size] for i in range(0, len(pairs), self.batch_size)]
         return [([name for name, _ in part], pad([r for _, r in part], self.pad_id)) for part in cut]
 

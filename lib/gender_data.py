@@ -108,18 +108,18 @@ def encode(
     max_length: int = 128,  # tokens, marks included
     by: str = "place",  # place, or number: as published
 ) -> tuple[list[dict], int]:
-    "(for each sentence input_ids, attention_mask, keyword; how many were left out)."
+    "(for each sentence input_ids, attention_mask, keyword, words: keyword of each word alone; how many were left out)."
     if by not in ("place", "number"): raise DataError(f"keywords are found by place or number, not {by!r}{nearest(by, ['place', 'number'])}")
     if not rows: return [], 0
     made = tokenizer([t for t, _ in rows], truncation=True, max_length=max_length, return_offsets_mapping=True, return_special_tokens_mask=True)
     out = []
     for i, (text, spans) in enumerate(rows):
-        ids = made["input_ids"][i]
-        if by == "place": keyword = [0 if special or a == b else sum(a < end and start < b for start, end in spans) for (a, b), special in zip(made["offset_mapping"][i], made["special_tokens_mask"][i])]
-        else:
-            pieces = tokenizer(" ".join(dict.fromkeys(text[a:b].lower() for a, b in spans)), add_special_tokens=False)["input_ids"]
-            keyword = [pieces.count(t) for t in ids]
-        if any(keyword): out.append({"input_ids": ids, "attention_mask": [1] * len(ids), "keyword": keyword})
+        ids, of = made["input_ids"][i], {}
+        for a, b in spans: of.setdefault(text[a:b].lower(), []).append((a, b))
+        tokens = [(0, 0) if special else place for place, special in zip(made["offset_mapping"][i], made["special_tokens_mask"][i])]
+        if by == "place": marks = lambda words: [sum(a < end and start < b for w in words for start, end in of[w]) for a, b in tokens]
+        else: marks = lambda words: list(map(tokenizer(" ".join(words), add_special_tokens=False)["input_ids"].count, ids))
+        if any(keyword := marks(of)): out.append({"input_ids": ids, "attention_mask": [1] * len(ids), "keyword": keyword, "words": {w: marks([w]) for w in of}})
     return out, len(rows) - len(out)
 
 def pad(
