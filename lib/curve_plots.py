@@ -15,31 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.pyplot import subplots
 
-from .plots import BLACK, DOUBLE, MARKERS, PALETTE, SINGLE, styled
+from .plots import BLACK, DOUBLE, MARKERS, PALETTE, SINGLE, _title, axis_room, legend_below, styled
 
 # %% ../nbs/09d_curve_plots.ipynb #dd1b8852
 MOST = 6  # lines in a figure
 DASHES = ["-", "--", ":", "-."]
 GREY = "#555555"
 
-def _title(figure: Figure, text: str) -> None:
-    figure.suptitle(textwrap.fill(text, int(figure.get_size_inches()[0] * 14), break_on_hyphens=False), x=0.01, ha="left", fontsize=8.5) if text else None
-
-def _legend(figure: Figure, handles: dict[str, Line2D]) -> None:
-    "Below the panels, in as many columns as fit; the figure grows by its height"
-    width, height = figure.get_size_inches()
-    columns = int(max(1, min(len(handles), 4, width * 15 // (max(map(len, handles)) + 6))))
-    figure.set_size_inches(width, height + 0.16 * -(-len(handles) // columns))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
-
 # %% ../nbs/09d_curve_plots.ipynb #337bd653
-def _room(values: np.ndarray, share: float, ends: np.ndarray = ()) -> tuple[float, float]:
-    "Limits of an axis around the values, and around the ends of intervals as far as the values themselves spread"
-    low, high = np.nanmin(values), np.nanmax(values)
-    spread, ends = high - low, np.asarray(ends, float)[np.isfinite(ends)]
-    down, up = max([share * spread, *(low - ends)]), max([share * spread, *(ends - high)])
-    return low - min(down, max(share, 1) * spread) - 0.005, high + min(up, max(share, 1) * spread) + 0.005
-
 def _groups(frame: pd.DataFrame, hue: str) -> list:
     "The lines in order; too many are refused"
     found = list(dict.fromkeys(frame[hue]))
@@ -75,7 +58,7 @@ def _bounds(axes: np.ndarray, frame: pd.DataFrame, lines: pd.DataFrame, xlabel: 
     for ax, row in zip(axes[:, 0], dict.fromkeys(frame.row)):
         both = [f[c][f.row == row] for f in (frame, lines) for c in ("value", "published") if c in f]
         ends = [f[c][f.row == row] for f in (frame, lines) for c in ("low", "high") if c in f]
-        ax.set_ylim(*_room(np.concatenate(both).astype(float), 0.25, np.concatenate(ends).astype(float))); ax.set_ylabel(textwrap.fill(str(row), 24))
+        ax.set_ylim(*axis_room(np.concatenate(both).astype(float), 0.25, np.concatenate(ends).astype(float))); ax.set_ylabel(textwrap.fill(str(row), 24))
     for ax, column in zip(axes[0], dict.fromkeys(frame.column)): ax.set_title(textwrap.fill(str(column), 30))
     for ax in axes[-1]: ax.set_xlabel(textwrap.fill(xlabel, 38)); ax.locator_params(axis="x", nbins=5)
 
@@ -102,7 +85,7 @@ def sparsity_curves(
         part, levels = (f[(f.row == row) & (f.column == column)] for f in (frame, lines))
         found |= _curve_panel(ax, part, levels, x, hue, groups, names, step); ax.grid(axis="y")
     _bounds(axes, frame, lines, xlabel)
-    _legend(figure, {k: found[k] for k in [*groups, *names, "published"] if k in found}); _title(figure, title)
+    legend_below(figure, {k: found[k] for k in [*groups, *names, "published"] if k in found}); _title(figure, title)
     return figure
 
 # %% ../nbs/09d_curve_plots.ipynb #93d9c1c7
@@ -150,8 +133,8 @@ def plane(
     for (row, column), ax in zip(((r, c) for r in rows for c in columns), axes.flat):
         found |= _plane_panel(ax, frame[(frame.row == row) & (frame.column == column)], size, groups, names, form); ax.grid()
     across = frame.rename(columns={"y": "value", "y_low": "low", "y_high": "high"})
-    _bounds(axes, across, across[:0], xlabel); axes[0, 0].set_xlim(_room(frame.x.to_numpy(), 0.12, frame[["x_low", "x_high"]].to_numpy().ravel()))
-    _legend(figure, {k: found[k] for k in [*groups, *names, "frontier"] if k in found}); _title(figure, title)
+    _bounds(axes, across, across[:0], xlabel); axes[0, 0].set_xlim(axis_room(frame.x.to_numpy(), 0.12, frame[["x_low", "x_high"]].to_numpy().ravel()))
+    legend_below(figure, {k: found[k] for k in [*groups, *names, "frontier"] if k in found}); _title(figure, title)
     return figure
 
 # %% ../nbs/09d_curve_plots.ipynb #164ad025

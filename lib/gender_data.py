@@ -10,6 +10,7 @@ __all__ = ['KINDS', 'PIECES', 'word_lists', 'corpus', 'sentences_of', 'sort_sent
 import csv
 import gzip
 import re
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -102,6 +103,15 @@ def split_apart(
     return parts
 
 # %% ../nbs/02c_gender_data.ipynb #02c-gender-data-17
+def _at(places: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
+    "In how many spans of the text each token lies; a token from a to a in none"
+    return [sum(a < end and start < b for start, end in spans) if a < b else 0 for a, b in places]
+
+def _numbered(tokenizer, text: str, ids: list[int], spans: list[tuple[int, int]]) -> list[int]:
+    "How often each token's number stands among the pieces of the words at the spans"
+    pieces = tokenizer(" ".join(dict.fromkeys(text[a:b].lower() for a, b in spans)), add_special_tokens=False)["input_ids"]
+    return [pieces.count(t) for t in ids]
+
 def encode(
     tokenizer,  # a fast one
     rows: list[tuple[str, list]],
@@ -116,10 +126,9 @@ def encode(
     for i, (text, spans) in enumerate(rows):
         ids, of = made["input_ids"][i], {}
         for a, b in spans: of.setdefault(text[a:b].lower(), []).append((a, b))
-        tokens = [(0, 0) if special else place for place, special in zip(made["offset_mapping"][i], made["special_tokens_mask"][i])]
-        if by == "place": marks = lambda words: [sum(a < end and start < b for w in words for start, end in of[w]) for a, b in tokens]
-        else: marks = lambda words: list(map(tokenizer(" ".join(words), add_special_tokens=False)["input_ids"].count, ids))
-        if any(keyword := marks(of)): out.append({"input_ids": ids, "attention_mask": [1] * len(ids), "keyword": keyword, "words": {w: marks([w]) for w in of}})
+        places = [(0, 0) if special else place for place, special in zip(made["offset_mapping"][i], made["special_tokens_mask"][i])]
+        mark = partial(_at, places) if by == "place" else partial(_numbered, tokenizer, text, ids)
+        if any(keyword := mark(spans)): out.append({"input_ids": ids, "attention_mask": [1] * len(ids), "keyword": keyword, "words": {w: mark(s) for w, s in of.items()}})
     return out, len(rows) - len(out)
 
 def pad(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling, Trainer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling, Trainer
 
 from .data import DataError, Task, tokenized
 from .planted import stream
@@ -37,16 +37,19 @@ def load_masked_lm(
     task: Task,  # for tiny
     seed: int,  # of a new one
     attn: str = "sdpa", tiny: dict | None = None,
+    head: str = "masked_lm",  # or encoder: no head, whatever the checkpoint has
 ):
-    "(model in evaluation mode and float32, on the GPU if there is one; tokenizer). DataError for a checkpoint without a trained head"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    "(model in evaluation mode and float32, on the GPU if there is one; tokenizer). DataError for a checkpoint without a trained head, if one is wanted"
+    device, bare = "cuda" if torch.cuda.is_available() else "cpu", head == "encoder"
     if model == "tiny":
         net, tokenizer = tiny_model(task, seed, tiny, attn)
-        return masked_lm_of(net, seed).eval().to(device), tokenizer
-    check_model(model)
+        return (net.base_model if bare else masked_lm_of(net, seed)).eval().to(device), tokenizer
+    check_model(model, head)
     place = model_place(model)
-    net, info = AutoModelForMaskedLM.from_pretrained(place, attn_implementation=attn, dtype=torch.float32, output_loading_info=True)
-    if lost := sorted(info["missing_keys"]):
+    net, info = (AutoModel if bare else AutoModelForMaskedLM).from_pretrained(place, attn_implementation=attn, dtype=torch.float32, output_loading_info=True)
+    lost = sorted(k for k in info["missing_keys"] if not (bare and k.startswith("pooler.")))
+    if lost and bare: raise DataError(f"{model} has not all of its encoder's weights: {', '.join(lost[:3])} would be random")
+    if lost:
         raise DataError(f"{model} has no trained masked-language-model head ({', '.join(lost[:3])} would be random), and what random weights say of words is no bias. Valid: a checkpoint of a masked language model, or a run of 20c_masked_lm")
     return net.eval().to(device), AutoTokenizer.from_pretrained(place)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SINGLE', 'DOUBLE', 'BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PINK', 'PALETTE', 'MARKERS', 'STYLE',
-           'OFFSET', 'styled', 'save_figure', 'heatmap', 'heatmap_grid', 'overlap_matrix', 'dots', 'dot_panels',
-           'gallery', 'results', 'curves', 'bars']
+           'OFFSET', 'styled', 'save_figure', 'legend_below', 'axis_room', 'heatmap', 'heatmap_grid', 'overlap_matrix',
+           'dots', 'dot_panels', 'gallery', 'results', 'curves', 'bars']
 
 # %% ../nbs/09_plots.ipynb #f186be23
 import textwrap
@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # %% ../nbs/09_plots.ipynb #dfb5e0d9
 SINGLE, DOUBLE = 3.3, 6.9  # column widths in inches
@@ -52,7 +53,21 @@ def save_figure(
 # %% ../nbs/09_plots.ipynb #e3e9b5e3
 def _title(figure, text):
     "The figure's title, at the left, broken into lines that fit its width."
-    if text: figure.suptitle(textwrap.fill(text, int(figure.get_size_inches()[0] * 14)), x=.01, ha="left", fontsize=8.5)
+    if text: figure.suptitle(textwrap.fill(text, int(figure.get_size_inches()[0] * 14), break_on_hyphens=False), x=.01, ha="left", fontsize=8.5)
+
+def legend_below(figure: Figure, handles: dict) -> None:
+    "Below the panels, label -> handle, in as many columns as fit; the figure grows by its height."
+    width, height = figure.get_size_inches()
+    columns = int(max(1, min(len(handles), 4, width * 15 // (max(map(len, handles)) + 6))))
+    figure.set_size_inches(width, height + .16 * -(-len(handles) // columns))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+
+def axis_room(values: np.ndarray, share: float, ends: np.ndarray = ()) -> tuple[float, float]:
+    "Limits of an axis around the values, and around the ends of intervals as far as the values themselves spread."
+    low, high = np.nanmin(values), np.nanmax(values)
+    spread, ends = high - low, np.asarray(ends, float)[np.isfinite(ends)]
+    down, up = max([share * spread, *(low - ends)]), max([share * spread, *(ends - high)])
+    return low - min(down, max(share, 1) * spread) - .005, high + min(up, max(share, 1) * spread) + .005
 
 def _colour_bar(figure, image, ax, label, inches, **place):
     "The colour's scale, its label broken into lines of at most so many inches."
@@ -166,11 +181,12 @@ def dots(
     title: str = "",         # what is compared
     origin: float = 0.0,     # where to draw the reference line
 ) -> Figure:                 # tasks in rows
-    "Values with intervals, one row per task."
+    "Values with intervals, one row per task. An interval that reaches further than the values themselves spread is cut at the edge."
     tasks, groups = list(dict.fromkeys(frame.task)), list(dict.fromkeys(frame[hue]))
-    figure, ax = plt.subplots(figsize=(SINGLE + .6, .95 + .27 * len(tasks)))
-    _dots(ax, frame, hue, groups, tasks, origin); ax.set_xlabel(xlabel); _title(figure, title)
-    figure.legend(loc="outside lower center", ncols=len(groups))
+    figure, ax = plt.subplots(figsize=(SINGLE + .6, .8 + max(.27, .1 * len(groups)) * len(tasks)))
+    _dots(ax, frame, hue, groups, tasks, origin); ax.set_xlabel(textwrap.fill(xlabel, 40)); _title(figure, title)
+    ax.set_xlim(*axis_room(np.append(frame.value.astype(float), origin), .1, frame[[c for c in ("low", "high") if c in frame]].to_numpy(float).ravel()))
+    legend_below(figure, dict(zip(*ax.get_legend_handles_labels()[::-1])))
     return figure
 
 # %% ../nbs/09_plots.ipynb #6ebb5747
@@ -276,7 +292,8 @@ def curves(
         if "low" in part: ax.fill_between(part[x], part.low, part.high, color=colour, alpha=.18, linewidth=0)
         ax.plot(part[x], part[y], color=colour, marker=MARKERS[i % len(MARKERS)], label=str(group))
     ax.set_xlabel(xlabel or x); ax.set_ylabel(ylabel or y); _title(figure, title)
-    figure.legend(loc="outside lower center", ncols=min(4, frame[hue].nunique()))
+    if pd.api.types.is_integer_dtype(frame[x]): ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend_below(figure, dict(zip(*ax.get_legend_handles_labels()[::-1])))
     return figure
 
 # %% ../nbs/09_plots.ipynb #145477ef

@@ -307,7 +307,7 @@ def load_sweep(path: Path,  # a YAML file
     return Sweep(Path(path), head, {name: stages[name] for name in done}, [r for runs in done.values() for r in runs])
 
 # %% ../nbs/00a_sweeps.ipynb #eea85285
-CHECKS = [("data", "check_source", ("task", "source", "knobs", "epochs")), ("ood", "check_sets", ("task", "source", "sets", "ood_training")), ("toxicity", "check_groups", ("task", "source", "sizes", "protocol")), ("training", "check_model", ("model",)),
+CHECKS = [("data", "check_source", ("task", "source", "knobs", "epochs")), ("ood", "check_sets", ("task", "source", "sets", "ood_training")), ("toxicity", "check_groups", ("task", "source", "sizes", "protocol")), ("training", "check_model", ("model", "head", "scores")),
           ("loss_columns", "check_objective", ("loss", "loss_options", "bias", "teacher", "ood_training")), ("loss_columns", "stored_file", ("stored",)),
           ("results", "released_folder", ("released",)), ("patterns", "check_maps", ("maps_from", "maps"))]  # module, function, parameters it takes
 BY_GROUP = "data_seed"  # notebooks with this parameter draw rows of groups: their tasks are those of `lib.toxicity`

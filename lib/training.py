@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, mse_loss
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from .data import DataError, Task, collator, knock, nearest, task_texts, tiny_tokenizer, tokenized
@@ -96,14 +97,18 @@ def model_place(
 
 def check_model(
     model: str,  # as for `load_model`
+    head: str = "classifier",  # or masked_lm, encoder
+    scores: str = "none",  # for these two: none leaves the units alone
 ):
-    "Configuration of a model by name (None for tiny); DataError if there is none, or its architecture has no row in the table of units."
+    "Configuration of a model by name (None for tiny). DataError if there is none, or its architecture has no row in the table of units, or where these are left alone cannot fill in words."
     if model == "tiny": return None
     place = model_place(model)
     if place == model and not Path(place).is_dir(): knock()
     try: config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error: raise DataError(f"no model {model!r}: not tiny, no run key, no folder, and the hub says: {str(error).splitlines()[0]}") from None
-    if config.model_type not in ARCHITECTURES: raise DataError(f"{model}: unknown architecture {config.model_type!r}. Valid: {', '.join(ARCHITECTURES)}")
+    if head != "classifier" and scores == "none":
+        if head == "masked_lm" and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES: raise DataError(f"{model}: no masked language model is known of architecture {config.model_type!r}. Valid without such a head: head encoder")
+    elif config.model_type not in ARCHITECTURES: raise DataError(f"{model}: unknown architecture {config.model_type!r}. Valid: {', '.join(ARCHITECTURES)}")
     return config
 
 # %% ../nbs/08_training.ipynb #177b71ca

@@ -1,13 +1,23 @@
 """Bias tests on their public files: published figures, counts, and every gender test of SEAT on a small encoder."""
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pytest
+import torch
+import transformers
 
 from lib.bias_scores import bias_rows
 from lib.bias_tests import GENDER_TESTS, association_tests, read_crows, read_stereoset, stereo_score, stored_scores
-from lib.data import load_task
+from lib.data import load_task, tiny_tokenizer
 from lib.masked_lm import load_masked_lm
+from lib.sweeps import load_sweep
 
+ROOT = Path(__file__).parents[1]
 PUBLISHED = {  # (model, domain) -> LM, SS, ICAT
     ("bert-base-cased", "race"): (83.82409779, 56.29627560, 73.26850537)}
 
@@ -23,6 +33,15 @@ def test_published_scores_from_stored_predictions(real_data):
     print(json.dumps({f"{m} {d}": v for (m, d), v in found.items()}, indent=1))
     for key, wanted in PUBLISHED.items(): assert all(abs(found[key][m] - w) < 1e-8 for m, w in zip(("lm", "ss", "icat"), wanted))
     assert round(found["bert-base-cased", "gender"]["ss"], 2) == 62.03  # published with two more items: 61.48
+
+
+@pytest.mark.parametrize("model", ["bert-base-cased", "roberta-base", "gpt2"])
+def test_stored_predictions_counted_by_hand(real_data, model):
+    for domain, part in (table := stored(real_data("bias"), model)).groupby("bias_type"):
+        terms = {t: [(r.stereotype > r.anti, (r.stereotype > r.unrelated) + (r.anti > r.unrelated)) for r in table.itertuples() if (r.target, r.bias_type) == (t, domain)] for t in set(part.target)}
+        ss = sum(sum(100 * s for s, _ in rows) / len(rows) for rows in terms.values()) / len(terms)
+        lm = sum(sum(50 * u for _, u in rows) / len(rows) for rows in terms.values()) / len(terms)
+        assert np.allclose([ss, lm, lm * min(ss, 100 - ss) / 50], [stereo_score(part)[m] for m in ("ss", "lm", "icat")], atol=1e-10), domain
 
 
 def test_counts(real_data):
@@ -48,3 +67,51 @@ def test_every_public_test_runs_on_a_small_encoder(real_data, tmp_path, monkeypa
     print(rows[["metric", "split", "value", "low", "high", "n", "p"]].round(3).to_string())
     assert set(rows[rows.metric == "seat"].split) == set(GENDER_TESTS) and rows.value.notna().all() and rows[rows.metric == "seat"].p.between(0, 1).all()
     assert {"ss", "lm", "icat", "crows"} <= set(rows.metric)
+
+
+SIZES = dict(embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64)
+SWEEP = """
+set: {task: planted-gender, knobs: {train: 300, dev: 20}}
+stages:
+  albert: {notebook: 24_movement, set: {scores: none, model: FOLDER/albert, tests: [planted, seat], seat: ["6"], max_steps: 4, lr: 1.0e-3}, grid: {layers: [all]}}
+  electra: {notebook: 24_movement, set: {scores: none, head: encoder, model: FOLDER/electra, tests: [seat], seat: ["6"], max_steps: 4, lr: 1.0e-3}, grid: {layers: [intermediate]}}
+  pruned: {notebook: 24_movement, set: {scores: random, head: encoder, model: FOLDER/electra, tests: [seat], seat: ["6"], block: 8x8, keep_model: false}}
+  asked: {notebook: 27b_bias_tests, set: {tests: [seat, planted], seat: ["6"], encoder: cls}, from: {model: albert}, grid: {}}
+  masked: {notebook: 27b_bias_tests, set: {tests: [seat], seat: ["6"], head: encoder, encoder: cls, model: FOLDER/electra}, from: {mask: pruned}}
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    "Models without a row in the table of architectures, or without a head that fills in words; and one of SEAT's tests."
+    folder, texts = tmp_path_factory.mktemp("checkpoints"), load_task("planted-gender", knobs={"train": 300, "dev": 20}).splits["train"]["text_a"][:]
+    tokenizer = tiny_tokenizer(texts, 400)
+    torch.manual_seed(0)
+    for name, model in {"albert": transformers.AlbertForMaskedLM(transformers.AlbertConfig(vocab_size=len(tokenizer), **SIZES)), "electra": transformers.ElectraForPreTraining(transformers.ElectraConfig(vocab_size=len(tokenizer), **SIZES))}.items():
+        model.save_pretrained(folder / name); tokenizer.save_pretrained(folder / name)
+    (folder / "data" / "bias" / "seat").mkdir(parents=True)
+    (folder / "data" / "bias" / "seat" / "sent-weat6.jsonl").write_text(json.dumps({k: {"examples": texts[i:i + 6]} for i, k in enumerate(("targ1", "targ2", "attr1", "attr2"))}))
+    return folder
+
+
+def run(folder, sweep, *more):
+    (folder / "s.yaml").write_text(sweep.replace("FOLDER", str(folder)))
+    env = os.environ | {"SIEVE_OUTPUTS": str(folder / "outputs"), "SIEVE_DATA": str(folder / "data"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([Path(sys.executable).parent / "sieve", "run", folder / "s.yaml", "-j", "1", *more], cwd=ROOT, env=env, capture_output=True, text=True)
+    return done, lambda: {r.stage: json.loads((folder / "outputs" / r.notebook / r.key / "result.json").read_text())["metrics"] for r in load_sweep(folder / "s.yaml").planned}
+
+
+def test_debiasing_takes_models_without_masks_and_without_heads_and_what_is_kept_tests_the_same(checkpoints):
+    done, made = run(checkpoints, SWEEP)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    made = made()
+    for trained, again in (("albert", "asked"), ("pruned", "masked")):
+        after = {(r["metric"], r["split"]): r["value"] for r in made[trained] if r.get("state") == "after"}
+        assert after and all(abs(after[r["metric"], r["split"]] - r["value"]) < 1e-5 for r in made[again] if r["metric"] in ("seat", "log_odds")), (trained, after, made[again])
+    moved = {s: [[r["value"] for r in made[s] if r["metric"] == "seat" and r.get("state") == w] for w in ("before", "after")] for s in ("albert", "electra", "pruned")}
+    assert all(a != b for a, b in moved.values())
+
+
+def test_what_a_model_cannot_do_is_said_before_anything_runs(checkpoints):
+    done, _ = run(checkpoints, SWEEP.replace("scores: none, model: FOLDER/albert", "scores: random, model: FOLDER/albert"), "--dry-run")
+    assert done.returncode != 0 and "unknown architecture 'albert'" in done.stdout + done.stderr
