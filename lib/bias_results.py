@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 
+from .block_maps import block_frame
 from .masks import load_mask
 from .plots import dots
 from .metrics import compare
@@ -42,6 +43,7 @@ class BiasStudy:
     scores: pd.DataFrame  # task, label, block, target (sparsity, or threshold, aimed at), sparsity (of the mask), seed, knob, state, metric, split, value, low, high
     density: pd.DataFrame  # label, block, target, seed, level, layer, name, density
     heads: pd.DataFrame  # label, block, target, seed, layer, head, kept
+    blocks: pd.DataFrame  # label, block, target, and the columns of `block_frame`, over the seeds
     agreement: pd.DataFrame  # label, block, target, value (mean over pairs of seeds), expected, pairs
 
 # %% ../nbs/09j_bias_results.ipynb #09j-bias-results-06
@@ -57,7 +59,8 @@ def bias_study(runs: list[str]) -> BiasStudy:
     if not pruned and not words: raise ValueError("none of these runs measured bias: give runs of 24_movement and 20c_masked_lm")
     join = lambda parts: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     masked = [r for r in pruned if r.params["scores"] != "none" and not r.params.get("draw")]
-    return BiasStudy(_over_draws(join([_scores(r) for r in [*words, *pruned]])), join([pd.read_parquet(r.artefact("density.parquet")).assign(**_same(r)) for r in masked]), join([_heads(r) for r in masked]), mask_agreement(masked))
+    return BiasStudy(_over_draws(join([_scores(r) for r in [*words, *pruned]])), join([pd.read_parquet(r.artefact("density.parquet")).assign(**_same(r)) for r in masked]), join([_heads(r) for r in masked]),
+                     join([_blocks(members).assign(**same) for same, members in _alike(masked)]), mask_agreement(masked))
 
 def _same(run) -> dict:
     p = run.params
@@ -80,14 +83,23 @@ def _heads(run) -> pd.DataFrame:
     kept = load_file(run.artefact("heads.safetensors"))["head"].numpy()
     return pd.DataFrame([dict(layer=l, head=h, kept=v) for l, row in enumerate(kept) for h, v in enumerate(row)]).assign(**_same(run))
 
+def _alike(runs: list) -> list[tuple[dict, list]]:
+    "What runs of several seeds have in common, and these runs"
+    groups = {}
+    for run in runs: groups.setdefault(tuple((k, v) for k, v in _same(run).items() if k != "seed"), []).append(run)
+    return [(dict(same), members) for same, members in groups.items()]
+
+def _blocks(members: list) -> pd.DataFrame:
+    names = pd.read_parquet(members[0].artefact("density.parquet")).query("level == 'matrix'")
+    return block_frame([load_mask(r.artefact("mask.safetensors")) for r in members], names)
+
 def mask_agreement(runs: list) -> pd.DataFrame:
     "Share of removed weights that two seeds remove both, of those that either does (Jaccard), and what unrelated masks of the same sizes would share"
-    groups, rows = {}, []
-    for run in runs: groups.setdefault(tuple((k, v) for k, v in _same(run).items() if k not in ("seed",)), []).append(run)
-    for same, members in groups.items():
+    rows = []
+    for same, members in _alike(runs):
         gone = [np.concatenate([(m == 0).flatten().numpy() for n, m in sorted(load_mask(r.artefact("mask.safetensors")).items()) if n.endswith("weight")]) for r in members]
         pairs = [(a, b) for i, a in enumerate(gone) for b in gone[:i]]
-        if pairs: rows.append(dict(same) | dict(value=float(np.mean([(a & b).sum() / max(1, (a | b).sum()) for a, b in pairs])), expected=float(np.mean([(p := a.mean()) * (q := b.mean()) / max(1e-12, p + q - p * q) for a, b in pairs])), pairs=len(pairs)))
+        if pairs: rows.append(same | dict(value=float(np.mean([(a & b).sum() / max(1, (a | b).sum()) for a, b in pairs])), expected=float(np.mean([(p := a.mean()) * (q := b.mean()) / max(1e-12, p + q - p * q) for a, b in pairs])), pairs=len(pairs)))
     return pd.DataFrame(rows, columns=["task", "label", "block", "target", "knob", "value", "expected", "pairs"])
 
 # %% ../nbs/09j_bias_results.ipynb #09j-bias-results-08

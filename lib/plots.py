@@ -184,7 +184,7 @@ def dots(
     "Values with intervals, one row per task. An interval that reaches further than the values themselves spread is cut at the edge."
     tasks, groups = list(dict.fromkeys(frame.task)), list(dict.fromkeys(frame[hue]))
     figure, ax = plt.subplots(figsize=(SINGLE + .6, .8 + max(.27, .1 * len(groups)) * len(tasks)))
-    _dots(ax, frame, hue, groups, tasks, origin); ax.set_xlabel(textwrap.fill(xlabel, 40)); _title(figure, title)
+    _dots(ax, frame, hue, groups, tasks, origin); ax.set_xlabel(textwrap.fill(xlabel, 40, break_on_hyphens=False)); _title(figure, title)
     ax.set_xlim(*axis_room(np.append(frame.value.astype(float), origin), .1, frame[[c for c in ("low", "high") if c in frame]].to_numpy(float).ravel()))
     legend_below(figure, dict(zip(*ax.get_legend_handles_labels()[::-1])))
     return figure

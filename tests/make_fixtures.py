@@ -166,8 +166,10 @@ def bias(folder, rng):
                     row = same | dict(seed=seed, layer=layer, kept=0, total=0)
                     dense += [row | dict(level=level, group=group, name=name, density=round(1 - target + rng.normal(0, .02), 4)) for level, group, name in [("layer", "", ""), *(("matrix", "attention", n) for n in ("query", "key", "value", "out", "up", "down"))]]
                     heads += [same | dict(seed=seed, layer=layer, head=h, kept=float(not (label.startswith("movement") and target == .2 and layer == 1 and h == seed % 2))) for h in range(4)]
+    same = dict(task="synthetic", label="movement (last, sentence)", block="8x8", knob=.8)
+    blocks = [same | dict(target=t, layer=l, matrix=m, row=r, column=c, kept=round(rng.binomial(len(SEEDS), 1 - t - .3 * (r == l)) / len(SEEDS), 3)) for t in (.1, .2) for l in range(2) for m in range(6) for r in range(4) for c in range(4 if m < 4 else 1)]
     agreement = [dict(task="synthetic", label=label, block="8x8", target=t, knob=.8, value=v, expected=t / (2 - t), pairs=3) for label, v in (("movement (last, sentence)", .4), ("random mask", .06)) for t in (.1, .2)]
-    _tables(folder, scores=scores, density=dense, heads=heads, agreement=agreement)
+    _tables(folder, scores=scores, density=dense, heads=heads, blocks=blocks, agreement=agreement)
 
 
 def main(folder):
