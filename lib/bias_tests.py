@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GENDER_TESTS', 'SETS', 'ROLES', 'associations', 'effect_size', 'permutation_p', 'association_test',
-           'read_association', 'association_tests', 'stereo_score', 'stereo_test', 'read_stereoset', 'stored_scores',
-           'shared_positions', 'pair_score', 'pair_test', 'read_crows']
+           'read_association', 'association_file', 'association_tests', 'stereo_score', 'stereo_test', 'read_stereoset',
+           'stored_scores', 'shared_positions', 'pair_score', 'pair_test', 'read_crows']
 
 # %% ../nbs/03b_bias_tests.ipynb #03b-bias-tests-02
 import csv
@@ -81,16 +81,20 @@ def read_association(path: Path) -> dict[str, list[str]]:
     if not path.is_file(): raise DataError(f"no association test {path}" + (f". There: {', '.join(sorted(p.stem for p in path.parent.glob('*.jsonl')))}" if path.parent.is_dir() else ""))
     try: held = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error: raise DataError(f"{path}: not JSON ({error})") from None
+    if not isinstance(held, dict): raise DataError(f"{path}: not an object with {', '.join(SETS.values())}")
     if lost := [k for k in SETS.values() if not held.get(k, {}).get("examples")]: raise DataError(f"{path}: {lost[0]} has no examples")
     return {name: list(held[k]["examples"]) for name, k in SETS.items()}
+
+def association_file(name: str, folder: str = "") -> Path:
+    "Of a test by name, as for `association_tests`"
+    return (Path(folder) if folder else data_dir() / "bias" / "seat") / f"{f'sent-weat{name}' if name[:1].isdigit() else name}.jsonl"
 
 def association_tests(
     names: list[str],  # as 6, 6b (sentences), or a file's name without .jsonl
     folder: str = "",  # default bias/seat below the data folder
 ) -> dict[str, dict]:
     "name -> test."
-    place = Path(folder) if folder else data_dir() / "bias" / "seat"
-    return {n: read_association(place / f"{n if not n[0].isdigit() else f'sent-weat{n}'}.jsonl") for n in names}
+    return {n: read_association(association_file(n, folder)) for n in names}
 
 # %% ../nbs/03b_bias_tests.ipynb #03b-bias-tests-13
 def stereo_score(
@@ -126,8 +130,11 @@ def read_stereoset(
     "Items: bias_type, target, context (with BLANK), stereotype, anti, unrelated (sentences), ids. DataError for anything else"
     if not path.is_file(): raise DataError(f"no StereoSet file {path}")
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl": raw = [json.loads(line) for line in text.splitlines() if line.strip()]
-    else: raw = [item | {"anti_stereotype" if s["gold_label"] == "anti-stereotype" else s["gold_label"]: s for s in item["sentences"]} for item in json.loads(text)["data"]["intrasentence"]]
+    try: whole = [json.loads(line) for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
+    except ValueError as error: raise DataError(f"{path}: not JSON ({error})") from None
+    if path.suffix == ".jsonl": raw = whole
+    elif "intrasentence" not in (whole.get("data", {}) if isinstance(whole, dict) else {}): raise DataError(f"{path}: no data with intrasentence")
+    else: raw = [item | {"anti_stereotype" if s["gold_label"] == "anti-stereotype" else s["gold_label"]: s for s in item["sentences"]} for item in whole["data"]["intrasentence"]]
     items = []
     for i, item in enumerate(raw):
         if lost := [k for k in ("bias_type", "target", "context", "stereotype", "anti_stereotype", "unrelated") if k not in item]: raise DataError(f"{path}, item {i}: no {lost[0]}")

@@ -24,7 +24,7 @@ from .planted import LABELS, PLANTED, SPLITS, fill_knobs, planted, stream
 from .planted_toxicity import TOXIC, TOXIC_SPLITS, planted_toxicity
 from .planted_gender import SENTIMENT, planted_gender
 from .planted_translation import LANGUAGES, PAIR_SPLITS, planted_pairs
-from .runs import data_dir, file_sha256, outputs
+from .runs import data_dir, file_hashes, outputs
 
 # %% ../nbs/02_data.ipynb #planted-makers-1
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ GENERATORS["planted-toxicity"] = Generator(planted_toxicity, TOXIC, TOXIC_SPLITS
 
 # %% ../nbs/02_data.ipynb #9511cb26
 def dev_sets(name: str) -> list[str]:
-    "Evaluation splits in order; the first is the one on which choices are made."
+    "Evaluation splits in order; the first is the one on which choices are made. DataError for an unknown task."
+    if name not in TASKS and name not in GENERATORS: raise DataError(f"no task {name!r}{nearest(name, [*TASKS, *GENERATORS])}")
     return [s for s in (TASKS[name].files if name in TASKS else GENERATORS[name].splits) if s != "train"]
 
 def local_folder(
@@ -85,9 +86,9 @@ def hub_fault(name: str) -> str:
 def check_names(name: str, source: str, splits: list[str] | None) -> None:
     "Refuse a task, source or split that does not exist, naming what was probably meant."
     if source not in (valid := ["auto", "local", "hub", "planted"]): raise DataError(f"no source {source!r}{nearest(source, valid)}")
-    if name not in TASKS and name not in PLANTED: raise DataError(f"no task {name!r}{nearest(name, [*TASKS, *PLANTED])}")
+    there = ["train", *dev_sets(name)]
     for split in splits or []:
-        if split not in (valid := ["train", *dev_sets(name)]): raise DataError(f"{name} has no split {split!r}{nearest(split, valid)}")
+        if split not in there: raise DataError(f"{name} has no split {split!r}{nearest(split, there)}")
     if source != "auto" and (name in PLANTED) != (source == "planted"):
         raise DataError(f"{name} with source {source!r}: " + ("it is generated. Valid: auto, planted" if name in PLANTED else "it is not generated. Valid: auto, local, hub"))
 
@@ -176,8 +177,7 @@ def load_task(
     on_hub = place == "hub"
     read = lambda s: to_dataset(read_hub(name, s) if on_hub else read_local(place, form, s), not form.labels)
     used = [] if on_hub else [f for s in form.files if s in (splits or form.files) and file_of(place, form, s) for f in pair_files(place, form, s)]
-    files = {str(f.relative_to(data_dir())): file_sha256(f) for f in used}
-    return Task(name, list(form.labels.values()), form.metrics, Splits(list(form.files), read), dev_sets(name), files, "hub" if on_hub else "local", languages=form.sides)
+    return Task(name, list(form.labels.values()), form.metrics, Splits(list(form.files), read), dev_sets(name), file_hashes(used), "hub" if on_hub else "local", languages=form.sides)
 
 # %% ../nbs/02_data.ipynb #c0848fe8
 def present(folder: Path, form: Form, split: str) -> Path:

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RULES', 'METHODS', 'B', 'ATTENTION', 'FFN', 'GRANULARITIES', 'Block', 'INITS', 'share', 'topk_rule', 'threshold_rule',
-           'sigmoid_rule', 'hard_concrete_gate', 'straight', 'masked', 'spread', 'Slot', 'Plan', 'plan',
+           'sigmoid_rule', 'hard_concrete_gate', 'straight', 'masked', 'spread', 'Slot', 'Plan', 'block_size', 'plan',
            'initial_scores', 'MovementMasker', 'original', 'moved']
 
 # %% ../nbs/05e_movement.ipynb #05e-movement-02
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -153,6 +154,12 @@ def _grid(name: str, shape: tuple[int, int], block: Block | None, size: int, tur
     if shape[0] % r or shape[1] % c: raise ValueError(f"blocks of {r} x {c} do not divide {name} of {shape[0]} x {shape[1]}: rows must be a multiple of {r}, columns of {c}")
     return shape[0] // r, shape[1] // c
 
+def block_size(text: str) -> Block:
+    "(rows, columns) of 32x32, or head; ValueError for anything else"
+    if text == "head": return text
+    if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)): raise ValueError(f"block {text!r}: give rows x columns, as 32x32, or head")
+    return int(found[1]), int(found[2])
+
 def _own(path: str, shape: tuple[int, int], grid: Callable[[], tuple[int, int]], scheme: str) -> dict[str, tuple[int, int]]:
     "Score tensors of one matrix that shares none"
     lines = {f"{path}.rows": (shape[0], 1)} if scheme in ("rows", "1d") else {}
@@ -185,6 +192,7 @@ def plan(
     "What is scored; ValueError for blocks that do not divide, unknown schemes and nothing to prune, UnitError for unknown models"
     for word, valid, kind in ((attention, ATTENTION, "attention"), (ffn, FFN, "ffn")):
         if word not in valid: raise ValueError(f"{kind} scheme {word!r}{nearest(word, valid)}")
+    if block == "head" and ffn == "default" and ffn_block is None: raise ValueError(f"blocks 'head' are for the attention, and ffn 'default' needs (rows, columns). Valid: ffn {', '.join(f for f in FFN if f != 'default')}")
     p, scores, slots = parts(model), {}, []
     made = [s for l, row in enumerate(p.attention) if attention != "none" for s in _layer(model, row, l, "attention", attention, block, p.head_size)]
     made += [s for l, row in enumerate(p.ffn) if ffn != "none" for s in _layer(model, row, l, "ffn", ffn, ffn_block or (None if block == "head" else block), p.head_size)]
@@ -293,16 +301,18 @@ class MovementMasker(nn.Module):
     def masks(
         self,
         model: PreTrainedModel | None = None,  # needed by `magnitude`
+        hard: bool = False,  # hard concrete gates above a half as booleans, not as they are
     ) -> dict[str, Tensor]:
-        "weight/<parameter> -> booleans in its shape, biases of emptied rows included; hard concrete gates as they are"
+        "weight/<parameter> -> booleans in its shape, biases of emptied rows included"
         training, found = self.training, {}
         self.train(training and self.method != "hard_concrete")
         with self.one_pass():
             for slot in self.plan.slots:
                 weight = None if model is None else original(model, slot.name)
                 grid = spread(self.grid(slot, weight), slot.shape)
-                found[f"weight/{slot.name}"] = grid if self.method == "hard_concrete" else grid.bool()
-                if self.bias and slot.biased: found[f"weight/{slot.name.removesuffix('weight')}bias"] = self.rows(slot, weight)
+                if hard or self.method != "hard_concrete": grid = grid > 0.5
+                found[f"weight/{slot.name}"] = grid
+                if self.bias and slot.biased: found[f"weight/{slot.name.removesuffix('weight')}bias"] = (grid != 0).any(1)
         self.train(training)
         return found
 

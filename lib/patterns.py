@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from .data import DataError, nearest
 from .planted import KINDS, stream
-from .runs import data_dir, file_sha256
+from .runs import data_dir, file_hashes
 from .training import Best, Finetuner, arguments, best_file, newest
 
 # %% ../nbs/08a_patterns.ipynb #610943a4
@@ -149,7 +149,7 @@ def labelled_files(
 ) -> dict[str, str]:
     "Path (below the data folder, or absolute) -> sha256 of the archive, or of the folder's label files and maps"
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in (".npy", ".txt", ".tsv"))
-    return {str(p.relative_to(data_dir()) if p.is_relative_to(data_dir()) else p): file_sha256(p) for p in files}
+    return file_hashes(files)
 
 # %% ../nbs/08a_patterns.ipynb #f114e243
 class PatternNet(nn.Module):

@@ -19,7 +19,7 @@ from transformers import BertConfig
 from .agreement import super_table
 from .masks import TASK_ORDER, mask_file, mask_info, mask_labels, released_masks, run_masks, run_survival
 from .metrics import half_width, paired_bootstrap, sample_sd, summary
-from .runs import ROOT, data_dir, file_sha256, find_run
+from .runs import ROOT, data_dir, file_hashes, find_run
 from .runs import runs as run_rows
 from .units import subnetwork_size
 
@@ -41,7 +41,7 @@ def released_files(
 ) -> dict:            # path (below the data folder, or absolute) -> sha256
     "The files of a released study that match, with their hashes."
     files = sorted(f for pattern in patterns for f in released_folder(released).glob(pattern) if f.is_file())
-    return {str(f.relative_to(data_dir()) if f.is_relative_to(data_dir()) else f): file_sha256(f) for f in files}
+    return file_hashes(files)
 
 # %% ../nbs/09a_results.ipynb #30c1672a
 def _masks(runs, released, family):

@@ -21,7 +21,7 @@ from .data import GENERATORS, HUB_SPLITS, DataError, Splits, Task, halves, knock
 from .forms import unquoted
 from .planted import stream
 from .planted_toxicity import TOXIC
-from .runs import data_dir, file_sha256
+from .runs import data_dir, file_hashes
 
 # %% ../nbs/02d_toxicity.ipynb #02d-toxicity-05
 TOXICITY = ["toxigen", "hatexplain", "planted-toxicity"]
@@ -314,7 +314,7 @@ def load_toxicity(
     check_rows(name, frames, protocol)
     splits = {s: to_dataset({c: f[c].tolist() for c in f}) for s, f in frames.items()}
     return Task(name, TOXIC, ["accuracy"], Splits(PARTS, splits.__getitem__), ["select", "align", "test"],
-                {str(p.relative_to(data_dir())): file_sha256(p) for p in files}, place, knobs)
+                file_hashes(files), place, knobs)
 
 # %% ../nbs/02d_toxicity.ipynb #02d-toxicity-41
 def counts(task: Task) -> pd.DataFrame:
