@@ -23,11 +23,20 @@ def _layer_of(kinds: list[str], row: int) -> int:
     n = kinds.count("encoder")
     return row if row < n else n + (row - n) % kinds.count("decoder")
 
+def _heads(model: PreTrainedModel, mask: dict[str, Tensor], row: dict[str, str], heads: int) -> list[tuple[int, int]]:
+    "(kept, total) of every head of an attention: its rows of query, key and value and its columns of the output"
+    kept, total = torch.zeros(heads, dtype=torch.long), 0
+    for part, path in row.items():
+        weight = model.get_submodule(path).weight
+        m = mask.get(f"weight/{path}.weight", torch.ones(weight.shape)).cpu() != 0
+        kept += (m.T if part == "out" else m).reshape(heads, -1).sum(1); total += m.numel() // heads
+    return [(int(k), total) for k in kept]
+
 def density(
     model: PreTrainedModel,  # for names and shapes; a skeleton will do
     mask: dict[str, Tensor],  # entries weight/<parameter>, in the weights' shapes
 ) -> pd.DataFrame:
-    "Columns level (matrix, layer, group, total), group (attention, ffn), layer, name, kept, total, density; kept and total are whole numbers"
+    "Columns level (matrix, head, layer, group, total), group (attention, ffn), layer, name, kept, total, density; kept and total are whole numbers"
     p, rows = parts(model), []
     found = [("attention", _layer_of(p.kinds, l), path) for l, row in enumerate(p.attention) for path in row.values()] + [("ffn", l, path) for l, row in enumerate(p.ffn) for path in row.values()]
     for group, layer, path in found:
@@ -38,7 +47,8 @@ def density(
     matrices = pd.DataFrame(rows)
     def level(name, by): return matrices.groupby(by, sort=False, as_index=False)[["kept", "total"]].sum().assign(level=name)
     whole = pd.DataFrame([{"level": "total", "kept": matrices.kept.sum(), "total": matrices.total.sum()}])
-    frame = pd.concat([matrices, level("layer", ["layer"]), level("group", ["group"]), whole], ignore_index=True).astype({"layer": "Int64"})
+    heads = pd.DataFrame([{"level": "head", "group": "attention", "layer": _layer_of(p.kinds, l), "name": f"{p.kinds[l]} {l}, head {h}", "kept": k, "total": n} for l, row in enumerate(p.attention) for h, (k, n) in enumerate(_heads(model, mask, row, p.heads))])
+    frame = pd.concat([matrices, heads, level("layer", ["layer"]), level("group", ["group"]), whole], ignore_index=True).astype({"layer": "Int64"})
     return frame.assign(density=frame.kept / frame.total)[["level", "group", "layer", "name", "kept", "total", "density"]]
 
 # %% ../nbs/05g_density.ipynb #05g-density-08

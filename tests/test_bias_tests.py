@@ -65,7 +65,7 @@ def test_every_public_test_runs_on_a_small_encoder(real_data, tmp_path, monkeypa
     items = read_stereoset(folder / "stereoset" / "dev_intrasentence_gender_race_religion.jsonl")
     rows = pd.DataFrame(bias_rows(model, tokenizer, tests, items, read_crows(folder / "crows_pairs_anonymized.csv")[:40], limit=500))
     print(rows[["metric", "split", "value", "low", "high", "n", "p"]].round(3).to_string())
-    assert set(rows[rows.metric == "seat"].split) == set(GENDER_TESTS) and rows.value.notna().all() and rows[rows.metric == "seat"].p.between(0, 1).all()
+    assert set(rows[rows.metric == "seat"].split) == {f"{n}, cls" for n in GENDER_TESTS} and rows.value.notna().all() and rows[rows.metric == "seat"].p.between(0, 1).all()
     assert {"ss", "lm", "icat", "crows"} <= set(rows.metric)
 
 
