@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .forms import DataError, nearest
+from .forms import DataError, lines, nearest
 from .planted import stream
 from .runs import data_dir
 
@@ -129,8 +129,7 @@ def read_stereoset(
 ) -> list[dict]:
     "Items: bias_type, target, context (with BLANK), stereotype, anti, unrelated (sentences), ids. DataError for anything else"
     if not path.is_file(): raise DataError(f"no StereoSet file {path}")
-    text = path.read_text(encoding="utf-8")
-    try: whole = [json.loads(line) for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
+    try: whole = [json.loads(line) for _, line in lines(path)] if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error: raise DataError(f"{path}: not JSON ({error})") from None
     if path.suffix == ".jsonl": raw = whole
     elif "intrasentence" not in (whole.get("data", {}) if isinstance(whole, dict) else {}): raise DataError(f"{path}: no data with intrasentence")

@@ -155,10 +155,10 @@ def bias(folder, rng):
         score = lambda m, v, same, seed=seed: scores.append(dict(metric=m, split="planted", value=round(v, 3), low=np.nan, high=np.nan) | same | dict(seed=seed))
         for knob in (0.0, .4, .8):
             for m, v in (("log_odds", 2.2 * knob), ("ss", 50 + 50 * min(1, 2 * knob)), ("crows", 50 + 45 * min(1, 2 * knob)), ("seat", 1.5 * knob)):
-                score(m, v + rng.normal(0, .1), dict(state="after", sparsity=0.0, task="synthetic", label="before", block="", target=0.0, knob=knob))
+                score(m, v + rng.normal(0, .1), dict(state="after", sparsity=0.0, task="synthetic", label="before", block="", target=0.0, goal="", knob=knob))
         for label, drop in (("movement (last, sentence)", 6.0), ("random mask", 1.0), ("magnitude mask", .3)):
             for target in (.1, .2):
-                same = dict(task="synthetic", label=label, block="8x8", target=target, knob=.8)
+                same = dict(task="synthetic", label=label, block="8x8", target=target, goal=f"{target:.0%} to be removed", knob=.8)
                 for state, left in (("before", 1), ("after", 1 - drop * target / 2)):
                     for m, v in (("log_odds", 2.2 * left), ("ss", 50 + 45 * left), ("seat", 1.4 * left), ("masked_loss", 1.1 + target * (state == "after"))):
                         score(m, v + rng.normal(0, .03), same | dict(state=state, sparsity=target if state == "after" else 0.0))
@@ -167,8 +167,8 @@ def bias(folder, rng):
                     dense += [row | dict(level=level, group=group, name=name, density=round(1 - target + rng.normal(0, .02), 4)) for level, group, name in [("layer", "", ""), *(("matrix", "attention", n) for n in ("query", "key", "value", "out", "up", "down"))]]
                     heads += [same | dict(seed=seed, layer=layer, head=h, kept=float(not (label.startswith("movement") and target == .2 and layer == 1 and h == seed % 2))) for h in range(4)]
     same = dict(task="synthetic", label="movement (last, sentence)", block="8x8", knob=.8)
-    blocks = [same | dict(target=t, layer=l, matrix=m, row=r, column=c, kept=round(rng.binomial(len(SEEDS), 1 - t - .3 * (r == l)) / len(SEEDS), 3)) for t in (.1, .2) for l in range(2) for m in range(6) for r in range(4) for c in range(4 if m < 4 else 1)]
-    agreement = [dict(task="synthetic", label=label, block="8x8", target=t, knob=.8, value=v, expected=t / (2 - t), pairs=3) for label, v in (("movement (last, sentence)", .4), ("random mask", .06)) for t in (.1, .2)]
+    blocks = [same | dict(target=t, goal=f"{t:.0%} to be removed", layer=l, matrix=m, row=r, column=c, kept=round(rng.binomial(len(SEEDS), 1 - t - .3 * (r == l)) / len(SEEDS), 3)) for t in (.1, .2) for l in range(2) for m in range(6) for r in range(4) for c in range(4 if m < 4 else 1)]
+    agreement = [dict(task="synthetic", label=label, block="8x8", target=t, goal=f"{t:.0%} to be removed", knob=.8, value=v, expected=t / (2 - t), pairs=3) for label, v in (("movement (last, sentence)", .4), ("random mask", .06)) for t in (.1, .2)]
     _tables(folder, scores=scores, density=dense, heads=heads, blocks=blocks, agreement=agreement)
 
 
