@@ -1,5 +1,5 @@
 # `sieve run` writes plan.json into a folder of its own and starts snakemake there. Which runs are made, and whether
-# a run is finished, is decided by lib.engine, never by this file. One rule for each stage and set of resources.
+# a run is finished, is decided by lib.core.engine, never by this file. One rule for each stage and set of resources.
 import json
 from pathlib import Path
 
@@ -44,4 +44,4 @@ for number, group in enumerate(PLAN["groups"]):
         resources:
             **group["resources"],
         shell:
-            "{PLAN[python]:q} -c 'from lib.engine import job; job(\"{wildcards.notebook}/{wildcards.key}\")'"
+            "{PLAN[python]:q} -c 'from lib.core.engine import job; job(\"{wildcards.notebook}/{wildcards.key}\")'"

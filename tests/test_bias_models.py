@@ -6,12 +6,12 @@ import nbformat
 import numpy as np
 import pytest
 
-from lib.bias_models import Recipe, accuracies, bias_model, load_log_probs, train, train_log_probs
-from lib.data import load_task
-from lib.forms import TASKS, DataError
-from lib.ood import ood_sets
+from lib.core.keys import notebook_path
+from lib.losses.bias_models import Recipe, accuracies, bias_model, load_log_probs, train, train_log_probs
+from lib.data.tasks import load_task
+from lib.data.formats import TASKS, DataError
+from lib.data.ood import ood_sets
 
-NBS = Path(__file__).parents[1] / "nbs"
 FEVER = list(TASKS["FEVER"].labels.values())
 ROWS = 242_911  # of the training file that the stored predictions belong to
 
@@ -78,7 +78,7 @@ def test_stored_predictions_find_their_rows_by_id_and_their_columns_by_name(tmp_
     for name in ("train", "dev"): (folder / f"{name}.tsv").write_text("id\tquestion1\tquestion2\tis_duplicate\n3\tshort\n" + "".join(f"{i}\tWhy {i}?\tHow {i}?\t{i % 2}\n" for i in ids))
     table = {i: np.log([0.1 * i, 1 - 0.1 * i]).tolist() for i in range(1, 10)}
     (tmp_path / "qqp.json").write_text(json.dumps(table))
-    cells = [c for c in nbformat.read(NBS / "20a_bias_model.ipynb", 4).cells if c.cell_type == "code"][:4]
+    cells = [c for c in nbformat.read(notebook_path("bias_model"), 4).cells if c.cell_type == "code"][:4]
 
     def read(**given):
         scope = {}

@@ -11,11 +11,11 @@ import pytest
 import torch
 import transformers
 
-from lib.bias_scores import bias_rows
-from lib.bias_tests import GENDER_TESTS, association_tests, read_crows, read_stereoset, stereo_score, stored_scores
-from lib.data import load_task, tiny_tokenizer
-from lib.masked_lm import load_masked_lm
-from lib.sweeps import load_sweep
+from lib.training.bias_scores import bias_rows
+from lib.metrics.bias import GENDER_TESTS, association_tests, read_crows, read_stereoset, stereo_score, stored_scores
+from lib.data.tasks import load_task, tiny_tokenizer
+from lib.training.masked_lm import load_masked_lm
+from lib.core.sweeps import load_sweep
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {  # (model, domain) -> LM, SS, ICAT
@@ -75,12 +75,12 @@ set: {task: planted-gender, knobs: {train: 300, dev: 20}, seat: ["6"]}
 stages:
 """
 STAGES = {
-    "albert": '{notebook: 24_movement, set: {scores: none, model: FOLDER/albert, tests: [planted, seat], max_steps: 4, lr: 1.0e-3}, grid: {layers: [all]}}',
-    "asked": '{notebook: 27b_bias_tests, set: {tests: [seat, planted], encoder: cls}, from: {model: albert}}',
-    "electra": '{notebook: 24_movement, set: {scores: none, head: encoder, model: FOLDER/electra, tests: [seat], max_steps: 4, lr: 1.0e-3}, grid: {layers: [intermediate]}}',
-    "bare": '{notebook: 27b_bias_tests, set: {tests: [seat], head: encoder, encoder: cls}, from: {model: electra}}',
-    "pruned": '{notebook: 24_movement, set: {scores: random, head: encoder, model: FOLDER/electra, tests: [seat], block: 8x8, keep_model: false}}',
-    "masked": '{notebook: 27b_bias_tests, set: {tests: [seat], head: encoder, encoder: cls, model: FOLDER/electra}, from: {mask: pruned}}'}
+    "albert": '{notebook: movement, set: {scores: none, model: FOLDER/albert, tests: [planted, seat], max_steps: 4, lr: 1.0e-3}, grid: {layers: [all]}}',
+    "asked": '{notebook: bias_tests, set: {tests: [seat, planted], encoder: cls}, from: {model: albert}}',
+    "electra": '{notebook: movement, set: {scores: none, head: encoder, model: FOLDER/electra, tests: [seat], max_steps: 4, lr: 1.0e-3}, grid: {layers: [intermediate]}}',
+    "bare": '{notebook: bias_tests, set: {tests: [seat], head: encoder, encoder: cls}, from: {model: electra}}',
+    "pruned": '{notebook: movement, set: {scores: random, head: encoder, model: FOLDER/electra, tests: [seat], block: 8x8, keep_model: false}}',
+    "masked": '{notebook: bias_tests, set: {tests: [seat], head: encoder, encoder: cls, model: FOLDER/electra}, from: {mask: pruned}}'}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib import data
+from lib.data import tasks as data
 
 ROOT = Path(__file__).parents[1]
 COUNTS = {  # task: split: rows of each label, in the order of the task's labels
@@ -89,7 +89,7 @@ def test_both_folder_layouts(tmp_path, monkeypatch):
 
 def test_no_data_folder_names_both_places(tmp_path, monkeypatch):
     "In a process without a network, as a user meets it: quickly, and in one sentence."
-    code = "from lib.data import check_source\ncheck_source('RTE')"
+    code = "from lib.data.tasks import check_source\ncheck_source('RTE')"
     env = {**os.environ, "SIEVE_DATA": str(tmp_path / "nothing"), "HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     message = done.stderr.strip().splitlines()[-1]
@@ -98,7 +98,7 @@ def test_no_data_folder_names_both_places(tmp_path, monkeypatch):
 
 PROBE = """
 import hashlib, json
-from lib.data import *
+from lib.data.tasks import *
 task = load_task("{task}", knobs={{"train": 500, "dev": 50}})
 tokenizer = tiny_tokenizer(task_texts(task)[:4000], 3000)
 dev = task.splits["dev"]

@@ -32,7 +32,7 @@ def undisturbed(tmp_path_factory):
 def test_a_sweep_from_end_to_end(undisturbed):
     project, said = undisturbed
     assert numbers(project) == Counter(TRUE)
-    assert re.search(r"\[9/9\] 40_sum/[0-9a-f]{10}  sum", said) and said.count("\n") == 10
+    assert re.search(r"\[9/9\] sum/[0-9a-f]{10}  sum", said) and said.count("\n") == 10
     assert len(project.made()) == len(set(project.made())) == 9
     assert not list((project.outputs / ".engine").iterdir())
 
@@ -56,11 +56,11 @@ def test_the_report_is_one_file(undisturbed):
 
 def test_status_show_du(undisturbed):
     project, _ = undisturbed
-    assert re.search(r"20_draw +4 +0 +0 +0 +0\n", project.sieve("status")[0])
+    assert re.search(r"draw +4 +0 +0 +0 +0\n", project.sieve("status")[0])
     name = next(iter(project.results()))
     said, code = project.sieve("show", name)
     assert code == 0 and name in said and "finished" in said and "n.txt = 2 bytes" in said
-    assert re.search(r"21_double +4 ", project.sieve("du")[0])
+    assert re.search(r"double +4 ", project.sieve("du")[0])
 
 
 def test_a_dry_run_starts_nothing(tmp_path):
@@ -88,7 +88,7 @@ def test_a_failure_is_short_and_the_rest_goes_on(tmp_path):
     assert code != 0
     failed = said[said.index("FAILED"):].split("\n[")[0].split("\n")
     assert len(failed) <= 10
-    for word in ("20_draw/", "seed=2", "cell 4: assert seed != fail, 'asked to fail'", "AssertionError: asked to fail", "run.ipynb"): assert word in said
+    for word in ("draw/", "seed=2", "cell 4: assert seed != fail, 'asked to fail'", "AssertionError: asked to fail", "run.ipynb"): assert word in said
     assert "7 of 9 runs made" not in said and "6 of 9 runs made, 1 failed, 2 not started" in said  # three draws and what is below them
     kept = re.search(r"notebook: (.*run.ipynb)", said)[1]
     assert "asked to fail" in open(kept).read()
@@ -111,13 +111,13 @@ def test_damage_is_named_and_made_again(tmp_path):
 def test_stale_runs_are_kept_counted_and_made_again_when_asked(tmp_path):
     project = Project(tmp_path)
     project.sieve("run", project.sweep, "--smoke")
-    book = json.loads((tmp_path / "21_double.ipynb").read_text())
+    book = json.loads((tmp_path / "experiments" / "double.ipynb").read_text())
     book["cells"][-1]["source"] += "\nprint('another line')"
-    (tmp_path / "21_double.ipynb").write_text(json.dumps(book))
+    (tmp_path / "experiments" / "double.ipynb").write_text(json.dumps(book))
     said, code = project.sieve("run", project.sweep, "--smoke")
     assert code == 0 and "1 stale runs kept (notebook changed)" in said and len(project.made()) == 3
     said, code = project.sieve("run", project.sweep, "--smoke", "--stale")
-    assert code == 0 and [run.split("/")[0] for run in project.made()[3:]] == ["21_double", "40_sum"]
+    assert code == 0 and [run.split("/")[0] for run in project.made()[3:]] == ["double", "sum"]
     assert project.sieve("run", project.sweep, "--smoke", "--stale")[0] == "toys: 3 runs, 3 finished\n"
 
 
@@ -139,7 +139,7 @@ def family(process):
     for child in below:
         with contextlib.suppress(psutil.Error):
             line = " ".join(child.cmdline())
-            if "lib.engine import job" in line and "snakemake" not in line and "bash" not in line: named["job"].append(child)
+            if "lib.core.engine import job" in line and "snakemake" not in line and "bash" not in line: named["job"].append(child)
             if "ipykernel_launcher" in line: named["kernel"].append(child)
     return named
 
@@ -188,10 +188,10 @@ def test_killed_at_five_moments(tmp_path, undisturbed, ended, whom):
 
 @pytest.mark.slow
 def test_overhead_over_bare_papermill(tmp_path):
-    study = "stages:\n  draw: {notebook: 20_draw, grid: {seed: [" + ", ".join(map(str, range(12))) + "]}}\n"
+    study = "stages:\n  draw: {notebook: draw, grid: {seed: [" + ", ".join(map(str, range(12))) + "]}}\n"
     project = Project(tmp_path, study=study)
     began = time.time()
-    one = f"{sys.executable} -m papermill {tmp_path}/20_draw.ipynb {tmp_path}/out{{}}.ipynb -p seed {{}}"
+    one = f"{sys.executable} -m papermill {tmp_path}/experiments/draw.ipynb {tmp_path}/out{{}}.ipynb -p seed {{}}"
     subprocess.run(["bash", "-c", f"seq 100 111 | xargs -P 2 -I{{}} {one}"], env=project.env, check=True, capture_output=True)
     bare = time.time() - began
     began = time.time()

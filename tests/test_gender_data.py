@@ -1,5 +1,5 @@
 """The corpora and word lists of the bias data, sorted."""
-from lib.gender_data import corpus, select, word_lists
+from lib.data.gender import corpus, select, word_lists
 
 CORPORA = ["bias/gap/gap-*.tsv", "bias/ewt/*.txt", "bias/winogender/all_sentences.tsv"]
 

@@ -5,8 +5,8 @@ import torch
 from torch.func import grad, vmap
 from torch.nn.functional import softplus
 
-from lib.lds import lds, network, noisy_problem, subsets, train_many
-from lib.trak import trak
+from lib.attribution.lds import lds, network, noisy_problem, subsets, train_many
+from lib.attribution.trak import trak
 
 REPORTED = {  # of the same kind of problem, 1, 5 and 20 networks
     "gradient dot product": (.600, .663, .671), "TRAK, k = 64": (.286, .539, .655), "Gauss-Newton influence, 0.1": (.621, .698, .710)}

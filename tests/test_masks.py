@@ -11,10 +11,11 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from lib.maskers import released_random
-from lib.masks import released_masks
-from lib.search import accepted, magnitude_search
-from lib.units import ones, skeleton, subnetwork_size
+from lib.core.keys import notebook_path
+from lib.maskers.rules import released_random
+from lib.models.masks import released_masks
+from lib.maskers.search import accepted, magnitude_search
+from lib.models.units import ones, skeleton, subnetwork_size
 
 ROOT = Path(__file__).parents[1]
 TASKS = ["CoLA", "MNLI", "MRPC", "QNLI", "QQP", "RTE", "SST-2", "STS-B", "WNLI"]
@@ -89,11 +90,11 @@ def test_released_sizes_follow_the_three_phases(real_data):
 SEARCH = """
 import sys, hashlib, torch
 from pathlib import Path
-from lib.attribution import importance
-from lib.maskers import magnitude, random_mask, topk
-from lib.masks import save_mask
-from lib.search import Candidate, accepted, structured_search
-from lib.units import ones, random_model
+from lib.attribution.importance import importance
+from lib.maskers.rules import magnitude, random_mask, topk
+from lib.models.masks import save_mask
+from lib.maskers.search import Candidate, accepted, structured_search
+from lib.models.units import ones, random_model
 torch.set_num_threads(1)
 m = random_model("bert", 1, layers=3, heads=4)
 g = torch.Generator().manual_seed(0)
@@ -119,12 +120,12 @@ def test_two_processes_write_the_same_mask_files(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("notebook, given", [("21_importance", {}), ("22_magnitude", {"max_steps": 4}), ("26_draw_masks", {})])
+@pytest.mark.parametrize("notebook, given", [("importance", {}), ("magnitude", {"max_steps": 4}), ("draw_masks", {})])
 def test_two_runs_of_a_notebook_are_equal_to_the_bit(notebook, given, tmp_path):
     def made(place):
         env = os.environ | {"SIEVE_OUTPUTS": str(tmp_path / place), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": place}
         (tmp_path / place).mkdir()
-        command = [sys.executable, "-m", "papermill", str(ROOT / "nbs" / f"{notebook}.ipynb"), str(tmp_path / place / "out.ipynb"), "-k", "python3", "--no-progress-bar"]
+        command = [sys.executable, "-m", "papermill", str(notebook_path(notebook)), str(tmp_path / place / "out.ipynb"), "-k", "python3", "--no-progress-bar"]
         subprocess.run(command + [x for k, v in given.items() for x in ("-p", k, str(v))], env=env, capture_output=True, text=True, check=True)
         folder = next((tmp_path / place / notebook).iterdir())
         return folder.name, json.loads((folder / "result.json").read_text()), hashlib.sha256((folder / "mask.safetensors").read_bytes()).hexdigest()

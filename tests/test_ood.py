@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import data, ood
-from lib.forms import TASKS, DataError, read_file
-from lib.metrics import accuracy_by, predictions, score
-from lib.sweeps import SweepError, check_inputs, load_sweep
+from lib.core.keys import notebook_path
+from lib.data import ood
+from lib.data import tasks as data
+from lib.data.formats import TASKS, DataError, read_file
+from lib.metrics.scores import accuracy_by, predictions, score
+from lib.core.sweeps import SweepError, check_inputs, load_sweep
 
 ROOT = Path(__file__).parents[1]
 COUNTS = {  # task: split: rows of each label, in the order of the task's labels
@@ -142,7 +144,7 @@ SWEEP = """
 title: Missing set
 question: Is it refused?
 stages:
-  scores: {notebook: 27_evaluate, set: {task: TASK, source: local}, grid: {sets: [[matched], [SET]]}}
+  scores: {notebook: evaluate, set: {task: TASK, source: local}, grid: {sets: [[matched], [SET]]}}
 """
 
 
@@ -159,9 +161,9 @@ def test_a_sweep_asks_for_its_sets_before_anything_runs(real, tmp_path, task, as
 def test_the_evaluation_notebook_scores_sets_of_both_kinds(real, tmp_path):
     given = ["-p", "task", "climate-fever", "-p", "source", "local", "-p", "draws", "5", "-y", "sets: [report, FEVER-Symmetric-v1]"]
     env = os.environ | {"SIEVE_OUTPUTS": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([Path(sys.executable).parent / "papermill", ROOT / "nbs" / "27_evaluate.ipynb", tmp_path / "out.ipynb", *given], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run([Path(sys.executable).parent / "papermill", notebook_path("evaluate"), tmp_path / "out.ipynb", *given], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    folder = next(tmp_path.glob("27_evaluate/*"))
+    folder = next(tmp_path.glob("evaluate/*"))
     rows = pd.DataFrame(json.loads((folder / "result.json").read_text())["metrics"])
     assert set(rows.split) == {"dev", "FEVER-Symmetric-v1"} and rows[rows.split != "dev"].n.eq(717).all()
     answers = pd.read_parquet(folder / "predictions.parquet").query("split == 'FEVER-Symmetric-v1'")

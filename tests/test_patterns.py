@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.patterns import RECIPES, fit, judge, predict_kinds, write_maps
-from lib.planted import planted_maps
-from lib.runs import Run
-from lib.sweeps import load_sweep
+from lib.core.keys import notebook_path
+from lib.attribution.patterns import RECIPES, fit, judge, predict_kinds, write_maps
+from lib.data.synthetic_nli import planted_maps
+from lib.core.runs import Run
+from lib.core.sweeps import load_sweep
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = ROOT / "nbs" / "sweeps"
@@ -99,19 +100,19 @@ def test_maps_drawn_to_be_labelled_come_back_as_training_maps(study, tmp_path, m
     assert len(names) == 12 and all((sheet.parent / "data" / f"{n}.npy").is_file() for n in names) and names[0].startswith("planted-nli_1_")
     found, kinds = planted_maps("dev", {"dev": 60, "high": 24}, "norm")
     write_maps(tmp_path / "data" / "mine", "norm", found, kinds, [f"RTE_1_{i}" for i in range(60)])
-    done = run(BIN / "papermill", ROOT / "nbs" / "30_attention_patterns.ipynb", tmp_path / "out.ipynb", "-p", "maps_from", "mine", "-p", "maps", "norm", "-p", "epochs", 1,
+    done = run(BIN / "papermill", notebook_path("pattern_classifier"), tmp_path / "out.ipynb", "-p", "maps_from", "mine", "-p", "maps", "norm", "-p", "epochs", 1,
                SIEVE_OUTPUTS=tmp_path / "outputs", SIEVE_DATA=tmp_path / "data")
     assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(next((tmp_path / "outputs").glob("30_*/*/result.json")).read_text())
-    made = json.loads(next((tmp_path / "outputs").glob("30_*/*/params.json")).read_text())
+    result = json.loads(next((tmp_path / "outputs").glob("pattern_classifier/*/result.json")).read_text())
+    made = json.loads(next((tmp_path / "outputs").glob("pattern_classifier/*/params.json")).read_text())
     assert {m["task"] for m in result["metrics"]} == {"mine"} and len(made["data"]) == 62 and {m["n"] for m in result["metrics"]} == {6}
 
 
 def test_a_wrong_place_of_labelled_maps_is_refused_before_anything_runs(tmp_path):
     sweep = tmp_path / "s.yaml"
-    sweep.write_text(f"stages:\n  c: {{notebook: 30_attention_patterns, set: {{maps_from: {tmp_path}/nowhere.zip}}}}\n")
+    sweep.write_text(f"stages:\n  c: {{notebook: pattern_classifier, set: {{maps_from: {tmp_path}/nowhere.zip}}}}\n")
     done = run(BIN / "sieve", "run", sweep, SIEVE_OUTPUTS=tmp_path / "outputs")
-    assert done.returncode != 0 and "nowhere.zip" in done.stderr and "stage c" in done.stderr and not list((tmp_path / "outputs").glob("[0-9]*/*"))
+    assert done.returncode != 0 and "nowhere.zip" in done.stderr and "stage c" in done.stderr and not list((tmp_path / "outputs").glob("[!.]*/*"))
 
 
 @pytest.mark.slow
@@ -119,7 +120,7 @@ def test_all_heads_of_a_full_size_model_in_little_memory(tmp_path):
     "bert-base in shape (random weights), 100 sentences of 64 tokens: one command, with progress, under 2 GiB."
     from transformers import BertConfig, BertModel
 
-    from lib.data import load_task, task_texts, tiny_tokenizer
+    from lib.data.tasks import load_task, task_texts, tiny_tokenizer
     folder, data = tmp_path / "base", tmp_path / "data" / "glue" / "MRPC"
     tokenizer = tiny_tokenizer(task_texts(load_task("planted-nli", knobs={"train": 300})), 600)
     words = [w for w in tokenizer.get_vocab() if w.isalpha() and len(w) > 3]
@@ -129,10 +130,10 @@ def test_all_heads_of_a_full_size_model_in_little_memory(tmp_path):
     rng, text = np.random.default_rng(0), lambda n: " ".join(rng.choice(words, n))
     rows = "\n".join(f"{i % 2}\t1\t2\t{text(31)}\t{text(30)}" for i in range(220))
     for split in ("train", "dev"): (data / f"{split}.tsv").write_text(f"Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n{rows}\n")
-    done = run(BIN / "papermill", ROOT / "nbs" / "30a_classify_heads.ipynb", tmp_path / "out.ipynb", "-p", "model", folder, "-p", "task", "MRPC", "-p", "sentences", 100, "-p", "threads", 2,
+    done = run(BIN / "papermill", notebook_path("classify_heads"), tmp_path / "out.ipynb", "-p", "model", folder, "-p", "task", "MRPC", "-p", "sentences", 100, "-p", "threads", 2,
                SIEVE_OUTPUTS=tmp_path / "outputs", SIEVE_DATA=tmp_path / "data", OMP_NUM_THREADS="2")
     assert done.returncode == 0, done.stderr[-3000:]
-    made = next((tmp_path / "outputs").glob("30a_*/*"))
+    made = next((tmp_path / "outputs").glob("classify_heads/*"))
     heads = pd.read_parquet(made / "heads.parquet")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"{json.loads((made / 'params.json').read_text())['seconds']:.0f} s, at most {peak:.2f} GiB in one process")

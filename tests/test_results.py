@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.masks import save_mask
-from lib.results import compare_examples, main_scores, mask_tables, run_predictions, run_scores, score_tables, sizes
-from lib.runs import ROOT, start
+from lib.models.masks import save_mask
+from lib.study.results import compare_examples, main_scores, mask_tables, run_predictions, run_scores, score_tables, sizes
+from lib.core.runs import ROOT, start
 
 TASKS, SEEDS = ["planted-nli", "planted-nli-plain"], [1, 2]
 
@@ -29,7 +29,7 @@ def mask_run(notebook, kept, family, kind, **params):
         mask = {"head": torch.tensor(kept, dtype=torch.float32), "mlp": torch.tensor([1., 0.])}
         save_mask(mask, run.path("mask.safetensors"), "tiny", family, kind)
         cells = [("head", l, h, kept[l][h] / 2) for l in range(2) for h in range(2)] + [("mlp", l, -1, .5) for l in range(2)]
-        if notebook == "22_magnitude": pd.DataFrame(cells, columns=["kind", "layer", "head", "share"]).to_parquet(run.path("survival.parquet"))
+        if notebook == "magnitude": pd.DataFrame(cells, columns=["kind", "layer", "head", "share"]).to_parquet(run.path("survival.parquet"))
     return make(notebook, [{"metric": "kept", "value": 1}], files, **params)
 
 
@@ -44,18 +44,18 @@ def study(tmp_path, monkeypatch):
     for task in TASKS:
         for seed in SEEDS:
             same = {"task": task, "seed": seed}
-            full = make("20_finetune", [scored("", .9), scored("", .2, "ood")], **same)
-            good = mask_run("21_importance", [[1, seed % 2], [0, 1]], "heads_mlps", "good", model=full, **same)
-            magnitude = mask_run("22_magnitude", [[1, 1], [0, 1]], "magnitude", "good", model=full, **same)
-            bad = mask_run("26_draw_masks", [[0, 1], [1, 0]], "heads_mlps", "bad", mask=good, **same)
+            full = make("finetune", [scored("", .9), scored("", .2, "ood")], **same)
+            good = mask_run("importance", [[1, seed % 2], [0, 1]], "heads_mlps", "good", model=full, **same)
+            magnitude = mask_run("magnitude", [[1, 1], [0, 1]], "magnitude", "good", model=full, **same)
+            bad = mask_run("draw_masks", [[0, 1], [1, 0]], "heads_mlps", "bad", mask=good, **same)
             values = {"": .9, good: .8 + seed / 100, magnitude: .7, bad: .6, "majority": .5}
             rows = [scored(mask, v) for mask, v in values.items()] + [{"metric": "size", "value": .4, "split": "", "mask": good}]
 
             def answers(run, masks=("", good, bad), best=good):
                 frame = [{"split": "dev", "idx": i, "mask": m, "label": i % 2, "prediction": i % 2 if m == best or i > 5 else 1 - i % 2} for m in masks for i in range(10)]
                 pd.DataFrame(frame).to_parquet(run.path("predictions.parquet"))
-            keys["evaluate"].append(make("27_evaluate", rows, answers, model=full, masks=[good, magnitude, bad], **{**same, "seed": 0}))
-            again = make("20_finetune", [scored(good, .85)], model=full, mask=good, **same)  # its start weights are another run
+            keys["evaluate"].append(make("evaluate", rows, answers, model=full, masks=[good, magnitude, bad], **{**same, "seed": 0}))
+            again = make("finetune", [scored(good, .85)], model=full, mask=good, **same)  # its start weights are another run
             keys["retrained"].append(again)
             keys["masks"] += [good, magnitude, bad]
     return keys
@@ -67,12 +67,12 @@ def test_scores_of_runs(study):
     assert found["mean"].round(4).to_dict() == {("none", "full", "none"): .9, ("none", "majority", "none"): .5, ("heads_mlps", "good", "pruned"): .815,
                                                 ("heads_mlps", "good", "retrained"): .85, ("heads_mlps", "bad", "pruned"): .6, ("magnitude", "good", "pruned"): .7}
     assert set(found["count"]) == {4} and set(scores.seed) == set(SEEDS)  # the model's seed, not the evaluation's
-    with pytest.raises(ValueError, match="27_evaluate"): run_scores(study["masks"])
+    with pytest.raises(ValueError, match="evaluate"): run_scores(study["masks"])
 
 
 def test_evaluation_of_a_retrained_model(study):
     first = study["retrained"][0]
-    key = make("27_evaluate", [scored("", .84)], model=first, task=TASKS[0], seed=0)
+    key = make("evaluate", [scored("", .84)], model=first, task=TASKS[0], seed=0)
     row = run_scores([key]).iloc[0]
     assert tuple(row[["family", "kind", "state", "value"]]) == ("heads_mlps", "good", "retrained", .84)
 

@@ -9,20 +9,20 @@ import papermill
 import pytest
 import torch
 
-from lib.data import load_task
-from lib.loss_columns import bias_column, watched
-from lib.mask_training import removed
-from lib.maskers import keep
-from lib.masks import load_mask, mask_info, run_mask
-from lib.ood import chosen_sets
-from lib.runs import find_run, run_key, runs
-from lib.subnetworks import load_head
-from lib.sweeps import SweepError, check_inputs, load_sweep
-from lib.training import load_model, score_sets
-from lib.units import attach
+from lib.core.keys import notebook_path
+from lib.data.tasks import load_task
+from lib.training.loss_columns import bias_column, watched
+from lib.maskers.mask_training import removed
+from lib.maskers.rules import keep
+from lib.models.masks import load_mask, mask_info, run_mask
+from lib.data.ood import chosen_sets
+from lib.core.runs import find_run, run_key, runs
+from lib.training.subnetworks import load_head
+from lib.core.sweeps import SweepError, check_inputs, load_sweep
+from lib.training.trainer import load_model, score_sets
+from lib.models.units import attach
 
 pytestmark = pytest.mark.slow  # minutes: every notebook of the chain is run
-NBS = Path(__file__).parents[1] / "nbs"
 KNOBS = {"train": 320, "dev": 100, "ood": 100}
 SHORT = {"knobs": KNOBS, "lr": 2e-3, "epochs": 2.0, "max_length": 64, "sets": ["report", "ood"]}
 
@@ -39,14 +39,14 @@ def outputs(tmp_path_factory):
 
 def made(folder, notebook, **given):
     "The key of a run that papermill makes."
-    papermill.execute_notebook(NBS / f"{notebook}.ipynb", folder / "out.ipynb", given, kernel_name="python3", progress_bar=False, log_output=False)
+    papermill.execute_notebook(notebook_path(notebook), folder / "out.ipynb", given, kernel_name="python3", progress_bar=False, log_output=False)
     return run_key(notebook, given)
 
 
 def here(notebook, **given):
     "Run a notebook's cells in this process; all the names that it leaves."
     scope = {"display": print}
-    for cell in nbformat.read(NBS / f"{notebook}.ipynb", 4).cells:
+    for cell in nbformat.read(notebook_path(notebook), 4).cells:
         if cell.cell_type != "code": continue
         exec(cell.source, scope)  # noqa: S102
         if "parameters" in cell.metadata.get("tags", []): scope |= given
@@ -57,14 +57,14 @@ def here(notebook, **given):
 def chain(outputs):
     "Keys of: bias model, fine-tuned model, mask against the bias, the same mask trained alone, iterative pruning with rewinding, one of its masks trained alone, evaluation, training with a teacher."
     go = lambda notebook, **given: made(outputs, notebook, **given)
-    bias = here("20a_bias_model", knobs=KNOBS)["run"].key
-    model = go("20_finetune", **SHORT)
-    mask = go("23_mask_training", model=model, bias=bias, loss="poe", update_every=5, initial=0.3, train_classifier=True, mask_classifier=False, **SHORT)
-    alone = go("20_finetune", mask=mask, sparsity=0.5, bias=bias, loss="poe", **SHORT)
-    imp = go("23a_iterative_pruning", model=model, bias=bias, loss="poe", rewind=True, keep_weights=True, **SHORT)
-    of_imp = go("20_finetune", mask=imp, sparsity=0.3, **SHORT)
-    evaluation = here("27_evaluate", model=model, masks=[mask], sets=["train", "report"], knobs=KNOBS, max_length=64)["run"].key
-    taught = here("20_finetune", loss="confreg", bias=bias, teacher=evaluation, stop_at=4, clip="tensor", **SHORT)["run"].key
+    bias = here("bias_model", knobs=KNOBS)["run"].key
+    model = go("finetune", **SHORT)
+    mask = go("mask_training", model=model, bias=bias, loss="poe", update_every=5, initial=0.3, train_classifier=True, mask_classifier=False, **SHORT)
+    alone = go("finetune", mask=mask, sparsity=0.5, bias=bias, loss="poe", **SHORT)
+    imp = go("iterative_pruning", model=model, bias=bias, loss="poe", rewind=True, keep_weights=True, **SHORT)
+    of_imp = go("finetune", mask=imp, sparsity=0.3, **SHORT)
+    evaluation = here("evaluate", model=model, masks=[mask], sets=["train", "report"], knobs=KNOBS, max_length=64)["run"].key
+    taught = here("finetune", loss="confreg", bias=bias, teacher=evaluation, stop_at=4, clip="tensor", **SHORT)["run"].key
     return dict(bias=bias, model=model, mask=mask, alone=alone, imp=imp, of_imp=of_imp, evaluation=evaluation, taught=taught)
 
 
@@ -128,11 +128,11 @@ def test_a_stopped_training_has_the_full_schedule(chain):
     assert list(log.step) == [1, 2, 3, 4] and log.learning_rate.iloc[-1] == pytest.approx(2e-3 * (1 - 3 / 20))
 
 
-REFUSED = [("20_finetune", dict(loss="poe"), "loss poe needs bias, a run of 20a_bias_model"), ("23_mask_training", dict(loss="peo"), "did you mean 'poe'|poe"), ("23_mask_training", dict(metric="f2"), "no metric 'f2'"),
-           ("23_mask_training", dict(loss="poe", bias="{bias}", ood_training=True), "choose ce"), ("20_finetune", dict(mask="{imp}", sparsity=0.25), "no mask at sparsity 0.25: choose 0.1, 0.2"),
-           ("20_finetune", dict(mask="{mask}", sparsity=0.7), "choose 0.5"), ("23a_iterative_pruning", dict(loss="poe", bias="{bias}", knobs={"train": 64, "dev": 20, "ood": 20}), "'train': 320"),
-           ("20_finetune", dict(loss="poe", bias="{model}"), "is no bias model"), ("20_finetune", dict(loss="distill", teacher="{model}"), r"sets \[train\]"), ("20_finetune", dict(stop_at=999), "beyond the training's"),
-           ("23_mask_training", dict(train_classifier=True), "masked or trained, not both"), ("20a_bias_model", dict(stored="nowhere.npy"), "no file"), ("20a_bias_model", dict(one_against="entialment"), "entailment")]
+REFUSED = [("finetune", dict(loss="poe"), "loss poe needs bias, a run of bias_model"), ("mask_training", dict(loss="peo"), "did you mean 'poe'|poe"), ("mask_training", dict(metric="f2"), "no metric 'f2'"),
+           ("mask_training", dict(loss="poe", bias="{bias}", ood_training=True), "choose ce"), ("finetune", dict(mask="{imp}", sparsity=0.25), "no mask at sparsity 0.25: choose 0.1, 0.2"),
+           ("finetune", dict(mask="{mask}", sparsity=0.7), "choose 0.5"), ("iterative_pruning", dict(loss="poe", bias="{bias}", knobs={"train": 64, "dev": 20, "ood": 20}), "'train': 320"),
+           ("finetune", dict(loss="poe", bias="{model}"), "is no bias model"), ("finetune", dict(loss="distill", teacher="{model}"), r"sets \[train\]"), ("finetune", dict(stop_at=999), "beyond the training's"),
+           ("mask_training", dict(train_classifier=True), "masked or trained, not both"), ("bias_model", dict(stored="nowhere.npy"), "no file"), ("bias_model", dict(one_against="entialment"), "entailment")]
 
 
 @pytest.mark.parametrize("case", range(len(REFUSED)), ids=[f"{n.split('_')[0]} {next(iter(g))} {words[:12]}" for n, g, words in REFUSED])
@@ -144,7 +144,7 @@ def test_refused_before_work(chain, case):
 
 
 def test_refused_when_planned(tmp_path):
-    for notebook, wrong, words in [("20_finetune", {"loss": "peo"}, "poe"), ("23_mask_training", {"loss": "poe"}, "20a_bias_model"), ("20a_bias_model", {"stored": "nowhere.npy"}, "no file")]:
+    for notebook, wrong, words in [("finetune", {"loss": "peo"}, "poe"), ("mask_training", {"loss": "poe"}, "bias_model"), ("bias_model", {"stored": "nowhere.npy"}, "no file")]:
         (path := tmp_path / "study.yaml").write_text(f"stages:\n  one: {{notebook: {notebook}, set: {json.dumps(wrong)}}}\n")
         with pytest.raises(SweepError, match=f"stage one: .*{words}"): check_inputs(load_sweep(path).planned, path)
 
@@ -153,21 +153,21 @@ def test_controls(outputs, monkeypatch, tmp_path):
     "Frozen scores give the mask of the smallest magnitudes; a shuffled bias model has the same numbers in other rows; the published pruning is cross-entropy without rewinding."
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
     short = {"knobs": {"train": 64, "dev": 20, "ood": 20}}
-    frozen = here("23_mask_training", model="tiny", lr=0.0, sparsity=0.4, **short)
+    frozen = here("mask_training", model="tiny", lr=0.0, sparsity=0.4, **short)
     assert frozen["ratio"] == 0 and all(torch.equal(m, keep(frozen["net"].get_parameter(n.removeprefix("weight/")).detach().abs(), m.numel() - removed(m.numel(), 0.4))) for n, m in frozen["found"].mask.items())
-    plain, shuffled = (here("20a_bias_model", shuffled=s, **short)["run"].key for s in (False, True))
+    plain, shuffled = (here("bias_model", shuffled=s, **short)["run"].key for s in (False, True))
     a, b = (bias_column(key, load_task("planted-nli", **short)) for key in (plain, shuffled))
     assert not np.array_equal(a, b) and np.array_equal(np.sort(a, 0), np.sort(b, 0))
     short |= {"epochs": 5.0, "lr": 1e-3}
-    ce, old = (here("23a_iterative_pruning", **given, **short) for given in (dict(loss="ce"), dict(loss="poe", bias=plain, rewind=True, legacy=True)))
+    ce, old = (here("iterative_pruning", **given, **short) for given in (dict(loss="ce"), dict(loss="poe", bias=plain, rewind=True, legacy=True)))
     assert ce["run"].key != old["run"].key and all(torch.equal(ce["found"].mask[s][k], m) for s in (0.1, 0.9) for k, m in old["found"].mask[s].items())
 
 
 def test_rows_out_of_distribution_and_a_whole_ranking(outputs, monkeypatch, tmp_path):
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
     small = {"knobs": {"train": 64, "dev": 20, "ood": 20}, "ood_training": True, "lr": 1e-3}
-    found = here("23_mask_training", scope="global", pooler=False, rise="stepwise", initial=0.1, init="soft", **small)
+    found = here("mask_training", scope="global", pooler=False, rise="stepwise", initial=0.1, init="soft", **small)
     assert len(found["studied"].splits["train"]) == 84 and len({s for s in found["table"].share}) > 1 and "bert.pooler.dense.weight" not in found["table"].index
-    assert len(here("20_finetune", **small)["studied"].splits["train"]) == 84
-    pruned = here("23a_iterative_pruning", scope="global", epochs=5.0, **small)
+    assert len(here("finetune", **small)["studied"].splits["train"]) == 84
+    pruned = here("iterative_pruning", scope="global", epochs=5.0, **small)
     assert load_mask(pruned["run"].artefact("masks/0.9.safetensors")).keys() == pruned["saved"][0.9].keys()

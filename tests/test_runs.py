@@ -9,8 +9,8 @@ import time
 import pytest
 from toys import Project
 
-from lib.keys import run_key
-from lib.runs import CorruptRun, Run, _sealed, find_run, runs, start, write_json
+from lib.core.keys import run_key
+from lib.core.runs import CorruptRun, Run, _sealed, find_run, runs, start, write_json
 
 
 @pytest.fixture
@@ -21,13 +21,13 @@ def project(tmp_path, monkeypatch):
 
 
 def finished(**scope):
-    run = start("20_draw", scope)
+    run = start("draw", scope)
     run.path("n.txt").write_text("1011")
     run.finish([{"metric": "n", "value": 1, "split": "dev"}])
     return run
 
 
-MAKER = "import sys, time; from lib.runs import start; run = start('20_draw', {'seed': 1}); print('started', flush=True); time.sleep(float(sys.argv[1])); run.finish([])"
+MAKER = "import sys, time; from lib.core.runs import start; run = start('draw', {'seed': 1}); print('started', flush=True); time.sleep(float(sys.argv[1])); run.finish([])"
 
 
 def maker(project, seconds):
@@ -40,16 +40,16 @@ def test_a_second_maker_waits_and_does_not_make_it_again(project):
     first = maker(project, 1)
     second = subprocess.run([sys.executable, "-c", MAKER, "0"], env=project.env, capture_output=True, text=True)
     assert first.wait() == 0
-    assert "AlreadyFinished: 20_draw/" in second.stderr and "started" not in second.stdout
+    assert "AlreadyFinished: draw/" in second.stderr and "started" not in second.stdout
 
 
 def test_a_killed_maker_lets_go(project):
     first = maker(project, 60)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert find_error(run_key("20_draw", {"seed": 1})) == "not finished"
+    assert find_error(run_key("draw", {"seed": 1})) == "not finished"
     assert maker(project, 0).wait() == 0
-    assert find_run(run_key("20_draw", {"seed": 1})).finished()
+    assert find_run(run_key("draw", {"seed": 1})).finished()
 
 
 def find_error(key):
@@ -91,12 +91,12 @@ def test_damaged_parameters_are_noticed(project):
 def test_a_run_begun_again_is_not_finished_until_its_end(project):
     run = finished(seed=1)
     (run.folder / "checkpoints").mkdir()
-    again = start("20_draw", {"seed": 1})
+    again = start("draw", {"seed": 1})
     assert not again.finished() and not (run.folder / "n.txt").exists()
     assert (run.folder / "checkpoints").exists()  # same code: training may go on
     code = run.provenance | {"code": {"notebook": "other"}}
     write_json(run.folder / "params.json", code)
-    start("20_draw", {"seed": 1})
+    start("draw", {"seed": 1})
     assert not (run.folder / "checkpoints").exists()  # other code: it may not
 
 
@@ -110,7 +110,7 @@ def test_two_processes_write_the_same_bytes(project):
 
 def test_papermill_alone_makes_the_same_run(project):
     from_here = finished(seed=5).key
-    command = [sys.executable, "-m", "papermill", str(project.folder / "20_draw.ipynb"), str(project.folder / "out.ipynb"), "-p", "seed", "5"]
+    command = [sys.executable, "-m", "papermill", str(project.folder / "experiments" / "draw.ipynb"), str(project.folder / "out.ipynb"), "-p", "seed", "5"]
     subprocess.run(command, env=project.env, check=True, capture_output=True, cwd=project.folder.parent)
     assert find_run(from_here).result["metrics"] == [{"metric": "n", "value": 50}]
 
@@ -119,9 +119,9 @@ def test_a_thousand_finished_runs_are_collected_in_five_seconds(project):
     model = finished(seed=0)
     made, result = model.provenance, model.result
     for seed in range(1, 1000):
-        key = run_key("20_draw", {"seed": seed})
+        key = run_key("draw", {"seed": seed})
         params = {"seed": seed, "fail": -1, "threads": 1}
-        folder = Run("20_draw", key).folder
+        folder = Run("draw", key).folder
         folder.mkdir()
         (folder / "n.txt").write_text("1011")
         (folder / "params.json").write_text(json.dumps(made | {"key": key, "parameters": made["parameters"] | params}))
@@ -135,7 +135,7 @@ def test_a_thousand_finished_runs_are_collected_in_five_seconds(project):
 
 
 def test_folders_do_not_depend_on_the_working_directory(project):
-    code = "from lib.keys import ROOT, outputs, data_dir; print(ROOT, outputs(), data_dir())"
+    code = "from lib.core.keys import ROOT, outputs, data_dir; print(ROOT, outputs(), data_dir())"
     env = {k: v for k, v in os.environ.items() if not k.startswith("SIEVE_")} | {"SIEVE_DATA": "somewhere"}
     said = {subprocess.run([sys.executable, "-c", code], cwd=place, env=env, capture_output=True, text=True).stdout for place in (project.folder, project.folder.parent)}
     assert len(said) == 1 and "somewhere" in said.pop()

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, MarianConfig, pipeline
 
-from lib.architectures import ARCHITECTURES, model_class, random_inputs, random_model
-from lib.data import tiny_tokenizer
-from lib.units import attach, load, ones, parts, shrink
+from lib.models.architectures import ARCHITECTURES, model_class, random_inputs, random_model
+from lib.data.tasks import tiny_tokenizer
+from lib.models.units import attach, load, ones, parts, shrink
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,7 +54,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
-from lib.units import load
+from lib.models.units import load
 logging.set_verbosity_error()
 for folder in map(Path, sys.argv[1:]):
     model, given = load(folder), load_file(folder / "given.st")

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.runs import ROOT, find_run, outputs, start
-from lib.sparsity_results import (
+from lib.core.keys import notebook_path
+from lib.core.runs import ROOT, find_run, outputs, start
+from lib.study.sparsity_results import (
     arranged,
     beside_published,
     bias_scores,
@@ -35,30 +36,30 @@ class Study:
 
     def make(self, notebook, rows, **params):
         run = start(notebook, {"task": "MNLI", "seed": 0, "source": "local", **params})
-        if notebook == "23_mask_training": pd.DataFrame([{"step": k, "selection": 0, **{r["split"]: r["value"] - 1 / k for r in rows if r["split"]}} for k in (10, 20)]).to_parquet(run.path("curve.parquet"))
+        if notebook == "mask_training": pd.DataFrame([{"step": k, "selection": 0, **{r["split"]: r["value"] - 1 / k for r in rows if r["split"]}} for k in (10, 20)]).to_parquet(run.path("curve.parquet"))
         run.finish(rows)
         self.keys.append(run.key)
         return run.key
 
     def full(self, seed, loss="ce", own=0, other=0, **params):
-        return self.make("20_finetune", self.rows(seed, own, other, mask=""), seed=seed, loss=loss, **{"model": "bert-base-uncased", "bias": self.bias if loss != "ce" else "", **params})
+        return self.make("finetune", self.rows(seed, own, other, mask=""), seed=seed, loss=loss, **{"model": "bert-base-uncased", "bias": self.bias if loss != "ce" else "", **params})
 
-    def mask(self, seed, model, loss, sparsity, own=0, other=0, notebook="23_mask_training", **params):
+    def mask(self, seed, model, loss, sparsity, own=0, other=0, notebook="mask_training", **params):
         rows = [*self.rows(seed, own - .2 * sparsity ** 4, other + .05 * sparsity - .1 * sparsity ** 5, sparsity=sparsity), {"metric": "removed", "value": sparsity, "split": "", "n": 9, "sparsity": sparsity}]
         return self.make(notebook, rows, seed=seed, model=model, loss=loss, sparsity=sparsity, **{"bias": self.bias if loss != "ce" else "", **params})
 
     def imp(self, seed, model, loss, own=0, other=0, **params):
         rows = [r for k in range(1, 10) for r in self.rows(seed, own - .3 * (k / 10) ** 4, other + .02 * k / 10, sparsity=k / 10)]
-        return self.make("23a_iterative_pruning", rows, seed=seed, model=model, loss=loss, **params)
+        return self.make("iterative_pruning", rows, seed=seed, model=model, loss=loss, **params)
 
     def alone(self, seed, mask, loss, own, other, sparsity):
-        return self.make("20_finetune", self.rows(seed, own, other, mask=mask, sparsity=sparsity), seed=seed, model="bert-base-uncased", loss=loss, mask=mask, sparsity=sparsity)
+        return self.make("finetune", self.rows(seed, own, other, mask=mask, sparsity=sparsity), seed=seed, model="bert-base-uncased", loss=loss, mask=mask, sparsity=sparsity)
 
 
 def written():
     "A study with every kind of system"
     s = Study()
-    s.bias = s.make("20a_bias_model", [{"metric": m, "value": v, "split": split, "n": 9} for split, level in [("train", .6), ("matched", .6), ("HANS", .3)] for m, v in [("accuracy", level), ("majority", .35), ("confidence", .5)]])
+    s.bias = s.make("bias_model", [{"metric": m, "value": v, "split": split, "n": 9} for split, level in [("train", .6), ("matched", .6), ("HANS", .3)] for m, v in [("accuracy", level), ("majority", .35), ("confidence", .5)]])
     for seed in SEEDS:
         full = {loss: s.full(seed, loss, *levels) for loss, levels in FULL.items()}
         masks = {(start_, loss, p): s.mask(seed, m, loss, p, FULL[loss][0] * .5, FULL[loss][1]) for start_, m, losses in
@@ -133,9 +134,9 @@ def test_published_figures_stand_beside_their_own_rows(keys):
 
 
 def test_evaluations_are_of_what_they_evaluate(keys):
-    mask = next(k for k in keys if find_run(k).notebook == "23_mask_training")
+    mask = next(k for k in keys if find_run(k).notebook == "mask_training")
     p, s = find_run(mask).params, Study()
-    more = s.make("27_evaluate", [{"metric": "accuracy", "value": .5, "split": "hans-regenerated", "n": 9, "mask": mask}, {"metric": "accuracy", "value": .3, "split": "matched", "n": 9, "mask": "majority"}],
+    more = s.make("evaluate", [{"metric": "accuracy", "value": .5, "split": "hans-regenerated", "n": 9, "mask": mask}, {"metric": "accuracy", "value": .3, "split": "matched", "n": 9, "mask": "majority"}],
                   model=p["model"], masks=[mask])
     rows = sparsity_scores([more])
     assert rows[["label", "seed", "sparsity", "split", "key"]].values.tolist() == [["mask training, CE, from CE-tuned", 1, .2, "hans-regenerated", mask]]
@@ -144,17 +145,17 @@ def test_evaluations_are_of_what_they_evaluate(keys):
 def test_bias_models_are_told_apart(keys):
     table = bias_scores(keys)
     assert len(table) == 9 and set(table.side) == {"", "ID", "OOD"} and set(table.what) == {""}
-    other = Study().make("20a_bias_model", [{"metric": "accuracy", "value": .5, "split": "matched", "n": 9}], shuffled=True)
+    other = Study().make("bias_model", [{"metric": "accuracy", "value": .5, "split": "matched", "n": 9}], shuffled=True)
     assert set(bias_scores([*keys, other]).what) == {"shuffled False", "shuffled True"}
 
 
 def test_the_notebook_reads_them_all(keys, tmp_path):
     lists = tmp_path / "parameters.yaml"
     lists.write_text(json.dumps({"runs": keys}))
-    command = [sys.executable, "-m", "papermill", str(ROOT / "nbs" / "44_sparsity_curves.ipynb"), str(tmp_path / "out.ipynb"), "-f", str(lists), "--no-progress-bar"]
+    command = [sys.executable, "-m", "papermill", str(notebook_path("sparsity_curves")), str(tmp_path / "out.ipynb"), "-f", str(lists), "--no-progress-bar"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    run = find_run(next((outputs() / "44_sparsity_curves").glob("*")).name)
+    run = find_run(next((outputs() / "sparsity_curves").glob("*")).name)
     figures = {n for n in run.result["artefacts"] if n.endswith(".svg")}
     assert {"searches_MNLI_bert-base-uncased.svg", "isolated_MNLI_bert-base-uncased.svg", "variants_MNLI_bert-base-uncased.svg", "timing_MNLI_bert-base-uncased_0.7.svg", "plane_searches_MNLI_bert-base-uncased.svg", "training_MNLI_bert-base-uncased_0.7.svg"} <= figures
     claims = pd.read_csv(run.artefact("claims.csv")).fillna("")

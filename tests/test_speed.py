@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from lib.attribution import importance
+from lib.attribution.importance import importance
 
 
 def a_model():

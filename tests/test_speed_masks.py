@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from lib.mask_training import estimate, learned_mask, learning, update
-from lib.units import attach
+from lib.maskers.mask_training import estimate, learned_mask, learning, update
+from lib.models.units import attach
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY = 2000  # small: embeddings are fine-tuned but never masked, and would flatter the mask

@@ -6,8 +6,8 @@ import torch
 from test_speed_masks import VOCABULARY, times
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from lib.movement import RULES, MovementMasker, moved, plan
-from lib.movement_schedule import MovementSchedule, movement_groups, penalty
+from lib.maskers.movement import RULES, MovementMasker, moved, plan
+from lib.maskers.movement_schedule import MovementSchedule, movement_groups, penalty
 
 
 class Step:

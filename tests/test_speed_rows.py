@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from lib.row_gradients import Projector
+from lib.attribution.per_example import Projector
 
 ROUNDS = 7
 
@@ -45,7 +45,7 @@ def test_features_cost_no_more_than_a_backward_pass():
 def test_ten_thousand_rows_by_a_thousand_queries_stay_below_two_gib():
     code = """
 import resource, numpy as np
-from lib.trak import trak
+from lib.attribution.trak import trak
 rng = np.random.default_rng(0)
 train, query = rng.normal(size=(10_000, 1024)).astype(np.float32), rng.normal(size=(1_000, 1024)).astype(np.float32)
 assert trak([train], [query], [np.ones(10_000)], 10**6).shape == (10_000, 1_000)

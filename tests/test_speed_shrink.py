@@ -3,9 +3,9 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from lib.architectures import model_class
-from lib.speed import measured, random_units
-from lib.units import shrink
+from lib.models.architectures import model_class
+from lib.models.speed import measured, random_units
+from lib.models.units import shrink
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ SEARCH = """
 import hashlib, sys, numpy as np
 from pathlib import Path
 from torch.nn.functional import cross_entropy
-from lib.data import load_task
-from lib.masks import save_mask
-from lib.runs import seed_everything
-from lib.subnetworks import imp, train_mask
-from lib.training import load_model
+from lib.data.tasks import load_task
+from lib.models.masks import save_mask
+from lib.core.runs import seed_everything
+from lib.training.subnetworks import imp, train_mask
+from lib.training.trainer import load_model
 seed_everything(0, 1)
 task = load_task("planted-nli", knobs={"train": 320, "dev": 60, "ood": 20})
 model, tokenizer = load_model("tiny", task, 0, tiny={"layers": 2, "width": 32, "heads": 2, "length": 48})

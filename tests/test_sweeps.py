@@ -2,8 +2,8 @@
 import pytest
 from toys import STUDY, Project
 
-from lib.keys import ROOT
-from lib.sweeps import load_sweep
+from lib.core.keys import ROOT
+from lib.core.sweeps import load_sweep
 
 
 @pytest.fixture
@@ -16,12 +16,12 @@ def project(tmp_path, monkeypatch):
 REFUSED = {  # what is changed in the study: (old, new, words of the message)
     "top level key": ("stages:", "stagse:", "unknown key 'stagse': did you mean stages"),
     "stage key": ("from: {draw", "form: {draw", "stage double: unknown key 'form': did you mean from"),
-    "notebook": ("notebook: 21_double", "notebook: 21_duoble", "stage double: no notebook '21_duoble'", "did you mean 21_double?"),
+    "notebook": ("notebook: double", "notebook: duoble", "stage double: no notebook 'duoble'", "did you mean double?"),
     "stage": ("{draw: draw}", "{draw: drew}", "stage double: draw: no stage 'drew': did you mean draw?"),
-    "parameter in set": ("set: {wait: WAIT}, grid", "set: {wiat: 0}, grid", "stage draw: set: no parameter of 20_draw is called 'wiat': did you mean wait?"),
-    "parameter in grid": ("{seed: [1", "{sede: [1", "stage draw: grid: no parameter of 20_draw is called 'sede': did you mean seed?"),
-    "parameter in from": ("{draw: draw}", "{drwa: draw}", "stage double: from: no parameter of 21_double is called 'drwa': did you mean draw"),
-    "parameter in over": ("{runs: double}", "{rnus: double}", "stage sum: over: no parameter of 40_sum is called 'rnus': did you mean runs?"),
+    "parameter in set": ("set: {wait: WAIT}, grid", "set: {wiat: 0}, grid", "stage draw: set: no parameter of draw is called 'wiat': did you mean wait?"),
+    "parameter in grid": ("{seed: [1", "{sede: [1", "stage draw: grid: no parameter of draw is called 'sede': did you mean seed?"),
+    "parameter in from": ("{draw: draw}", "{drwa: draw}", "stage double: from: no parameter of double is called 'drwa': did you mean draw"),
+    "parameter in over": ("{runs: double}", "{rnus: double}", "stage sum: over: no parameter of sum is called 'rnus': did you mean runs?"),
     "type in grid": ("[1, 2, 3, 4]", "[1, two]", "stage draw: grid: seed takes int, not 'two' (str)"),
     "boolean for a number": ("[1, 2, 3, 4]", "[yes]", "stage draw: grid: seed takes int, not True (bool)"),
     "type in set": ("set: {wait: WAIT}, grid", "set: {wait: long}, grid", "stage draw: set: wait takes float, not 'long' (str)"),
@@ -31,7 +31,7 @@ REFUSED = {  # what is changed in the study: (old, new, words of the message)
     "where name": ("{runs: double}", "{runs: double}, where: {sead: 1}", "stage sum: where: no label 'sead': did you mean seed?"),
     "where value": ("{runs: double}", "{runs: double}, where: {seed: 9}", "stage sum: where: no run has seed 9"),
     "circle": ("set: {wait: WAIT}, grid", "from: {fail: double}, grid", "stage draw: fail takes int; `from` needs str"),
-    "duplicate key": ("  sum:", "  draw: {notebook: 20_draw}\n  sum:", "line 6: key 'draw' stands twice"),
+    "duplicate key": ("  sum:", "  draw: {notebook: draw}\n  sum:", "line 6: key 'draw' stands twice"),
     "resource": ("{runs: double}", "{runs: double}, resources: {memory: 1}", "stage sum: resources: unknown key 'memory'"),
     "twice": ("set: {wait: WAIT}, grid", "set: {seed: 1}, grid", "stage draw: seed stands in both set and grid"),
 }
@@ -39,14 +39,14 @@ REFUSED = {  # what is changed in the study: (old, new, words of the message)
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_with_place_and_choices(project, case, capsys):
-    from lib.sieve import main
+    from lib.core.cli import main
     old, new, *words = REFUSED[case]
     path = project.write(STUDY.replace(old, new, 1).replace("WAIT", "0"), "wrong.yaml")
     assert main(["run", path]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"sieve: {path}: ") and said.count("\n") == 1
     for word in words: assert word in said, said
-    assert not list(project.outputs.glob("[0-9]*")) and not (project.outputs / ".engine").exists()
+    assert not list(project.outputs.glob("[!.]*")) and not (project.outputs / ".engine").exists()
 
 
 def test_smoke_refuses_what_no_stage_has(project):
@@ -77,15 +77,15 @@ def test_one_value_has_one_key_however_it_is_written(project):
 def test_what_only_the_data_can_tell_is_asked_before_anything_starts(project, capsys):
     from toys import notebook
 
-    from lib.sieve import main
-    notebook(project.folder / "23_task.ipynb", 'task: str = "planted-nli"  #\nsource: str = "auto"  #', "raise SystemExit")
+    from lib.core.cli import main
+    notebook(project.folder / "task.ipynb", 'task: str = "planted-nli"  #\nsource: str = "auto"  #', "raise SystemExit")
     cases = [("planted-nil", "auto", "planted-nli"), ("RTE", "local", "RTE")]
     for task, source, word in cases:
-        path = project.write(f"stages:\n  one: {{notebook: 23_task, set: {{task: {task}, source: {source}}}}}\n", "task.yaml")
+        path = project.write(f"stages:\n  one: {{notebook: task, set: {{task: {task}, source: {source}}}}}\n", "task.yaml")
         assert main(["run", path]) == 2
         said = capsys.readouterr().err
         assert f"{path}: stage one: " in said and word in said
-    assert not list(project.outputs.glob("[0-9]*"))
+    assert not list(project.outputs.glob("[!.]*"))
 
 
 @pytest.mark.parametrize("smoke", [False, True], ids=["full", "smoke"])
@@ -97,20 +97,20 @@ def test_every_study_of_the_project_can_be_planned(path, smoke):
 
 def test_mask_training_of_the_robust_study_looks_as_often_as_published():
     sweep, often = load_sweep(ROOT / "nbs" / "sweeps" / "srnets.yaml"), {"MNLI": 1000, "QQP": 1000, "FEVER": 500}
-    looks = {(r.stage, r.params["task"]): r.params["update_every"] for r in sweep.planned if r.notebook == "23_mask_training"}
+    looks = {(r.stage, r.params["task"]): r.params["update_every"] for r in sweep.planned if r.notebook == "mask_training"}
     assert len(looks) > 40 and {k: n for k, n in looks.items() if n != often[k[1]]} == {}
 
 
 def test_every_run_of_the_robust_study_is_read_by_an_analysis():
     sweep = load_sweep(ROOT / "nbs" / "sweeps" / "srnets.yaml")
-    curves = [r for r in sweep.planned if r.notebook == "44_sparsity_curves"]
+    curves = [r for r in sweep.planned if r.notebook == "sparsity_curves"]
     read, start = {u for r in curves for u in r.upstream}, {u for r in sweep.planned for u in r.upstream}
-    unread = {r.stage for r in sweep.planned if str(r) not in read and r.notebook in ("20_finetune", "23_mask_training", "23a_iterative_pruning")}
+    unread = {r.stage for r in sweep.planned if str(r) not in read and r.notebook in ("finetune", "mask_training", "iterative_pruning")}
     assert unread <= {"full_stopped", "imp_rewound"} and all(str(r) in start for r in sweep.planned if r.stage in unread)
-    assert len(curves) >= 5 and [r.labels for r in curves if not any(u.startswith("20a_bias_model/") for u in r.upstream)] == []
+    assert len(curves) >= 5 and [r.labels for r in curves if not any(u.startswith("bias_model/") for u in r.upstream)] == []
 
 
 def test_every_loss_of_the_library_is_trained_in_the_robust_study():
-    from lib.objectives import LOSSES
-    losses = lambda smoke: {r.params["loss"] for r in load_sweep(ROOT / "nbs" / "sweeps" / "srnets.yaml", smoke).planned if r.notebook == "20_finetune"}
+    from lib.losses.objectives import LOSSES
+    losses = lambda smoke: {r.params["loss"] for r in load_sweep(ROOT / "nbs" / "sweeps" / "srnets.yaml", smoke).planned if r.notebook == "finetune"}
     assert losses(False) == set(LOSSES) and losses(True) == set(LOSSES) - {"permuted_confreg"}

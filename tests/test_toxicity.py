@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import toxicity
-from lib.alignment import group_alignment, kept, random_subsets, recovery, remove, train_on
-from lib.data import DataError
-from lib.group_metrics import group_losses, group_metrics
-from lib.toxicity import BIASED, PARTS, cell_sizes, counts, hate_rows, hate_sample, load_toxicity, read_posts, same_text, toxigen_annotated
+from lib.data import toxicity
+from lib.attribution.alignment import group_alignment, kept, random_subsets, recovery, remove, train_on
+from lib.data.tasks import DataError
+from lib.metrics.groups import group_losses, group_metrics
+from lib.data.toxicity import BIASED, PARTS, cell_sizes, counts, hate_rows, hate_sample, load_toxicity, read_posts, same_text, toxigen_annotated
 
 CELLS = {  # published, neutral / toxic
     "dev": {"African": (18, 292), "Islam": (24, 180), "Refugee": (31, 46), "Women": (26, 125)},
@@ -94,7 +94,7 @@ def test_what_is_not_there_is_named(local, name, sizes, words):
 
 def trained(task, seed, steps=300):
     "A tiny model of the task's training rows, its tokenizer, and the accuracy of each group on test."
-    from lib.training import finetune, load_model, predict
+    from lib.training.trainer import finetune, load_model, predict
     net, tokenizer = load_model("tiny", task, seed, tiny=dict(layers=2, width=64, heads=4))
     finetune(net, tokenizer, task, lr=2e-3, max_steps=steps, batch_size=32, max_length=48, seed=seed, disable_tqdm=True)
     rows = task.splits["test"]
@@ -104,7 +104,7 @@ def trained(task, seed, steps=300):
 
 def last_layer(net, tokenizer, rows):
     "Inputs of the last layer with a one, and gradient of the loss by the logits: their products are the layer's gradients."
-    from lib.training import batches, head_input
+    from lib.training.trainer import batches, head_input
     found = []
     for batch in batches(net, tokenizer, rows, 64, 48):
         with torch.no_grad(), head_input(net, into := {}): logits = net(**batch).logits

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from lib.data import DataError, load_task
-from lib.training import check_model, load_model, save_model
+from lib.core.keys import notebook_path
+from lib.data.tasks import DataError, load_task
+from lib.training.trainer import check_model, load_model, save_model
 
 ROOT = Path(__file__).parents[1]
 TRAIN = """
 import hashlib, sys, torch
 from pathlib import Path
-from lib.data import load_task
-from lib.runs import seed_everything
-from lib.training import finetune, load_model, save_model
-from lib.units import bake, ones
+from lib.data.tasks import load_task
+from lib.core.runs import seed_everything
+from lib.training.trainer import finetune, load_model, save_model
+from lib.models.units import bake, ones
 seed_everything(0, 1)
 task = load_task("planted-nli", knobs={"train": 320, "dev": 60, "ood": 20})
 model, tokenizer = load_model("tiny", task, 0, tiny={"layers": 2, "width": 32, "heads": 2, "length": 48})
@@ -82,18 +83,18 @@ def test_finetune_mask_retrain_evaluate_through_the_notebooks(tmp_path):
     def run(notebook, **parameters):
         given = [x for name, value in parameters.items() for x in ("-y", json.dumps({name: value}))]
         before = set(tmp_path.glob(f"{notebook}/*"))
-        subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "nbs" / f"{notebook}.ipynb"), str(tmp_path / "out.ipynb"), "--no-progress-bar", *given],
+        subprocess.run([sys.executable, "-m", "papermill", str(notebook_path(notebook)), str(tmp_path / "out.ipynb"), "--no-progress-bar", *given],
                        env=env, check=True, capture_output=True, cwd=tmp_path)
         (folder,) = set(tmp_path.glob(f"{notebook}/*")) - before
         return folder, json.loads((folder / "result.json").read_text())
 
-    start, result = run("20_finetune", max_steps=0)
+    start, result = run("finetune", max_steps=0)
     assert result["metrics"] == [] and (start / "model" / "model.safetensors").exists()
-    model, _ = run("20_finetune", model=start.name, lr=1e-3, epochs=2.0)
-    mask, _ = run("21_importance", model=model.name)
-    retrained, scores = run("20_finetune", model=start.name, lr=1e-3, epochs=2.0, mask=mask.name)
-    _, pruned = run("27_evaluate", model=model.name, masks=[mask.name])
-    evaluated, again = run("27_evaluate", model=retrained.name, masks=[mask.name], sets=["dev", "select"])
+    model, _ = run("finetune", model=start.name, lr=1e-3, epochs=2.0)
+    mask, _ = run("importance", model=model.name)
+    retrained, scores = run("finetune", model=start.name, lr=1e-3, epochs=2.0, mask=mask.name)
+    _, pruned = run("evaluate", model=model.name, masks=[mask.name])
+    evaluated, again = run("evaluate", model=retrained.name, masks=[mask.name], sets=["dev", "select"])
     value = lambda result, mask, split: next(r["value"] for r in result["metrics"] if (r["mask"], r["split"], r["metric"]) == (mask, split, "accuracy"))
     assert value(scores, mask.name, "dev") == value(again, "", "dev") == value(again, mask.name, "dev")
     assert {r["split"] for r in pruned["metrics"]} == {"dev", "ood", ""} and {r["mask"] for r in pruned["metrics"]} == {"", mask.name, "majority"}

@@ -6,22 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-BEGIN = "import os, time\nfrom lib.runs import find_run, start\nrun = start('{}', globals())\nopen(os.environ.get('TOY_LOG', os.devnull), 'a').write(f'{run}\\n')"
+BEGIN = "import os, time\nfrom lib.core.runs import find_run, start\nrun = start('{}', globals())\nopen(os.environ.get('TOY_LOG', os.devnull), 'a').write(f'{run}\\n')"
 READ = "read = lambda key: find_run(key).result['metrics'][0]['value']"
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 NOTEBOOKS = {
-    "20_draw": ["seed: int = 0  # of the draw\nwait: float = 0.0  # seconds; not in key\nfail: int = -1  # seed that fails\nthreads: int = 1  # of torch", BEGIN,
+    "draw": ["seed: int = 0  # of the draw\nwait: float = 0.0  # seconds; not in key\nfail: int = -1  # seed that fails\nthreads: int = 1  # of torch", BEGIN,
                 "time.sleep(wait)\nassert seed != fail, 'asked to fail'", "run.path('n.txt').write_text(str(seed * 10))\nrun.finish([{'metric': 'n', 'value': seed * 10}])"],
-    "21_double": ["draw: str = ''  # run of 20_draw\ntimes: int = 2  # factor\nwait: float = 0.0  # seconds; not in key", BEGIN, READ,
+    "double": ["draw: str = ''  # run of draw\ntimes: int = 2  # factor\nwait: float = 0.0  # seconds; not in key", BEGIN, READ,
                   "time.sleep(wait)\nvalue = times * read(draw)\nrun.finish([{'metric': 'n', 'value': value}])"],
-    "40_sum": ["runs: list[str] = []  # runs of 21_double", BEGIN, READ, "value = sum(map(read, runs))\nprint('the sum is', value)\nrun.finish([{'metric': 'sum', 'value': value}])"],
+    "sum": ["runs: list[str] = []  # runs of double", BEGIN, READ, "value = sum(map(read, runs))\nprint('the sum is', value)\nrun.finish([{'metric': 'sum', 'value': value}])"],
 }
 STUDY = """
 title: Toys
 stages:
-  draw: {notebook: 20_draw, set: {wait: WAIT}, grid: {seed: [1, 2, 3, 4]}}
-  double: {notebook: 21_double, set: {wait: WAIT}, from: {draw: draw}}
-  sum: {notebook: 40_sum, over: {runs: double}}
+  draw: {notebook: draw, set: {wait: WAIT}, grid: {seed: [1, 2, 3, 4]}}
+  double: {notebook: double, set: {wait: WAIT}, from: {draw: draw}}
+  sum: {notebook: sum, over: {runs: double}}
 smoke:
   grid: {seed: [1]}
 """
@@ -40,7 +40,10 @@ class Project:
         self.folder, self.outputs, self.log = folder, folder / "outputs", folder / "log"
         self.env = os.environ | {"SIEVE_OUTPUTS": str(self.outputs), "SIEVE_NBS": str(folder), "SIEVE_DATA": str(folder / "data"), "TOY_LOG": str(self.log), "OMP_NUM_THREADS": "1"}
         folder.mkdir(exist_ok=True)
-        for name, cells in NOTEBOOKS.items(): notebook(folder / f"{name}.ipynb", *(c.replace("'{}'", repr(name)) for c in cells))
+        for name, cells in NOTEBOOKS.items():
+            part = folder / ("analyses" if name == "sum" else "experiments")
+            part.mkdir(exist_ok=True)
+            notebook(part / f"{name}.ipynb", *(c.replace("'{}'", repr(name)) for c in cells))
         self.sweep = self.write(study.replace("WAIT", str(wait)))
 
     def write(self, text: str, name: str = "toys.yaml") -> str:
@@ -50,7 +53,7 @@ class Project:
 
     def popen(self, *arguments: str) -> subprocess.Popen:
         "Start `sieve`, as from a terminal: a shell's background jobs ignore interrupts, and their children inherit it."
-        command = [sys.executable, "-c", "import sys; from lib.sieve import main; sys.exit(main())", *arguments]
+        command = [sys.executable, "-c", "import sys; from lib.core.cli import main; sys.exit(main())", *arguments]
         return subprocess.Popen(command, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.folder, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     def sieve(self, *arguments: str) -> tuple[str, int]:

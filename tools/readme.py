@@ -2,7 +2,7 @@
 import re
 from pathlib import Path
 
-from lib.sweeps import read_yaml
+from lib.core.sweeps import read_yaml
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["paper", "units", "scores", "rule", "schedule", "loss", "data"]
