@@ -1,16 +1,15 @@
 """Bias models on real files: the stored claim-only predictions, and what shortcuts of real pairs are worth in and out of distribution."""
 import json
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 
 from lib.core.keys import notebook_path
-from lib.losses.bias_models import Recipe, accuracies, bias_model, load_log_probs, train, train_log_probs
-from lib.data.tasks import load_task
 from lib.data.formats import TASKS, DataError
 from lib.data.ood import ood_sets
+from lib.data.tasks import load_task
+from lib.losses.bias_models import Recipe, accuracies, bias_model, load_log_probs, train, train_log_probs
 
 FEVER = list(TASKS["FEVER"].labels.values())
 ROWS = 242_911  # of the training file that the stored predictions belong to

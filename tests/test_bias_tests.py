@@ -11,11 +11,11 @@ import pytest
 import torch
 import transformers
 
-from lib.training.bias_scores import bias_rows
-from lib.metrics.bias import GENDER_TESTS, association_tests, read_crows, read_stereoset, stereo_score, stored_scores
-from lib.data.tasks import load_task, tiny_tokenizer
-from lib.training.masked_lm import load_masked_lm
 from lib.core.sweeps import load_sweep
+from lib.data.tasks import load_task, tiny_tokenizer
+from lib.metrics.bias import GENDER_TESTS, association_tests, read_crows, read_stereoset, stereo_score, stored_scores
+from lib.training.bias_scores import bias_rows
+from lib.training.masked_lm import load_masked_lm
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {  # (model, domain) -> LM, SS, ICAT

@@ -13,8 +13,8 @@ from transformers import BertConfig
 
 from lib.core.keys import notebook_path
 from lib.maskers.rules import released_random
-from lib.models.masks import released_masks
 from lib.maskers.search import accepted, magnitude_search
+from lib.models.masks import released_masks
 from lib.models.units import ones, skeleton, subnetwork_size
 
 ROOT = Path(__file__).parents[1]

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from lib.core.keys import notebook_path
+from lib.core.sweeps import SweepError, check_inputs, load_sweep
 from lib.data import ood
 from lib.data import tasks as data
 from lib.data.formats import TASKS, DataError, read_file
 from lib.metrics.scores import accuracy_by, predictions, score
-from lib.core.sweeps import SweepError, check_inputs, load_sweep
 
 ROOT = Path(__file__).parents[1]
 COUNTS = {  # task: split: rows of each label, in the order of the task's labels

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lib.core.runs import ROOT, data_dir
 from lib.metrics.agreement import agreement_table, core, overlap_table, pair_alphas, super_table, survival, top_important
 from lib.metrics.scores import majority_baseline, stsb_random_baseline
 from lib.study.results import CRITERION, main_scores, mask_tables, published, released_scores
-from lib.core.runs import ROOT, data_dir
 
 TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B WNLI".split()
 HANS = "HANS HANS_MNLI MNLI_TWO MNLI_TWO_HALF".split()

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
+from lib.core.runs import ROOT, start
 from lib.models.masks import save_mask
 from lib.study.results import compare_examples, main_scores, mask_tables, run_predictions, run_scores, score_tables, sizes
-from lib.core.runs import ROOT, start
 
 TASKS, SEEDS = ["planted-nli", "planted-nli-plain"], [1, 2]
 

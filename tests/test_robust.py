@@ -1,6 +1,5 @@
 """Robust subnetworks: the chain of experiments on a planted task, as papermill runs it; what is saved is what was scored; what is refused."""
 import json
-from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -10,17 +9,17 @@ import pytest
 import torch
 
 from lib.core.keys import notebook_path
+from lib.core.runs import find_run, run_key, runs
+from lib.core.sweeps import SweepError, check_inputs, load_sweep
+from lib.data.ood import chosen_sets
 from lib.data.tasks import load_task
-from lib.training.loss_columns import bias_column, watched
 from lib.maskers.mask_training import removed
 from lib.maskers.rules import keep
 from lib.models.masks import load_mask, mask_info, run_mask
-from lib.data.ood import chosen_sets
-from lib.core.runs import find_run, run_key, runs
-from lib.training.subnetworks import load_head
-from lib.core.sweeps import SweepError, check_inputs, load_sweep
-from lib.training.trainer import load_model, score_sets
 from lib.models.units import attach
+from lib.training.loss_columns import bias_column, watched
+from lib.training.subnetworks import load_head
+from lib.training.trainer import load_model, score_sets
 
 pytestmark = pytest.mark.slow  # minutes: every notebook of the chain is run
 KNOBS = {"train": 320, "dev": 100, "ood": 100}

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, MarianConfig, pipeline
 
-from lib.models.architectures import ARCHITECTURES, model_class, random_inputs, random_model
 from lib.data.tasks import tiny_tokenizer
+from lib.models.architectures import ARCHITECTURES, model_class, random_inputs, random_model
 from lib.models.units import attach, load, ones, parts, shrink
 
 ROOT = Path(__file__).parents[1]

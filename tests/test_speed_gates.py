@@ -6,9 +6,9 @@ import torch
 from test_speed_masks import VOCABULARY, times
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from lib.training.gate_training import training_only
 from lib.maskers.head_gates import HeadGate
 from lib.models.units import parts
+from lib.training.gate_training import training_only
 
 
 class Step:

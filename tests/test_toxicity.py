@@ -4,11 +4,22 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.data import toxicity
 from lib.attribution.alignment import group_alignment, kept, random_subsets, recovery, remove, train_on
+from lib.data import toxicity
 from lib.data.tasks import DataError
+from lib.data.toxicity import (
+    BIASED,
+    PARTS,
+    cell_sizes,
+    counts,
+    hate_rows,
+    hate_sample,
+    load_toxicity,
+    read_posts,
+    same_text,
+    toxigen_annotated,
+)
 from lib.metrics.groups import group_losses, group_metrics
-from lib.data.toxicity import BIASED, PARTS, cell_sizes, counts, hate_rows, hate_sample, load_toxicity, read_posts, same_text, toxigen_annotated
 
 CELLS = {  # published, neutral / toxic
     "dev": {"African": (18, 292), "Islam": (24, 180), "Refugee": (31, 46), "Women": (26, 125)},
