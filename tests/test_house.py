@@ -37,8 +37,8 @@ def lib_imports(path):
     out = set()
     for source in code(path):
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."): out.add(node.module[4:])
-            if isinstance(node, ast.ImportFrom) and node.module == "lib": out |= {a.name for a in node.names}
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
+                out |= {f"{node.module}.{a.name}"[4:] for a in node.names} if node.module[4:] in LEVEL else {node.module[4:]}
             if isinstance(node, ast.Import): out |= {a.name[4:] for a in node.names if a.name.startswith("lib.")}
     return out
 
