@@ -1,4 +1,5 @@
 """What several test files share."""
+
 import os
 from pathlib import Path
 
@@ -10,11 +11,18 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def real_data():
     "A function: folder of real data by its name below the data folder, or a skip that says what was looked for."
+
     def find(name: str) -> Path:
-        places = [ROOT / os.environ["SIEVE_DATA"]] if "SIEVE_DATA" in os.environ else [ROOT / "data", ROOT.parent / "shared" / "data"]
+        places = (
+            [ROOT / os.environ["SIEVE_DATA"]]
+            if "SIEVE_DATA" in os.environ
+            else [ROOT / "data", ROOT.parent / "shared" / "data"]
+        )
         for place in places:
-            if (place / name).is_dir(): return place / name
+            if (place / name).is_dir():
+                return place / name
         pytest.skip(f"no real data: {name} is in none of {', '.join(map(str, places))}")
+
     return find
 
 
@@ -23,6 +31,7 @@ def real(real_data, monkeypatch, tmp_path):
     "The folder of real data, with SIEVE_DATA set to it, results below a temporary folder and the hub off."
     import datasets
     import huggingface_hub.constants
+
     folder = real_data("ood").parent
     monkeypatch.setenv("SIEVE_DATA", str(folder))
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path / "outputs"))

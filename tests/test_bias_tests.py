@@ -1,4 +1,5 @@
 """Bias tests on their public files: published figures, counts, and every gender test of SEAT on a small encoder."""
+
 import json
 import os
 import subprocess
@@ -13,13 +14,21 @@ import transformers
 
 from lib.core.sweeps import load_sweep
 from lib.data.tasks import load_task, tiny_tokenizer
-from lib.metrics.bias import GENDER_TESTS, association_tests, read_crows, read_stereoset, stereo_score, stored_scores
+from lib.metrics.bias import (
+    GENDER_TESTS,
+    association_tests,
+    read_crows,
+    read_stereoset,
+    stereo_score,
+    stored_scores,
+)
 from lib.training.bias_scores import bias_rows
 from lib.training.masked_lm import load_masked_lm
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {  # (model, domain) -> LM, SS, ICAT
-    ("bert-base-cased", "race"): (83.82409779, 56.29627560, 73.26850537)}
+    ("bert-base-cased", "race"): (83.82409779, 56.29627560, 73.26850537)
+}
 
 
 def stored(folder, model):
@@ -29,27 +38,48 @@ def stored(folder, model):
 
 def test_published_scores_from_stored_predictions(real_data):
     folder = real_data("bias")
-    found = {(m, d): stereo_score(part) for m in ("bert-base-cased", "roberta-base", "gpt2") for d, part in stored(folder, m).groupby("bias_type")}
+    found = {
+        (m, d): stereo_score(part)
+        for m in ("bert-base-cased", "roberta-base", "gpt2")
+        for d, part in stored(folder, m).groupby("bias_type")
+    }
     print(json.dumps({f"{m} {d}": v for (m, d), v in found.items()}, indent=1))
-    for key, wanted in PUBLISHED.items(): assert all(abs(found[key][m] - w) < 1e-8 for m, w in zip(("lm", "ss", "icat"), wanted))
+    for key, wanted in PUBLISHED.items():
+        assert all(abs(found[key][m] - w) < 1e-8 for m, w in zip(("lm", "ss", "icat"), wanted))
     assert round(found["bert-base-cased", "gender"]["ss"], 2) == 62.03  # published with two more items: 61.48
 
 
 @pytest.mark.parametrize("model", ["bert-base-cased", "roberta-base", "gpt2"])
 def test_stored_predictions_counted_by_hand(real_data, model):
     for domain, part in (table := stored(real_data("bias"), model)).groupby("bias_type"):
-        terms = {t: [(r.stereotype > r.anti, (r.stereotype > r.unrelated) + (r.anti > r.unrelated)) for r in table.itertuples() if (r.target, r.bias_type) == (t, domain)] for t in set(part.target)}
+        terms = {
+            t: [
+                (r.stereotype > r.anti, (r.stereotype > r.unrelated) + (r.anti > r.unrelated))
+                for r in table.itertuples()
+                if (r.target, r.bias_type) == (t, domain)
+            ]
+            for t in set(part.target)
+        }
         ss = sum(sum(100 * s for s, _ in rows) / len(rows) for rows in terms.values()) / len(terms)
         lm = sum(sum(50 * u for _, u in rows) / len(rows) for rows in terms.values()) / len(terms)
-        assert np.allclose([ss, lm, lm * min(ss, 100 - ss) / 50], [stereo_score(part)[m] for m in ("ss", "lm", "icat")], atol=1e-10), domain
+        assert np.allclose(
+            [ss, lm, lm * min(ss, 100 - ss) / 50],
+            [stereo_score(part)[m] for m in ("ss", "lm", "icat")],
+            atol=1e-10,
+        ), domain
 
 
 def test_counts(real_data):
     folder = real_data("bias")
-    items = pd.DataFrame(read_stereoset(folder / "stereoset" / "dev_intrasentence_gender_race_religion.jsonl"))
+    items = pd.DataFrame(
+        read_stereoset(folder / "stereoset" / "dev_intrasentence_gender_race_religion.jsonl")
+    )
     assert items.bias_type.value_counts().to_dict() == {"race": 962, "gender": 253, "religion": 79}
     pairs = pd.DataFrame(read_crows(folder / "crows_pairs_anonymized.csv"))
-    assert len(pairs) == 1508 and pairs[pairs.bias_type == "gender"].direction.value_counts().to_dict() == {"stereo": 159, "antistereo": 103}
+    assert len(pairs) == 1508 and pairs[pairs.bias_type == "gender"].direction.value_counts().to_dict() == {
+        "stereo": 159,
+        "antistereo": 103,
+    }
     tests = association_tests(GENDER_TESTS, str(folder / "seat"))
     sizes = {n: (len(t["X"]), len(t["Y"]), len(t["A"]), len(t["B"])) for n, t in tests.items()}
     assert sizes["6"] == (64, 64, 101, 112) or sizes["6"] == (64, 64, 112, 101), sizes
@@ -60,60 +90,128 @@ def test_every_public_test_runs_on_a_small_encoder(real_data, tmp_path, monkeypa
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
     folder = real_data("bias")
     task = load_task("planted-gender", knobs={"train": 200, "dev": 10})
-    model, tokenizer = load_masked_lm("tiny", task, 0, tiny=dict(layers=1, width=32, heads=2, vocab=300, length=64))
+    model, tokenizer = load_masked_lm(
+        "tiny", task, 0, tiny=dict(layers=1, width=32, heads=2, vocab=300, length=64)
+    )
     tests = association_tests(GENDER_TESTS, str(folder / "seat"))
     items = read_stereoset(folder / "stereoset" / "dev_intrasentence_gender_race_religion.jsonl")
-    rows = pd.DataFrame(bias_rows(model, tokenizer, tests, items, read_crows(folder / "crows_pairs_anonymized.csv")[:40], limit=500))
+    rows = pd.DataFrame(
+        bias_rows(
+            model, tokenizer, tests, items, read_crows(folder / "crows_pairs_anonymized.csv")[:40], limit=500
+        )
+    )
     print(rows[["metric", "split", "value", "low", "high", "n", "p"]].round(3).to_string())
-    assert set(rows[rows.metric == "seat"].split) == {f"{n}, cls" for n in GENDER_TESTS} and rows.value.notna().all() and rows[rows.metric == "seat"].p.between(0, 1).all()
+    assert (
+        set(rows[rows.metric == "seat"].split) == {f"{n}, cls" for n in GENDER_TESTS}
+        and rows.value.notna().all()
+        and rows[rows.metric == "seat"].p.between(0, 1).all()
+    )
     assert {"ss", "lm", "icat", "crows"} <= set(rows.metric)
 
 
-SIZES = dict(embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64)
+SIZES = dict(
+    embedding_size=16,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=64,
+)
 SWEEP = """
 set: {task: planted-gender, knobs: {train: 300, dev: 20}, seat: ["6"]}
 stages:
 """
 STAGES = {
-    "albert": '{notebook: movement, set: {scores: none, model: FOLDER/albert, tests: [planted, seat], max_steps: 4, lr: 1.0e-3}, grid: {layers: [all]}}',
-    "asked": '{notebook: bias_tests, set: {tests: [seat, planted], encoder: cls}, from: {model: albert}}',
-    "electra": '{notebook: movement, set: {scores: none, head: encoder, model: FOLDER/electra, tests: [seat], max_steps: 4, lr: 1.0e-3}, grid: {layers: [intermediate]}}',
-    "bare": '{notebook: bias_tests, set: {tests: [seat], head: encoder, encoder: cls}, from: {model: electra}}',
-    "pruned": '{notebook: movement, set: {scores: random, head: encoder, model: FOLDER/electra, tests: [seat], block: 8x8, keep_model: false}}',
-    "masked": '{notebook: bias_tests, set: {tests: [seat], head: encoder, encoder: cls, model: FOLDER/electra}, from: {mask: pruned}}'}
+    "albert": "{notebook: movement, set: {scores: none, model: FOLDER/albert, tests: [planted, seat], max_steps: 4, lr: 1.0e-3}, grid: {layers: [all]}}",
+    "asked": "{notebook: bias_tests, set: {tests: [seat, planted], encoder: cls}, from: {model: albert}}",
+    "electra": "{notebook: movement, set: {scores: none, head: encoder, model: FOLDER/electra, tests: [seat], max_steps: 4, lr: 1.0e-3}, grid: {layers: [intermediate]}}",
+    "bare": "{notebook: bias_tests, set: {tests: [seat], head: encoder, encoder: cls}, from: {model: electra}}",
+    "pruned": "{notebook: movement, set: {scores: random, head: encoder, model: FOLDER/electra, tests: [seat], block: 8x8, keep_model: false}}",
+    "masked": "{notebook: bias_tests, set: {tests: [seat], head: encoder, encoder: cls, model: FOLDER/electra}, from: {mask: pruned}}",
+}
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     "Models without a row in the table of architectures, or without a head that fills in words; and one of SEAT's tests."
-    folder, texts = tmp_path_factory.mktemp("checkpoints"), load_task("planted-gender", knobs={"train": 300, "dev": 20}).splits["train"]["text_a"][:]
+    folder, texts = (
+        tmp_path_factory.mktemp("checkpoints"),
+        load_task("planted-gender", knobs={"train": 300, "dev": 20}).splits["train"]["text_a"][:],
+    )
     tokenizer = tiny_tokenizer(texts, 400)
     torch.manual_seed(0)
-    for name, model in {"albert": transformers.AlbertForMaskedLM(transformers.AlbertConfig(vocab_size=len(tokenizer), **SIZES)), "electra": transformers.ElectraForPreTraining(transformers.ElectraConfig(vocab_size=len(tokenizer), **SIZES))}.items():
-        model.save_pretrained(folder / name); tokenizer.save_pretrained(folder / name)
+    for name, model in {
+        "albert": transformers.AlbertForMaskedLM(
+            transformers.AlbertConfig(vocab_size=len(tokenizer), **SIZES)
+        ),
+        "electra": transformers.ElectraForPreTraining(
+            transformers.ElectraConfig(vocab_size=len(tokenizer), **SIZES)
+        ),
+    }.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
     (folder / "data" / "bias" / "seat").mkdir(parents=True)
-    (folder / "data" / "bias" / "seat" / "sent-weat6.jsonl").write_text(json.dumps({k: {"examples": texts[i:i + 6]} for i, k in enumerate(("targ1", "targ2", "attr1", "attr2"))}))
+    (folder / "data" / "bias" / "seat" / "sent-weat6.jsonl").write_text(
+        json.dumps(
+            {k: {"examples": texts[i : i + 6]} for i, k in enumerate(("targ1", "targ2", "attr1", "attr2"))}
+        )
+    )
     return folder
 
 
 def run(folder, stages, *more):
-    (folder / "s.yaml").write_text((SWEEP + "".join(f"  {name}: {row}\n" for name, row in stages.items())).replace("FOLDER", str(folder)))
-    env = os.environ | {"SIEVE_OUTPUTS": str(folder / "outputs"), "SIEVE_DATA": str(folder / "data"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([Path(sys.executable).parent / "sieve", "run", folder / "s.yaml", "-j", "1", *more], cwd=ROOT, env=env, capture_output=True, text=True)
-    return done, lambda: {r.stage: json.loads((folder / "outputs" / r.notebook / r.key / "result.json").read_text())["metrics"] for r in load_sweep(folder / "s.yaml").planned}
+    (folder / "s.yaml").write_text(
+        (SWEEP + "".join(f"  {name}: {row}\n" for name, row in stages.items())).replace("FOLDER", str(folder))
+    )
+    env = os.environ | {
+        "SIEVE_OUTPUTS": str(folder / "outputs"),
+        "SIEVE_DATA": str(folder / "data"),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [Path(sys.executable).parent / "sieve", "run", folder / "s.yaml", "-j", "1", *more],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    return done, lambda: {
+        r.stage: json.loads((folder / "outputs" / r.notebook / r.key / "result.json").read_text())["metrics"]
+        for r in load_sweep(folder / "s.yaml").planned
+    }
 
 
-@pytest.mark.parametrize("first, again", [("pruned", "masked"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("albert", "asked"), ("electra", "bare")))])
-def test_models_without_masks_or_heads_are_debiased_and_what_is_kept_tests_the_same(checkpoints, first, again):
+@pytest.mark.parametrize(
+    "first, again",
+    [
+        ("pruned", "masked"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("albert", "asked"), ("electra", "bare"))),
+    ],
+)
+def test_models_without_masks_or_heads_are_debiased_and_what_is_kept_tests_the_same(
+    checkpoints, first, again
+):
     done, made = run(checkpoints, {n: STAGES[n] for n in (first, again)})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     made = made()
-    at = lambda state: {(r["metric"], r["split"]): r["value"] for r in made[first] if r.get("state") == state and r["metric"] in ("seat", "log_odds")}
+    at = lambda state: {
+        (r["metric"], r["split"]): r["value"]
+        for r in made[first]
+        if r.get("state") == state and r["metric"] in ("seat", "log_odds")
+    }
     now = {(r["metric"], r["split"]): r["value"] for r in made[again] if r["metric"] in ("seat", "log_odds")}
     after = {k: v for k, v in at("after").items() if k in now}
-    assert now and now.keys() == after.keys() and all(abs(after[k] - v) < 1e-5 for k, v in now.items()) and any(at("before")[k] != v for k, v in after.items())
+    assert (
+        now
+        and now.keys() == after.keys()
+        and all(abs(after[k] - v) < 1e-5 for k, v in now.items())
+        and any(at("before")[k] != v for k, v in after.items())
+    )
 
 
 def test_what_a_model_cannot_do_is_said_before_anything_runs(checkpoints):
-    done, _ = run(checkpoints, {"albert": STAGES["albert"].replace("scores: none", "scores: random")}, "--dry-run")
+    done, _ = run(
+        checkpoints, {"albert": STAGES["albert"].replace("scores: none", "scores: random")}, "--dry-run"
+    )
     assert done.returncode != 0 and "unknown architecture 'albert'" in done.stdout + done.stderr

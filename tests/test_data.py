@@ -1,4 +1,5 @@
 """Real files, where they are there, and what two processes must agree on."""
+
 import hashlib
 import json
 import os
@@ -19,7 +20,11 @@ COUNTS = {  # task: split: rows of each label, in the order of the task's labels
     "QNLI": {"dev": [2702, 2761]},
     "RTE": {"train": [1249, 1241], "dev": [146, 131]},
     "WNLI": {"train": [323, 312], "dev": [40, 31]},
-    "mnli-subset": {"train": [5333, 5323, 5235], "matched": [3479, 3123, 3213], "mismatched": [346, 319, 335]},
+    "mnli-subset": {
+        "train": [5333, 5323, 5235],
+        "matched": [3479, 3123, 3213],
+        "mismatched": [346, 319, 335],
+    },
     "qqp-subset": {"train": [1239, 761], "dev": [4871, 2729]},
 }
 
@@ -29,6 +34,7 @@ def glue(real_data, monkeypatch, tmp_path):
     "The real GLUE folder as data folder, the hub off."
     import datasets
     import huggingface_hub.constants
+
     folder = real_data("glue")
     monkeypatch.setenv("SIEVE_DATA", str(folder.parent))
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
@@ -44,7 +50,9 @@ def test_real_rows_and_labels(glue, name):
     task = data.load_task(name, splits=splits)
     for split, counts in COUNTS[name].items():
         assert np.bincount(task.splits[split]["label"]).tolist() == counts, split
-    assert all(hashlib.sha256((glue.parent / f).read_bytes()).hexdigest() == sha for f, sha in task.files.items()) and len(task.files) == len(splits)
+    assert all(
+        hashlib.sha256((glue.parent / f).read_bytes()).hexdigest() == sha for f, sha in task.files.items()
+    ) and len(task.files) == len(splits)
 
 
 def test_real_similarity_scores(glue):
@@ -57,8 +65,15 @@ def test_real_similarity_scores(glue):
 def test_rows_as_they_stand_in_the_files(glue):
     first = lambda name, split: data.load_task(name, splits=[split]).splits[split][0]
     assert first("CoLA", "dev")["text_a"] == "The sailors rode the breeze clear of the rocks."
-    assert first("MRPC", "train")["text_a"].startswith('Amrozi accused his brother , whom he called " the witness "')
-    assert first("RTE", "train") == {"text_a": "No Weapons of Mass Destruction Found in Iraq Yet.", "text_b": "Weapons of Mass Destruction Found in Iraq.", "label": 1, "idx": 0}
+    assert first("MRPC", "train")["text_a"].startswith(
+        'Amrozi accused his brother , whom he called " the witness "'
+    )
+    assert first("RTE", "train") == {
+        "text_a": "No Weapons of Mass Destruction Found in Iraq Yet.",
+        "text_b": "Weapons of Mass Destruction Found in Iraq.",
+        "label": 1,
+        "idx": 0,
+    }
 
 
 def test_halves_of_every_real_dev_set(glue):
@@ -71,9 +86,18 @@ def test_halves_of_every_real_dev_set(glue):
         assert np.abs(np.bincount(a["label"]) - np.bincount(b["label"])).max() <= 1
 
 
-@pytest.mark.parametrize("name, splits, lacks", [("QNLI", ["train"], "train.tsv"), ("QQP", None, "dev.tsv"), ("MNLI", ["train"], "train.tsv"), ("MNLI", ["mismatched"], "dev_mismatched.tsv")])
+@pytest.mark.parametrize(
+    "name, splits, lacks",
+    [
+        ("QNLI", ["train"], "train.tsv"),
+        ("QQP", None, "dev.tsv"),
+        ("MNLI", ["train"], "train.tsv"),
+        ("MNLI", ["mismatched"], "dev_mismatched.tsv"),
+    ],
+)
 def test_a_subset_is_never_taken_for_the_full_set(glue, name, splits, lacks):
-    with pytest.raises(data.DataError, match=f"Looked in: .*no {lacks}.*on the hub") as caught: data.load_task(name, splits=splits)
+    with pytest.raises(data.DataError, match=f"Looked in: .*no {lacks}.*on the hub") as caught:
+        data.load_task(name, splits=splits)
     assert "\n" not in str(caught.value)
 
 
@@ -90,10 +114,21 @@ def test_both_folder_layouts(tmp_path, monkeypatch):
 def test_no_data_folder_names_both_places(tmp_path, monkeypatch):
     "In a process without a network, as a user meets it: quickly, and in one sentence."
     code = "from lib.data.tasks import check_source\ncheck_source('RTE')"
-    env = {**os.environ, "SIEVE_DATA": str(tmp_path / "nothing"), "HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    env = {
+        **os.environ,
+        "SIEVE_DATA": str(tmp_path / "nothing"),
+        "HOME": str(tmp_path),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     message = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and "nothing/glue/RTE is no folder" in message and "nyu-mll/glue (rte) on the hub" in message
+    assert (
+        done.returncode == 1
+        and "nothing/glue/RTE is no folder" in message
+        and "nyu-mll/glue (rte) on the hub" in message
+    )
 
 
 PROBE = """
@@ -107,8 +142,16 @@ print(json.dumps([hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).
 
 
 def in_two_processes(task, **env):
-    run = lambda seed: subprocess.run([sys.executable, "-c", PROBE.format(task=task)], env={**os.environ, **env, "PYTHONHASHSEED": seed},
-                                      cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    run = lambda seed: (
+        subprocess.run(
+            [sys.executable, "-c", PROBE.format(task=task)],
+            env={**os.environ, **env, "PYTHONHASHSEED": seed},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
     return json.loads(run("1")), json.loads(run("2"))
 
 

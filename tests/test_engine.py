@@ -1,4 +1,5 @@
 """The engine and the command: crashes, two at once, damage, failure, dry runs, the report."""
+
 import contextlib
 import json
 import os
@@ -13,7 +14,9 @@ import psutil
 import pytest
 from toys import STUDY, Project
 
-TRUE = [("sum", 200)] + [("n", value) for value in (10, 20, 30, 40, 20, 40, 60, 80)]  # of the study, undisturbed
+TRUE = [("sum", 200)] + [
+    ("n", value) for value in (10, 20, 30, 40, 20, 40, 60, 80)
+]  # of the study, undisturbed
 
 
 def numbers(project):
@@ -66,30 +69,53 @@ def test_status_show_du(undisturbed):
 def test_a_dry_run_starts_nothing(tmp_path):
     project = Project(tmp_path)
     said, code = project.sieve("run", project.sweep, "--smoke", "--dry-run")
-    assert code == 0 and "toys: 3 runs, 0 finished, 3 to make" in said and len(re.findall("(draw|double|sum) seed=1|  sum", said)) == 3
+    assert (
+        code == 0
+        and "toys: 3 runs, 0 finished, 3 to make" in said
+        and len(re.findall("(draw|double|sum) seed=1|  sum", said)) == 3
+    )
     assert not project.results() and not project.made()
 
 
 def test_slurm_jobs_ask_for_what_their_stage_says(tmp_path):
-    study = STUDY.replace("grid: {seed: [1, 2, 3, 4]}", "grid: {seed: [1]}, resources: {runtime: 30, mem_mb: 4000, gpus: 1, partition: short}")
+    study = STUDY.replace(
+        "grid: {seed: [1, 2, 3, 4]}",
+        "grid: {seed: [1]}, resources: {runtime: 30, mem_mb: 4000, gpus: 1, partition: short}",
+    )
     project = Project(tmp_path, study=study)
     said, code = project.sieve("run", project.sweep, "--profile", "slurm", "--dry-run")
     assert code == 0, said
     asked = re.findall(r"resources: (.*)", said)
-    assert any(all(word in line for word in ("runtime=30", "mem_mb=4000", "gpu=1", "slurm_partition=short")) for line in asked), said
-    assert sum("runtime=240" in line and "mem_mb=16000" in line and "gpu" not in line for line in asked) == 3, said  # the others get the profile's own
+    assert any(
+        all(word in line for word in ("runtime=30", "mem_mb=4000", "gpu=1", "slurm_partition=short"))
+        for line in asked
+    ), said
+    assert (
+        sum("runtime=240" in line and "mem_mb=16000" in line and "gpu" not in line for line in asked) == 3
+    ), said  # the others get the profile's own
     assert not project.results() and not list((project.outputs / ".engine").iterdir())
-    assert "no profile 'slrum'; there are slurm" in project.sieve("run", project.sweep, "--profile", "slrum")[0]
+    assert (
+        "no profile 'slrum'; there are slurm" in project.sieve("run", project.sweep, "--profile", "slrum")[0]
+    )
 
 
 def test_a_failure_is_short_and_the_rest_goes_on(tmp_path):
     project = Project(tmp_path, study=STUDY.replace("set: {wait: WAIT}, grid", "set: {fail: 2}, grid"))
     said, code = project.sieve("run", project.sweep, "-j", "2")
     assert code != 0
-    failed = said[said.index("FAILED"):].split("\n[")[0].split("\n")
+    failed = said[said.index("FAILED") :].split("\n[")[0].split("\n")
     assert len(failed) <= 10
-    for word in ("draw/", "seed=2", "cell 4: assert seed != fail, 'asked to fail'", "AssertionError: asked to fail", "run.ipynb"): assert word in said
-    assert "7 of 9 runs made" not in said and "6 of 9 runs made, 1 failed, 2 not started" in said  # three draws and what is below them
+    for word in (
+        "draw/",
+        "seed=2",
+        "cell 4: assert seed != fail, 'asked to fail'",
+        "AssertionError: asked to fail",
+        "run.ipynb",
+    ):
+        assert word in said
+    assert (
+        "7 of 9 runs made" not in said and "6 of 9 runs made, 1 failed, 2 not started" in said
+    )  # three draws and what is below them
     kept = re.search(r"notebook: (.*run.ipynb)", said)[1]
     assert "asked to fail" in open(kept).read()
     again, _ = project.sieve("run", project.sweep)
@@ -104,7 +130,11 @@ def test_damage_is_named_and_made_again(tmp_path):
     (project.outputs / draw / "n.txt").write_text("11")
     (project.outputs / double / "result.json").write_bytes(before[double][:100])
     said, code = project.sieve("run", project.sweep, "--smoke")
-    assert code == 0 and f"damaged, made again: {draw}: n.txt was altered" in said and f"damaged, made again: {double}: result.json is cut short" in said
+    assert (
+        code == 0
+        and f"damaged, made again: {draw}: n.txt was altered" in said
+        and f"damaged, made again: {double}: result.json is cut short" in said
+    )
     assert project.results() == before and Counter(project.made()) == {draw: 2, double: 2, list(before)[2]: 1}
 
 
@@ -134,13 +164,16 @@ def test_two_at_once_share_the_work(tmp_path):
 def family(process):
     "The jobs and kernels below a sieve."
     below = []
-    with contextlib.suppress(psutil.NoSuchProcess): below = psutil.Process(process.pid).children(recursive=True)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        below = psutil.Process(process.pid).children(recursive=True)
     named = {"job": [], "kernel": []}
     for child in below:
         with contextlib.suppress(psutil.Error):
             line = " ".join(child.cmdline())
-            if "lib.core.engine import job" in line and "snakemake" not in line and "bash" not in line: named["job"].append(child)
-            if "ipykernel_launcher" in line: named["kernel"].append(child)
+            if "lib.core.engine import job" in line and "snakemake" not in line and "bash" not in line:
+                named["job"].append(child)
+            if "ipykernel_launcher" in line:
+                named["kernel"].append(child)
     return named
 
 
@@ -149,11 +182,17 @@ def kill_when(project, process, ended, whom):
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None:
         below = family(process)
-        if len(project.results()) >= ended and len(project.made()) > len(project.results()) and below["kernel"]:
-            if "driver" in whom: process.kill()
+        if (
+            len(project.results()) >= ended
+            and len(project.made()) > len(project.results())
+            and below["kernel"]
+        ):
+            if "driver" in whom:
+                process.kill()
             for name in whom:
                 for child in below.get(name, []):
-                    with contextlib.suppress(psutil.Error): child.kill()
+                    with contextlib.suppress(psutil.Error):
+                        child.kill()
             return
         time.sleep(0.02)
     raise AssertionError("the moment did not come")
@@ -170,9 +209,13 @@ def check_recovery(project, undisturbed, ended, whom):
     again = Counter(project.made()) - attempted
     assert not set(again) & finished, "a finished run was made again"
     assert all(n <= 2 for n in Counter(project.made()).values())
-    assert sum(n == 2 for n in Counter(project.made()).values()) <= 2, "more was made again than was in flight"
+    assert sum(n == 2 for n in Counter(project.made()).values()) <= 2, (
+        "more was made again than was in flight"
+    )
     values = {json.dumps(json.loads(content), sort_keys=True) for content in project.results().values()}
-    assert values == {json.dumps(json.loads(content), sort_keys=True) for content in undisturbed[0].results().values()}
+    assert values == {
+        json.dumps(json.loads(content), sort_keys=True) for content in undisturbed[0].results().values()
+    }
 
 
 def test_killed_and_started_again(tmp_path, undisturbed):
@@ -192,23 +235,33 @@ def test_overhead_over_bare_papermill(tmp_path):
     project = Project(tmp_path, study=study)
     began = time.time()
     one = f"{sys.executable} -m papermill {tmp_path}/experiments/draw.ipynb {tmp_path}/out{{}}.ipynb -p seed {{}}"
-    subprocess.run(["bash", "-c", f"seq 100 111 | xargs -P 2 -I{{}} {one}"], env=project.env, check=True, capture_output=True)
+    subprocess.run(
+        ["bash", "-c", f"seq 100 111 | xargs -P 2 -I{{}} {one}"],
+        env=project.env,
+        check=True,
+        capture_output=True,
+    )
     bare = time.time() - began
     began = time.time()
     said, code = project.sieve("run", project.sweep, "-j", "2")
     sieve = time.time() - began
     assert code == 0, said
-    print(f"12 runs by 2 workers: papermill {bare:.1f} s, sieve {sieve:.1f} s, {(sieve - bare) / 12:.2f} s per run")
+    print(
+        f"12 runs by 2 workers: papermill {bare:.1f} s, sieve {sieve:.1f} s, {(sieve - bare) / 12:.2f} s per run"
+    )
     assert (sieve - bare) / 12 <= 1
 
 
 def test_interrupting_stops_the_jobs(tmp_path):
     project = Project(tmp_path, wait=30)
     process = project.popen("run", project.sweep, "-j", "1")
-    while not project.made(): time.sleep(0.05)
+    while not project.made():
+        time.sleep(0.05)
     below = family(process)
     os.kill(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 2 and "stopped; the same command goes on" in said
     psutil.wait_procs(below["job"] + below["kernel"], timeout=15)
-    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below["job"] + below["kernel"])
+    assert not any(
+        p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below["job"] + below["kernel"]
+    )

@@ -1,4 +1,5 @@
 """The house rules that no single notebook can check."""
+
 import ast
 import re
 import shutil
@@ -12,7 +13,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-ROOMS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["sieve"]["rooms"]  # lowest first; rooms of one line do not see each other
+ROOMS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["sieve"][
+    "rooms"
+]  # lowest first; rooms of one line do not see each other
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 LIBRARY = sorted(p for room in LEVEL for p in (ROOT / "nbs" / room).glob("*.ipynb"))
 STUDIES = sorted(p for folder in ("experiments", "analyses") for p in (ROOT / "nbs" / folder).glob("*.ipynb"))
@@ -20,10 +23,12 @@ NOTEBOOKS = LIBRARY + STUDIES
 BIN = Path(sys.executable).parent
 
 
-def cells(path, kind="code"): return [c for c in nbformat.read(path, 4).cells if c.cell_type == kind]
+def cells(path, kind="code"):
+    return [c for c in nbformat.read(path, 4).cells if c.cell_type == kind]
 
 
-def code(path): return [c.source for c in cells(path) if not c.source.lstrip().startswith(("%", "!"))]
+def code(path):
+    return [c.source for c in cells(path) if not c.source.lstrip().startswith(("%", "!"))]
 
 
 def exports(path):
@@ -38,13 +43,20 @@ def lib_imports(path):
     for source in code(path):
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
-                out |= {f"{node.module}.{a.name}"[4:] for a in node.names} if node.module[4:] in LEVEL else {node.module[4:]}
-            if isinstance(node, ast.Import): out |= {a.name[4:] for a in node.names if a.name.startswith("lib.")}
+                out |= (
+                    {f"{node.module}.{a.name}"[4:] for a in node.names}
+                    if node.module[4:] in LEVEL
+                    else {node.module[4:]}
+                )
+            if isinstance(node, ast.Import):
+                out |= {a.name[4:] for a in node.names if a.name.startswith("lib.")}
     return out
 
 
 def tracked(*patterns):
-    return subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        ["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
 
 
 def test_there_are_notebooks_of_every_kind():
@@ -60,11 +72,16 @@ def test_one_parameters_cell_annotated_and_explained(path):
     tree = ast.parse(tagged[0].source)
     assert tree.body and all(isinstance(n, ast.AnnAssign) for n in tree.body)
     lines = tagged[0].source.splitlines()
-    assert all("  # " in lines[n.lineno - 1] for n in tree.body), "every parameter carries a comment: meaning, unit"
+    assert all("  # " in lines[n.lineno - 1] for n in tree.body), (
+        "every parameter carries a comment: meaning, unit"
+    )
 
 
 BACK = {  # arrows that still run back: to be taken away, never added to
-    ("models.density", "maskers.movement"), ("models.speed", "training.trainer"), ("training.translator", "attribution.head_importance")}
+    ("models.density", "maskers.movement"),
+    ("models.speed", "training.trainer"),
+    ("training.translator", "attribution.head_importance"),
+}
 
 
 def test_imports_run_one_way():
@@ -75,12 +92,17 @@ def test_imports_run_one_way():
         for module in lib_imports(path) - {own}:
             assert module in home, f"{path.name} imports lib.{module}, which no notebook exports"
             mine, theirs = own.split(".")[0], module.split(".")[0]
-            if mine == theirs: assert number(home[module]) <= number(path), f"{path.name} imports {home[module].name}: inside a room imports follow the numbers"
-            elif LEVEL[theirs] >= LEVEL[mine] and exported_imports(path) & {module}: back.add((own, module))
+            if mine == theirs:
+                assert number(home[module]) <= number(path), (
+                    f"{path.name} imports {home[module].name}: inside a room imports follow the numbers"
+                )
+            elif LEVEL[theirs] >= LEVEL[mine] and exported_imports(path) & {module}:
+                back.add((own, module))
     assert back == BACK
 
 
-def number(path): return int(re.match(r"\d+", path.name)[0])
+def number(path):
+    return int(re.match(r"\d+", path.name)[0])
 
 
 def exported_imports(path):
@@ -96,18 +118,30 @@ def test_names_of_experiments_and_analyses_are_unique():
     assert not [p.name for p in STUDIES if not re.fullmatch(r"[a-z]\w*", p.stem)]
 
 
-def modules(): return [p for p in sorted((ROOT / "lib").rglob("*.py")) if p.name not in ("__init__.py", "_modidx.py")]
+def modules():
+    return [p for p in sorted((ROOT / "lib").rglob("*.py")) if p.name not in ("__init__.py", "_modidx.py")]
 
 
 def test_every_module_has_its_notebook():
-    assert {".".join(p.relative_to(ROOT / "lib").with_suffix("").parts) for p in modules()} == {exports(p) for p in LIBRARY}
-    for p in LIBRARY: assert exports(p) == f"{p.parent.name}.{re.sub(r'^[0-9]+_', '', p.stem)}", f"{p.name} exports {exports(p)}"
+    assert {".".join(p.relative_to(ROOT / "lib").with_suffix("").parts) for p in modules()} == {
+        exports(p) for p in LIBRARY
+    }
+    for p in LIBRARY:
+        assert exports(p) == f"{p.parent.name}.{re.sub(r'^[0-9]+_', '', p.stem)}", (
+            f"{p.name} exports {exports(p)}"
+        )
 
 
 def test_lib_is_not_ignored_and_stays_small():
     files = [str(p.relative_to(ROOT)) for p in modules()]
-    assert subprocess.run(["git", "check-ignore", "--no-index", *files], cwd=ROOT, capture_output=True).stdout == b""
-    lines = {f: sum(bool(re.match(r"\s*[^\s#]", line)) for line in (ROOT / f).read_text().splitlines()) for f in files}
+    assert (
+        subprocess.run(["git", "check-ignore", "--no-index", *files], cwd=ROOT, capture_output=True).stdout
+        == b""
+    )
+    lines = {
+        f: sum(bool(re.match(r"\s*[^\s#]", line)) for line in (ROOT / f).read_text().splitlines())
+        for f in files
+    }
     assert {f: n for f, n in lines.items() if n > 320} == {}, "a module outgrows its notebook: split it"
 
 
@@ -115,8 +149,12 @@ def test_lib_is_not_ignored_and_stays_small():
 def copy(tmp_path_factory):
     "The repository's notebooks and module in a folder of their own, so that export and clean change nothing here."
     to = tmp_path_factory.mktemp("house")
-    for name in ["settings.ini", "pyproject.toml"]: shutil.copy(ROOT / name, to)
-    for name in ["nbs", "lib"]: shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ["settings.ini", "pyproject.toml"]:
+        shutil.copy(ROOT / name, to)
+    for name in ["nbs", "lib"]:
+        shutil.copytree(
+            ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        )
     return to
 
 
@@ -138,12 +176,17 @@ def test_outputs_in_notebooks_are_small():
     assert {p.name: p.stat().st_size for p in NOTEBOOKS if p.stat().st_size > 400_000} == {}
 
 
-def pins(text): return dict(re.findall(r"(?m)^\s*(?:- )?([A-Za-z0-9_.-]+)==([^\s#]+)\s*$", text))
+def pins(text):
+    return dict(re.findall(r"(?m)^\s*(?:- )?([A-Za-z0-9_.-]+)==([^\s#]+)\s*$", text))
 
 
 def test_conda_pins_are_the_locks():
     lock = {k.lower(): v for k, v in pins((ROOT / "requirements.lock").read_text()).items()}
-    listed = [d["pip"] for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(d, dict)][0]
+    listed = [
+        d["pip"]
+        for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+        if isinstance(d, dict)
+    ][0]
     conda = dict(line.split("==") for line in listed)
     assert len(conda) > 25
     assert {k: v for k, v in conda.items() if lock.get(k.lower()) != v} == {}
@@ -152,13 +195,17 @@ def test_conda_pins_are_the_locks():
 def test_imported_packages_are_pinned():
     known = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
     lock = {k.lower().replace("-", "_") for k in pins((ROOT / "requirements.lock").read_text())}
-    lock |= set(re.findall(r"--no-deps (\w+)==", (ROOT / "Makefile").read_text()))  # what is installed beside the lock
+    lock |= set(
+        re.findall(r"--no-deps (\w+)==", (ROOT / "Makefile").read_text())
+    )  # what is installed beside the lock
     used = set()
     for path in NOTEBOOKS:
         for source in code(path):
             for node in ast.walk(ast.parse(source)):
-                if isinstance(node, ast.Import): used |= {a.name.split(".")[0] for a in node.names}
-                if isinstance(node, ast.ImportFrom) and not node.level: used.add(node.module.split(".")[0])
+                if isinstance(node, ast.Import):
+                    used |= {a.name.split(".")[0] for a in node.names}
+                if isinstance(node, ast.ImportFrom) and not node.level:
+                    used.add(node.module.split(".")[0])
     third = {u for u in used if u not in sys.stdlib_module_names and u != "lib"}
     assert {u for u in third if known.get(u, u).lower().replace("-", "_") not in lock} == set()
 
@@ -170,22 +217,40 @@ def test_no_machine_paths_and_no_unsafe_readers():
     for name in tracked("nbs", "lib", "*.md", "Makefile", "Snakefile", "*.toml", "*.yml", "*.yaml", ".ci"):
         text = (ROOT / name).read_text(errors="ignore")
         assert top not in text, f"{name} holds a path of this machine"
-        if name.endswith((".ipynb", ".py")): assert not bad.search(text), f"{name}: {bad.search(text)}"
+        if name.endswith((".ipynb", ".py")):
+            assert not bad.search(text), f"{name}: {bad.search(text)}"
 
 
 def test_readme_tables_are_what_the_sweeps_say():
     sys.path.insert(0, str(ROOT / "tools"))
     import readme
+
     text = (ROOT / "README.md").read_text()
     assert readme.filled(text) == text, "run make readme"
 
 
-COMMANDS = [*(f"L{i}" for i in [1, 2, 3, 4, 5, 6]), "L7a", "L7b", "L7c", "L7d", "L7e", "L8a", "L8b", "L8c", *(f"L{i}" for i in range(9, 34)), *(f"R{i}" for i in range(1, 45)), *(f"H{i}" for i in range(1, 32)), *(f"G{i}" for i in range(1, 24)), *(f"D{i}" for i in range(1, 35))]
+COMMANDS = [
+    *(f"L{i}" for i in [1, 2, 3, 4, 5, 6]),
+    "L7a",
+    "L7b",
+    "L7c",
+    "L7d",
+    "L7e",
+    "L8a",
+    "L8b",
+    "L8c",
+    *(f"L{i}" for i in range(9, 34)),
+    *(f"R{i}" for i in range(1, 45)),
+    *(f"H{i}" for i in range(1, 32)),
+    *(f"G{i}" for i in range(1, 24)),
+    *(f"D{i}" for i in range(1, 35)),
+]
 
 
 def test_every_published_command_has_a_stage_a_place_or_a_reason():
     sys.path.insert(0, str(ROOT / "tools"))
     import readme
+
     covered = readme.covered()
     assert list(dict.fromkeys(COMMANDS)) == COMMANDS and set(covered) == set(COMMANDS)
     assert all(what and places for what, places in covered.values())

@@ -1,4 +1,5 @@
 """What the analyses read of our own runs, on runs that are written without training; and the fixtures, which a script must be able to make again."""
+
 import filecmp
 import subprocess
 import sys
@@ -10,7 +11,15 @@ import torch
 
 from lib.core.runs import ROOT, start
 from lib.models.masks import save_mask
-from lib.study.results import compare_examples, main_scores, mask_tables, run_predictions, run_scores, score_tables, sizes
+from lib.study.results import (
+    compare_examples,
+    main_scores,
+    mask_tables,
+    run_predictions,
+    run_scores,
+    score_tables,
+    sizes,
+)
 
 TASKS, SEEDS = ["planted-nli", "planted-nli-plain"], [1, 2]
 
@@ -18,22 +27,31 @@ TASKS, SEEDS = ["planted-nli", "planted-nli-plain"], [1, 2]
 def make(notebook, rows=(), files=None, **params):
     "A finished run with these metric rows; `files` writes its artefacts."
     run = start(notebook, dict(params))
-    if files: files(run)
+    if files:
+        files(run)
     run.finish(list(rows))
     return run.key
 
 
 def mask_run(notebook, kept, family, kind, **params):
     "A finished run that holds a mask of 2 layers x 2 heads."
+
     def files(run):
-        mask = {"head": torch.tensor(kept, dtype=torch.float32), "mlp": torch.tensor([1., 0.])}
+        mask = {"head": torch.tensor(kept, dtype=torch.float32), "mlp": torch.tensor([1.0, 0.0])}
         save_mask(mask, run.path("mask.safetensors"), "tiny", family, kind)
-        cells = [("head", l, h, kept[l][h] / 2) for l in range(2) for h in range(2)] + [("mlp", l, -1, .5) for l in range(2)]
-        if notebook == "magnitude": pd.DataFrame(cells, columns=["kind", "layer", "head", "share"]).to_parquet(run.path("survival.parquet"))
+        cells = [("head", l, h, kept[l][h] / 2) for l in range(2) for h in range(2)] + [
+            ("mlp", l, -1, 0.5) for l in range(2)
+        ]
+        if notebook == "magnitude":
+            pd.DataFrame(cells, columns=["kind", "layer", "head", "share"]).to_parquet(
+                run.path("survival.parquet")
+            )
+
     return make(notebook, [{"metric": "kept", "value": 1}], files, **params)
 
 
-def scored(mask, value, split="dev"): return {"metric": "accuracy", "value": value, "split": split, "n": 10, "mask": mask}
+def scored(mask, value, split="dev"):
+    return {"metric": "accuracy", "value": value, "split": split, "n": 10, "mask": mask}
 
 
 @pytest.fixture
@@ -44,18 +62,37 @@ def study(tmp_path, monkeypatch):
     for task in TASKS:
         for seed in SEEDS:
             same = {"task": task, "seed": seed}
-            full = make("finetune", [scored("", .9), scored("", .2, "ood")], **same)
+            full = make("finetune", [scored("", 0.9), scored("", 0.2, "ood")], **same)
             good = mask_run("importance", [[1, seed % 2], [0, 1]], "heads_mlps", "good", model=full, **same)
             magnitude = mask_run("magnitude", [[1, 1], [0, 1]], "magnitude", "good", model=full, **same)
             bad = mask_run("draw_masks", [[0, 1], [1, 0]], "heads_mlps", "bad", mask=good, **same)
-            values = {"": .9, good: .8 + seed / 100, magnitude: .7, bad: .6, "majority": .5}
-            rows = [scored(mask, v) for mask, v in values.items()] + [{"metric": "size", "value": .4, "split": "", "mask": good}]
+            values = {"": 0.9, good: 0.8 + seed / 100, magnitude: 0.7, bad: 0.6, "majority": 0.5}
+            rows = [scored(mask, v) for mask, v in values.items()] + [
+                {"metric": "size", "value": 0.4, "split": "", "mask": good}
+            ]
 
             def answers(run, masks=("", good, bad), best=good):
-                frame = [{"split": "dev", "idx": i, "mask": m, "label": i % 2, "prediction": i % 2 if m == best or i > 5 else 1 - i % 2} for m in masks for i in range(10)]
+                frame = [
+                    {
+                        "split": "dev",
+                        "idx": i,
+                        "mask": m,
+                        "label": i % 2,
+                        "prediction": i % 2 if m == best or i > 5 else 1 - i % 2,
+                    }
+                    for m in masks
+                    for i in range(10)
+                ]
                 pd.DataFrame(frame).to_parquet(run.path("predictions.parquet"))
-            keys["evaluate"].append(make("evaluate", rows, answers, model=full, masks=[good, magnitude, bad], **{**same, "seed": 0}))
-            again = make("finetune", [scored(good, .85)], model=full, mask=good, **same)  # its start weights are another run
+
+            keys["evaluate"].append(
+                make(
+                    "evaluate", rows, answers, model=full, masks=[good, magnitude, bad], **{**same, "seed": 0}
+                )
+            )
+            again = make(
+                "finetune", [scored(good, 0.85)], model=full, mask=good, **same
+            )  # its start weights are another run
             keys["retrained"].append(again)
             keys["masks"] += [good, magnitude, bad]
     return keys
@@ -63,41 +100,67 @@ def study(tmp_path, monkeypatch):
 
 def test_scores_of_runs(study):
     scores = run_scores([*study["evaluate"], *study["retrained"]])
-    found = scores[scores.metric == "accuracy"].groupby(["family", "kind", "state"]).value.agg(["count", "mean"])
-    assert found["mean"].round(4).to_dict() == {("none", "full", "none"): .9, ("none", "majority", "none"): .5, ("heads_mlps", "good", "pruned"): .815,
-                                                ("heads_mlps", "good", "retrained"): .85, ("heads_mlps", "bad", "pruned"): .6, ("magnitude", "good", "pruned"): .7}
-    assert set(found["count"]) == {4} and set(scores.seed) == set(SEEDS)  # the model's seed, not the evaluation's
-    with pytest.raises(ValueError, match="evaluate"): run_scores(study["masks"])
+    found = (
+        scores[scores.metric == "accuracy"].groupby(["family", "kind", "state"]).value.agg(["count", "mean"])
+    )
+    assert found["mean"].round(4).to_dict() == {
+        ("none", "full", "none"): 0.9,
+        ("none", "majority", "none"): 0.5,
+        ("heads_mlps", "good", "pruned"): 0.815,
+        ("heads_mlps", "good", "retrained"): 0.85,
+        ("heads_mlps", "bad", "pruned"): 0.6,
+        ("magnitude", "good", "pruned"): 0.7,
+    }
+    assert set(found["count"]) == {4} and set(scores.seed) == set(
+        SEEDS
+    )  # the model's seed, not the evaluation's
+    with pytest.raises(ValueError, match="evaluate"):
+        run_scores(study["masks"])
 
 
 def test_evaluation_of_a_retrained_model(study):
     first = study["retrained"][0]
-    key = make("evaluate", [scored("", .84)], model=first, task=TASKS[0], seed=0)
+    key = make("evaluate", [scored("", 0.84)], model=first, task=TASKS[0], seed=0)
     row = run_scores([key]).iloc[0]
-    assert tuple(row[["family", "kind", "state", "value"]]) == ("heads_mlps", "good", "retrained", .84)
+    assert tuple(row[["family", "kind", "state", "value"]]) == ("heads_mlps", "good", "retrained", 0.84)
 
 
 def test_tables_of_runs(study):
     table, per_seed, answers = score_tables([*study["evaluate"], *study["retrained"]], "")
     assert len(main_scores(table)) == 12 and set(main_scores(table).n) == {2}
-    assert sizes(["any"], "", per_seed)[["family", "kind", "mean"]].drop_duplicates().to_numpy().tolist() == [["heads_mlps", "good", .4]]
+    assert sizes(["any"], "", per_seed)[["family", "kind", "mean"]].drop_duplicates().to_numpy().tolist() == [
+        ["heads_mlps", "good", 0.4]
+    ]
     pairs = compare_examples(answers, {}, draws=20)
-    assert pairs[["system", "difference"]].round(6).to_numpy().tolist() == [["bad", -.6]] * 2 and pairs.beyond.all()
+    assert (
+        pairs[["system", "difference"]].round(6).to_numpy().tolist() == [["bad", -0.6]] * 2
+        and pairs.beyond.all()
+    )
     assert len(run_predictions(study["evaluate"])) == 4 * 3 * 10
 
 
 def test_masks_of_runs(study):
     tables = mask_tables(study["masks"], "", ["heads_mlps", "heads_mlps_bad", "super", "magnitude", "heads"])
     assert {name: len(t) for name, t in tables.items() if name[1] == "head"} == {
-        ("heads_mlps", "head"): 4, ("heads_mlps_bad", "head"): 4, ("super", "head"): 2, ("magnitude", "head"): 4}
+        ("heads_mlps", "head"): 4,
+        ("heads_mlps_bad", "head"): 4,
+        ("super", "head"): 2,
+        ("magnitude", "head"): 4,
+    }
     assert np.array_equal(tables["super", "head"]["mask"][0], [[1, 0], [0, 1]])
-    assert tables["magnitude", "head"]["mask"][0].tolist() == [[.5, .5], [0, .5]] and tables["magnitude", "mlp"]["mask"][0].tolist() == [.5, .5]
-    with pytest.raises(ValueError, match="none of the families"): mask_tables(study["masks"], "", ["mlps"])
+    assert tables["magnitude", "head"]["mask"][0].tolist() == [[0.5, 0.5], [0, 0.5]] and tables[
+        "magnitude", "mlp"
+    ]["mask"][0].tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match="none of the families"):
+        mask_tables(study["masks"], "", ["mlps"])
 
 
 def test_fixtures_are_made_by_their_script(tmp_path):
     subprocess.run([sys.executable, ROOT / "tests" / "make_fixtures.py", tmp_path], check=True)
     stored = ROOT / "tests" / "fixtures"
     names = sorted(str(p.relative_to(stored)) for p in stored.rglob("*") if p.is_file())
-    assert names == sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) and len(names) > 50
+    assert (
+        names == sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+        and len(names) > 50
+    )
     assert filecmp.cmpfiles(stored, tmp_path, names, shallow=False)[0] == names

@@ -1,4 +1,5 @@
 """Robust subnetworks: the chain of experiments on a planted task, as papermill runs it; what is saved is what was scored; what is refused."""
+
 import json
 
 import nbformat
@@ -31,14 +32,26 @@ def outputs(tmp_path_factory):
     "A folder of results, offline and with one thread, for this process and for kernels."
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("robust")
-        for name, value in {"SIEVE_OUTPUTS": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}.items(): patch.setenv(name, value)
+        for name, value in {
+            "SIEVE_OUTPUTS": str(folder),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }.items():
+            patch.setenv(name, value)
         torch.set_num_threads(1)
         yield folder
 
 
 def made(folder, notebook, **given):
     "The key of a run that papermill makes."
-    papermill.execute_notebook(notebook_path(notebook), folder / "out.ipynb", given, kernel_name="python3", progress_bar=False, log_output=False)
+    papermill.execute_notebook(
+        notebook_path(notebook),
+        folder / "out.ipynb",
+        given,
+        kernel_name="python3",
+        progress_bar=False,
+        log_output=False,
+    )
     return run_key(notebook, given)
 
 
@@ -46,9 +59,11 @@ def here(notebook, **given):
     "Run a notebook's cells in this process; all the names that it leaves."
     scope = {"display": print}
     for cell in nbformat.read(notebook_path(notebook), 4).cells:
-        if cell.cell_type != "code": continue
+        if cell.cell_type != "code":
+            continue
         exec(cell.source, scope)  # noqa: S102
-        if "parameters" in cell.metadata.get("tags", []): scope |= given
+        if "parameters" in cell.metadata.get("tags", []):
+            scope |= given
     return scope
 
 
@@ -58,31 +73,81 @@ def chain(outputs):
     go = lambda notebook, **given: made(outputs, notebook, **given)
     bias = here("bias_model", knobs=KNOBS)["run"].key
     model = go("finetune", **SHORT)
-    mask = go("mask_training", model=model, bias=bias, loss="poe", update_every=5, initial=0.3, train_classifier=True, mask_classifier=False, **SHORT)
+    mask = go(
+        "mask_training",
+        model=model,
+        bias=bias,
+        loss="poe",
+        update_every=5,
+        initial=0.3,
+        train_classifier=True,
+        mask_classifier=False,
+        **SHORT,
+    )
     alone = go("finetune", mask=mask, sparsity=0.5, bias=bias, loss="poe", **SHORT)
     imp = go("iterative_pruning", model=model, bias=bias, loss="poe", rewind=True, keep_weights=True, **SHORT)
     of_imp = go("finetune", mask=imp, sparsity=0.3, **SHORT)
-    evaluation = here("evaluate", model=model, masks=[mask], sets=["train", "report"], knobs=KNOBS, max_length=64)["run"].key
-    taught = here("finetune", loss="confreg", bias=bias, teacher=evaluation, stop_at=4, clip="tensor", **SHORT)["run"].key
-    return dict(bias=bias, model=model, mask=mask, alone=alone, imp=imp, of_imp=of_imp, evaluation=evaluation, taught=taught)
+    evaluation = here(
+        "evaluate", model=model, masks=[mask], sets=["train", "report"], knobs=KNOBS, max_length=64
+    )["run"].key
+    taught = here(
+        "finetune", loss="confreg", bias=bias, teacher=evaluation, stop_at=4, clip="tensor", **SHORT
+    )["run"].key
+    return dict(
+        bias=bias,
+        model=model,
+        mask=mask,
+        alone=alone,
+        imp=imp,
+        of_imp=of_imp,
+        evaluation=evaluation,
+        taught=taught,
+    )
 
 
 def rows(key, **wanted):
     "Metric rows of a run as a frame, filtered."
     frame = pd.DataFrame(find_run(key).result["metrics"])
-    for name, value in wanted.items(): frame = frame[frame[name] == value]
+    for name, value in wanted.items():
+        frame = frame[frame[name] == value]
     return frame
 
 
 def test_every_run_says_what_it_measured(chain):
     table = runs(keys=list(chain.values()))
-    assert set(table.key) == set(chain.values()) and {"metric", "value", "split", "n", "task", "source", "loss", "bias", "sparsity", "rewind", "stop_at"} <= set(table)
+    assert set(table.key) == set(chain.values()) and {
+        "metric",
+        "value",
+        "split",
+        "n",
+        "task",
+        "source",
+        "loss",
+        "bias",
+        "sparsity",
+        "rewind",
+        "stop_at",
+    } <= set(table)
     table = table[table.metric != "size"]
-    assert (table.task == "planted-nli").all() and (table.source == "planted").all() and table.value.notna().all() and table.n.notna().all()
+    assert (
+        (table.task == "planted-nli").all()
+        and (table.source == "planted").all()
+        and table.value.notna().all()
+        and table.n.notna().all()
+    )
     assert list(rows(chain["imp"], metric="accuracy", split="ood").sparsity) == [k / 10 for k in range(1, 10)]
-    assert set(rows(chain["mask"]).metric) >= {"accuracy", "removed", "removed_encoder"} and set(rows(chain["mask"]).sparsity) == {0.5}
-    assert set(rows(chain["alone"]).sparsity) == {0.5} and set(rows(chain["of_imp"]).sparsity) == {0.3} and "sparsity" not in rows(chain["model"])
-    assert list(rows(chain["bias"], metric="accuracy").split) == ["train", "dev", "ood"] and rows(chain["bias"], metric="accuracy", split="ood").value.item() < 0.3
+    assert set(rows(chain["mask"]).metric) >= {"accuracy", "removed", "removed_encoder"} and set(
+        rows(chain["mask"]).sparsity
+    ) == {0.5}
+    assert (
+        set(rows(chain["alone"]).sparsity) == {0.5}
+        and set(rows(chain["of_imp"]).sparsity) == {0.3}
+        and "sparsity" not in rows(chain["model"])
+    )
+    assert (
+        list(rows(chain["bias"], metric="accuracy").split) == ["train", "dev", "ood"]
+        and rows(chain["bias"], metric="accuracy", split="ood").value.item() < 0.3
+    )
 
 
 def test_the_mask_evaluated_is_the_mask_saved(chain, outputs):
@@ -92,34 +157,65 @@ def test_the_mask_evaluated_is_the_mask_saved(chain, outputs):
     start = net.classifier.weight.clone()
     load_head(net, found.artefact("head.safetensors"))
     assert not torch.equal(net.classifier.weight, start), "the classifier was to be trained"
-    with attach(net, run_mask(chain["mask"])): again, answers = score_sets(net, words, chosen_sets(task, ["report", "ood"]), task, max_length=64, sparsity=0.5)
+    with attach(net, run_mask(chain["mask"])):
+        again, answers = score_sets(
+            net, words, chosen_sets(task, ["report", "ood"]), task, max_length=64, sparsity=0.5
+        )
     assert again == [r for r in found.result["metrics"] if not r["metric"].startswith("removed")]
     pd.testing.assert_frame_equal(answers, pd.read_parquet(found.artefact("predictions.parquet")))
-    table, curve = pd.read_parquet(found.artefact("zeros.parquet")), pd.read_parquet(found.artefact("curve.parquet"))
-    assert curve.chosen.sum() == 1 and curve.step[curve.chosen].item() == mask_info(found.artefact("mask.safetensors"))["provenance"]["step"] >= 14 and not any("classifier" in m for m in table.index)
+    table, curve = (
+        pd.read_parquet(found.artefact("zeros.parquet")),
+        pd.read_parquet(found.artefact("curve.parquet")),
+    )
+    assert (
+        curve.chosen.sum() == 1
+        and curve.step[curve.chosen].item()
+        == mask_info(found.artefact("mask.safetensors"))["provenance"]["step"]
+        >= 14
+        and not any("classifier" in m for m in table.index)
+    )
     share = curve.sparsity[curve.chosen].item()
-    assert all(z == removed(n, share) for z, n in zip(table.zeros, table.entries)) and rows(chain["mask"], metric="removed").value.item() == pytest.approx(table.zeros.sum() / table.entries.sum())
-    there = rows(chain["evaluation"], mask=chain["mask"], metric="accuracy", split="dev")  # 27 puts the kept classifier on, too
+    assert all(z == removed(n, share) for z, n in zip(table.zeros, table.entries)) and rows(
+        chain["mask"], metric="removed"
+    ).value.item() == pytest.approx(table.zeros.sum() / table.entries.sum())
+    there = rows(
+        chain["evaluation"], mask=chain["mask"], metric="accuracy", split="dev"
+    )  # 27 puts the kept classifier on, too
     assert there.value.item() == rows(chain["mask"], metric="accuracy", split="dev").value.item()
 
 
 def test_what_was_trained_alone_has_the_mask_in_its_weights(chain):
     task = load_task("planted-nli", knobs=KNOBS)
-    for key, mask in ((chain["alone"], run_mask(chain["mask"])), (chain["of_imp"], run_mask(chain["imp"], 0.3))):
+    for key, mask in (
+        (chain["alone"], run_mask(chain["mask"])),
+        (chain["of_imp"], run_mask(chain["imp"], 0.3)),
+    ):
         net, _ = load_model(key, task, 0)
-        for name, value in mask.items(): assert not net.get_parameter(name.removeprefix("weight/"))[~value].any() and 0.2 < (~value).float().mean() < 0.6
+        for name, value in mask.items():
+            assert (
+                not net.get_parameter(name.removeprefix("weight/"))[~value].any()
+                and 0.2 < (~value).float().mean() < 0.6
+            )
 
 
 def test_iterative_pruning_keeps_what_it_scored(chain):
     from safetensors.torch import load_file
+
     task, found = load_task("planted-nli", knobs=KNOBS), find_run(chain["imp"])
     net, words = load_model(chain["model"], task, 0)
     net.load_state_dict(load_file(found.artefact("weights/0.7.safetensors")))
-    again, answers = score_sets(net, words, chosen_sets(task, ["report", "ood"]), task, max_length=64, sparsity=0.7)
-    assert again == [r for r in found.result["metrics"] if r["sparsity"] == 0.7 and not r["metric"].startswith("removed")]
+    again, answers = score_sets(
+        net, words, chosen_sets(task, ["report", "ood"]), task, max_length=64, sparsity=0.7
+    )
+    assert again == [
+        r for r in found.result["metrics"] if r["sparsity"] == 0.7 and not r["metric"].startswith("removed")
+    ]
     kept = pd.read_parquet(found.artefact("predictions.parquet"))
     pd.testing.assert_frame_equal(answers, kept[kept.sparsity == 0.7].reset_index(drop=True))
-    assert watched({"step": 1}, {}, task) == [] and all(not net.get_parameter(n.removeprefix("weight/"))[~m].any() for n, m in run_mask(chain["imp"], 0.7).items())
+    assert watched({"step": 1}, {}, task) == [] and all(
+        not net.get_parameter(n.removeprefix("weight/"))[~m].any()
+        for n, m in run_mask(chain["imp"], 0.7).items()
+    )
 
 
 def test_a_stopped_training_has_the_full_schedule(chain):
@@ -127,25 +223,52 @@ def test_a_stopped_training_has_the_full_schedule(chain):
     assert list(log.step) == [1, 2, 3, 4] and log.learning_rate.iloc[-1] == pytest.approx(2e-3 * (1 - 3 / 20))
 
 
-REFUSED = [("finetune", dict(loss="poe"), "loss poe needs bias, a run of bias_model"), ("mask_training", dict(loss="peo"), "did you mean 'poe'|poe"), ("mask_training", dict(metric="f2"), "no metric 'f2'"),
-           ("mask_training", dict(loss="poe", bias="{bias}", ood_training=True), "choose ce"), ("finetune", dict(mask="{imp}", sparsity=0.25), "no mask at sparsity 0.25: choose 0.1, 0.2"),
-           ("finetune", dict(mask="{mask}", sparsity=0.7), "choose 0.5"), ("iterative_pruning", dict(loss="poe", bias="{bias}", knobs={"train": 64, "dev": 20, "ood": 20}), "'train': 320"),
-           ("finetune", dict(loss="poe", bias="{model}"), "is no bias model"), ("finetune", dict(loss="distill", teacher="{model}"), r"sets \[train\]"), ("finetune", dict(stop_at=999), "beyond the training's"),
-           ("mask_training", dict(train_classifier=True), "masked or trained, not both"), ("bias_model", dict(stored="nowhere.npy"), "no file"), ("bias_model", dict(one_against="entialment"), "entailment")]
+REFUSED = [
+    ("finetune", dict(loss="poe"), "loss poe needs bias, a run of bias_model"),
+    ("mask_training", dict(loss="peo"), "did you mean 'poe'|poe"),
+    ("mask_training", dict(metric="f2"), "no metric 'f2'"),
+    ("mask_training", dict(loss="poe", bias="{bias}", ood_training=True), "choose ce"),
+    ("finetune", dict(mask="{imp}", sparsity=0.25), "no mask at sparsity 0.25: choose 0.1, 0.2"),
+    ("finetune", dict(mask="{mask}", sparsity=0.7), "choose 0.5"),
+    (
+        "iterative_pruning",
+        dict(loss="poe", bias="{bias}", knobs={"train": 64, "dev": 20, "ood": 20}),
+        "'train': 320",
+    ),
+    ("finetune", dict(loss="poe", bias="{model}"), "is no bias model"),
+    ("finetune", dict(loss="distill", teacher="{model}"), r"sets \[train\]"),
+    ("finetune", dict(stop_at=999), "beyond the training's"),
+    ("mask_training", dict(train_classifier=True), "masked or trained, not both"),
+    ("bias_model", dict(stored="nowhere.npy"), "no file"),
+    ("bias_model", dict(one_against="entialment"), "entailment"),
+]
 
 
-@pytest.mark.parametrize("case", range(len(REFUSED)), ids=[f"{n.split('_')[0]} {next(iter(g))} {words[:12]}" for n, g, words in REFUSED])
+@pytest.mark.parametrize(
+    "case",
+    range(len(REFUSED)),
+    ids=[f"{n.split('_')[0]} {next(iter(g))} {words[:12]}" for n, g, words in REFUSED],
+)
 def test_refused_before_work(chain, case):
     notebook, given, words = REFUSED[case]
     given = {"knobs": KNOBS} | {k: v.format(**chain) if isinstance(v, str) else v for k, v in given.items()}
-    with pytest.raises(Exception, match=words): here(notebook, **given)
-    with pytest.raises(Exception, match="not finished|no run"): find_run(run_key(notebook, given))
+    with pytest.raises(Exception, match=words):
+        here(notebook, **given)
+    with pytest.raises(Exception, match="not finished|no run"):
+        find_run(run_key(notebook, given))
 
 
 def test_refused_when_planned(tmp_path):
-    for notebook, wrong, words in [("finetune", {"loss": "peo"}, "poe"), ("mask_training", {"loss": "poe"}, "bias_model"), ("bias_model", {"stored": "nowhere.npy"}, "no file")]:
-        (path := tmp_path / "study.yaml").write_text(f"stages:\n  one: {{notebook: {notebook}, set: {json.dumps(wrong)}}}\n")
-        with pytest.raises(SweepError, match=f"stage one: .*{words}"): check_inputs(load_sweep(path).planned, path)
+    for notebook, wrong, words in [
+        ("finetune", {"loss": "peo"}, "poe"),
+        ("mask_training", {"loss": "poe"}, "bias_model"),
+        ("bias_model", {"stored": "nowhere.npy"}, "no file"),
+    ]:
+        (path := tmp_path / "study.yaml").write_text(
+            f"stages:\n  one: {{notebook: {notebook}, set: {json.dumps(wrong)}}}\n"
+        )
+        with pytest.raises(SweepError, match=f"stage one: .*{words}"):
+            check_inputs(load_sweep(path).planned, path)
 
 
 def test_controls(outputs, monkeypatch, tmp_path):
@@ -153,20 +276,40 @@ def test_controls(outputs, monkeypatch, tmp_path):
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
     short = {"knobs": {"train": 64, "dev": 20, "ood": 20}}
     frozen = here("mask_training", model="tiny", lr=0.0, sparsity=0.4, **short)
-    assert frozen["ratio"] == 0 and all(torch.equal(m, keep(frozen["net"].get_parameter(n.removeprefix("weight/")).detach().abs(), m.numel() - removed(m.numel(), 0.4))) for n, m in frozen["found"].mask.items())
+    assert frozen["ratio"] == 0 and all(
+        torch.equal(
+            m,
+            keep(
+                frozen["net"].get_parameter(n.removeprefix("weight/")).detach().abs(),
+                m.numel() - removed(m.numel(), 0.4),
+            ),
+        )
+        for n, m in frozen["found"].mask.items()
+    )
     plain, shuffled = (here("bias_model", shuffled=s, **short)["run"].key for s in (False, True))
     a, b = (bias_column(key, load_task("planted-nli", **short)) for key in (plain, shuffled))
     assert not np.array_equal(a, b) and np.array_equal(np.sort(a, 0), np.sort(b, 0))
     short |= {"epochs": 5.0, "lr": 1e-3}
-    ce, old = (here("iterative_pruning", **given, **short) for given in (dict(loss="ce"), dict(loss="poe", bias=plain, rewind=True, legacy=True)))
-    assert ce["run"].key != old["run"].key and all(torch.equal(ce["found"].mask[s][k], m) for s in (0.1, 0.9) for k, m in old["found"].mask[s].items())
+    ce, old = (
+        here("iterative_pruning", **given, **short)
+        for given in (dict(loss="ce"), dict(loss="poe", bias=plain, rewind=True, legacy=True))
+    )
+    assert ce["run"].key != old["run"].key and all(
+        torch.equal(ce["found"].mask[s][k], m) for s in (0.1, 0.9) for k, m in old["found"].mask[s].items()
+    )
 
 
 def test_rows_out_of_distribution_and_a_whole_ranking(outputs, monkeypatch, tmp_path):
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
     small = {"knobs": {"train": 64, "dev": 20, "ood": 20}, "ood_training": True, "lr": 1e-3}
-    found = here("mask_training", scope="global", pooler=False, rise="stepwise", initial=0.1, init="soft", **small)
-    assert len(found["studied"].splits["train"]) == 84 and len({s for s in found["table"].share}) > 1 and "bert.pooler.dense.weight" not in found["table"].index
+    found = here(
+        "mask_training", scope="global", pooler=False, rise="stepwise", initial=0.1, init="soft", **small
+    )
+    assert (
+        len(found["studied"].splits["train"]) == 84
+        and len({s for s in found["table"].share}) > 1
+        and "bert.pooler.dense.weight" not in found["table"].index
+    )
     assert len(here("finetune", **small)["studied"].splits["train"]) == 84
     pruned = here("iterative_pruning", scope="global", epochs=5.0, **small)
     assert load_mask(pruned["run"].artefact("masks/0.9.safetensors")).keys() == pruned["saved"][0.9].keys()

@@ -1,4 +1,5 @@
 """Runs: what one notebook cannot say, because it takes two processes, a crash, or a thousand folders."""
+
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ from lib.core.runs import CorruptRun, Run, _sealed, find_run, runs, start, write
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     project = Project(tmp_path)
-    for name in ("SIEVE_OUTPUTS", "SIEVE_NBS", "SIEVE_DATA"): monkeypatch.setenv(name, project.env[name])
+    for name in ("SIEVE_OUTPUTS", "SIEVE_NBS", "SIEVE_DATA"):
+        monkeypatch.setenv(name, project.env[name])
     return project
 
 
@@ -31,14 +33,22 @@ MAKER = "import sys, time; from lib.core.runs import start; run = start('draw', 
 
 
 def maker(project, seconds):
-    process = subprocess.Popen([sys.executable, "-c", MAKER, str(seconds)], env=project.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAKER, str(seconds)],
+        env=project.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "started\n", process.stderr.read()
     return process
 
 
 def test_a_second_maker_waits_and_does_not_make_it_again(project):
     first = maker(project, 1)
-    second = subprocess.run([sys.executable, "-c", MAKER, "0"], env=project.env, capture_output=True, text=True)
+    second = subprocess.run(
+        [sys.executable, "-c", MAKER, "0"], env=project.env, capture_output=True, text=True
+    )
     assert first.wait() == 0
     assert "AlreadyFinished: draw/" in second.stderr and "started" not in second.stdout
 
@@ -53,7 +63,8 @@ def test_a_killed_maker_lets_go(project):
 
 
 def find_error(key):
-    with pytest.raises(CorruptRun) as e: find_run(key)
+    with pytest.raises(CorruptRun) as e:
+        find_run(key)
     return str(e.value).split(": ")[-1]
 
 
@@ -65,21 +76,29 @@ def test_a_result_cut_anywhere_is_never_read(project):
         path.write_bytes(whole[:cut])
         assert run.result is None and not run.finished()
     for at in range(0, len(whole) - 1, 3):
-        if not chr(whole[at]).isalnum(): continue
-        path.write_bytes(whole[:at] + (b"7" if whole[at:at + 1] != b"7" else b"8") + whole[at + 1:])
-        assert run.result is None, whole[at - 20:at + 20]
+        if not chr(whole[at]).isalnum():
+            continue
+        path.write_bytes(whole[:at] + (b"7" if whole[at : at + 1] != b"7" else b"8") + whole[at + 1 :])
+        assert run.result is None, whole[at - 20 : at + 20]
     path.write_bytes(whole)
     assert run.finished()
 
 
-@pytest.mark.parametrize("content, message", [(None, "n.txt is missing"), (b"101", "n.txt has 3 bytes, not 4"), (b"1010", "n.txt was altered")])
+@pytest.mark.parametrize(
+    "content, message",
+    [(None, "n.txt is missing"), (b"101", "n.txt has 3 bytes, not 4"), (b"1010", "n.txt was altered")],
+)
 def test_a_damaged_artefact_is_named_and_never_read(project, content, message):
     run = finished(seed=1)
     (run.folder / "n.txt").unlink()
-    if content is not None: (run.folder / "n.txt").write_bytes(content)
-    with pytest.raises(CorruptRun, match=message): run.artefact("n.txt")
-    with pytest.raises(CorruptRun, match=message): find_run(run.key)
-    with pytest.warns(UserWarning, match=message): assert runs().empty
+    if content is not None:
+        (run.folder / "n.txt").write_bytes(content)
+    with pytest.raises(CorruptRun, match=message):
+        run.artefact("n.txt")
+    with pytest.raises(CorruptRun, match=message):
+        find_run(run.key)
+    with pytest.warns(UserWarning, match=message):
+        assert runs().empty
 
 
 def test_damaged_parameters_are_noticed(project):
@@ -110,7 +129,16 @@ def test_two_processes_write_the_same_bytes(project):
 
 def test_papermill_alone_makes_the_same_run(project):
     from_here = finished(seed=5).key
-    command = [sys.executable, "-m", "papermill", str(project.folder / "experiments" / "draw.ipynb"), str(project.folder / "out.ipynb"), "-p", "seed", "5"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(project.folder / "experiments" / "draw.ipynb"),
+        str(project.folder / "out.ipynb"),
+        "-p",
+        "seed",
+        "5",
+    ]
     subprocess.run(command, env=project.env, check=True, capture_output=True, cwd=project.folder.parent)
     assert find_run(from_here).result["metrics"] == [{"metric": "n", "value": 50}]
 
@@ -124,12 +152,20 @@ def test_a_thousand_finished_runs_are_collected_in_five_seconds(project):
         folder = Run("draw", key).folder
         folder.mkdir()
         (folder / "n.txt").write_text("1011")
-        (folder / "params.json").write_text(json.dumps(made | {"key": key, "parameters": made["parameters"] | params}))
-        (folder / "result.json").write_text(json.dumps(_sealed(result | {"seed": seed, "parameters": params, "metrics": result["metrics"] * 3})))
+        (folder / "params.json").write_text(
+            json.dumps(made | {"key": key, "parameters": made["parameters"] | params})
+        )
+        (folder / "result.json").write_text(
+            json.dumps(
+                _sealed(result | {"seed": seed, "parameters": params, "metrics": result["metrics"] * 3})
+            )
+        )
     began = time.time()
     table = runs()
     seconds = time.time() - began
-    assert len(table) == 1 + 999 * 3 and sorted(set(table.seed)) == list(range(1000)) and not table.stale.any()
+    assert (
+        len(table) == 1 + 999 * 3 and sorted(set(table.seed)) == list(range(1000)) and not table.stale.any()
+    )
     assert seconds <= 5, f"{seconds:.1f} s"
     print(f"1,000 runs in {seconds:.2f} s")
 
@@ -137,5 +173,10 @@ def test_a_thousand_finished_runs_are_collected_in_five_seconds(project):
 def test_folders_do_not_depend_on_the_working_directory(project):
     code = "from lib.core.keys import ROOT, outputs, data_dir; print(ROOT, outputs(), data_dir())"
     env = {k: v for k, v in os.environ.items() if not k.startswith("SIEVE_")} | {"SIEVE_DATA": "somewhere"}
-    said = {subprocess.run([sys.executable, "-c", code], cwd=place, env=env, capture_output=True, text=True).stdout for place in (project.folder, project.folder.parent)}
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=place, env=env, capture_output=True, text=True
+        ).stdout
+        for place in (project.folder, project.folder.parent)
+    }
     assert len(said) == 1 and "somewhere" in said.pop()

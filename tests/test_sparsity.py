@@ -1,4 +1,5 @@
 """The analysis of sparsity curves, on runs of every kind of the robust-subnetwork study that are written without training."""
+
 import json
 import os
 import subprocess
@@ -22,58 +23,128 @@ from lib.study.sparsity_results import (
     timing_curves,
 )
 
-SEEDS, SETS = [1, 2, 3], {"matched": .84, "mismatched": .845, "HANS": .62}
-FULL = {"ce": (0, 0), "poe": (-.02, .07), "reweight": (-.015, .06), "confreg": (0, .05)}
+SEEDS, SETS = [1, 2, 3], {"matched": 0.84, "mismatched": 0.845, "HANS": 0.62}
+FULL = {"ce": (0, 0), "poe": (-0.02, 0.07), "reweight": (-0.015, 0.06), "confreg": (0, 0.05)}
 
 
 class Study:
     "Writes finished runs on MNLI, and remembers their keys."
-    def __init__(self): self.keys, self.rng = [], np.random.default_rng(0)
+
+    def __init__(self):
+        self.keys, self.rng = [], np.random.default_rng(0)
 
     def rows(self, seed, own, other, **labels):
-        noise = np.random.default_rng(seed).normal(0, .004, 3) + self.rng.normal(0, .002, 3)
-        return [{"metric": "accuracy", "value": float(v + (other if s == "HANS" else own) + e), "split": s, "n": 100, **labels} for (s, v), e in zip(SETS.items(), noise)]
+        noise = np.random.default_rng(seed).normal(0, 0.004, 3) + self.rng.normal(0, 0.002, 3)
+        return [
+            {
+                "metric": "accuracy",
+                "value": float(v + (other if s == "HANS" else own) + e),
+                "split": s,
+                "n": 100,
+                **labels,
+            }
+            for (s, v), e in zip(SETS.items(), noise)
+        ]
 
     def make(self, notebook, rows, **params):
         run = start(notebook, {"task": "MNLI", "seed": 0, "source": "local", **params})
-        if notebook == "mask_training": pd.DataFrame([{"step": k, "selection": 0, **{r["split"]: r["value"] - 1 / k for r in rows if r["split"]}} for k in (10, 20)]).to_parquet(run.path("curve.parquet"))
+        if notebook == "mask_training":
+            pd.DataFrame(
+                [
+                    {
+                        "step": k,
+                        "selection": 0,
+                        **{r["split"]: r["value"] - 1 / k for r in rows if r["split"]},
+                    }
+                    for k in (10, 20)
+                ]
+            ).to_parquet(run.path("curve.parquet"))
         run.finish(rows)
         self.keys.append(run.key)
         return run.key
 
     def full(self, seed, loss="ce", own=0, other=0, **params):
-        return self.make("finetune", self.rows(seed, own, other, mask=""), seed=seed, loss=loss, **{"model": "bert-base-uncased", "bias": self.bias if loss != "ce" else "", **params})
+        return self.make(
+            "finetune",
+            self.rows(seed, own, other, mask=""),
+            seed=seed,
+            loss=loss,
+            **{"model": "bert-base-uncased", "bias": self.bias if loss != "ce" else "", **params},
+        )
 
     def mask(self, seed, model, loss, sparsity, own=0, other=0, notebook="mask_training", **params):
-        rows = [*self.rows(seed, own - .2 * sparsity ** 4, other + .05 * sparsity - .1 * sparsity ** 5, sparsity=sparsity), {"metric": "removed", "value": sparsity, "split": "", "n": 9, "sparsity": sparsity}]
-        return self.make(notebook, rows, seed=seed, model=model, loss=loss, sparsity=sparsity, **{"bias": self.bias if loss != "ce" else "", **params})
+        rows = [
+            *self.rows(
+                seed, own - 0.2 * sparsity**4, other + 0.05 * sparsity - 0.1 * sparsity**5, sparsity=sparsity
+            ),
+            {"metric": "removed", "value": sparsity, "split": "", "n": 9, "sparsity": sparsity},
+        ]
+        return self.make(
+            notebook,
+            rows,
+            seed=seed,
+            model=model,
+            loss=loss,
+            sparsity=sparsity,
+            **{"bias": self.bias if loss != "ce" else "", **params},
+        )
 
     def imp(self, seed, model, loss, own=0, other=0, **params):
-        rows = [r for k in range(1, 10) for r in self.rows(seed, own - .3 * (k / 10) ** 4, other + .02 * k / 10, sparsity=k / 10)]
+        rows = [
+            r
+            for k in range(1, 10)
+            for r in self.rows(seed, own - 0.3 * (k / 10) ** 4, other + 0.02 * k / 10, sparsity=k / 10)
+        ]
         return self.make("iterative_pruning", rows, seed=seed, model=model, loss=loss, **params)
 
     def alone(self, seed, mask, loss, own, other, sparsity):
-        return self.make("finetune", self.rows(seed, own, other, mask=mask, sparsity=sparsity), seed=seed, model="bert-base-uncased", loss=loss, mask=mask, sparsity=sparsity)
+        return self.make(
+            "finetune",
+            self.rows(seed, own, other, mask=mask, sparsity=sparsity),
+            seed=seed,
+            model="bert-base-uncased",
+            loss=loss,
+            mask=mask,
+            sparsity=sparsity,
+        )
 
 
 def written():
     "A study with every kind of system"
     s = Study()
-    s.bias = s.make("bias_model", [{"metric": m, "value": v, "split": split, "n": 9} for split, level in [("train", .6), ("matched", .6), ("HANS", .3)] for m, v in [("accuracy", level), ("majority", .35), ("confidence", .5)]])
+    s.bias = s.make(
+        "bias_model",
+        [
+            {"metric": m, "value": v, "split": split, "n": 9}
+            for split, level in [("train", 0.6), ("matched", 0.6), ("HANS", 0.3)]
+            for m, v in [("accuracy", level), ("majority", 0.35), ("confidence", 0.5)]
+        ],
+    )
     for seed in SEEDS:
         full = {loss: s.full(seed, loss, *levels) for loss, levels in FULL.items()}
-        masks = {(start_, loss, p): s.mask(seed, m, loss, p, FULL[loss][0] * .5, FULL[loss][1]) for start_, m, losses in
-                 [("CE", full["ce"], FULL), ("PoE", full["poe"], ["poe"]), ("pre", "bert-base-uncased", ["ce", "poe"])] for loss in losses for p in (.2, .5, .7, .9)}
-        for model, loss in [(full["ce"], "ce"), (full["ce"], "poe"), (full["poe"], "poe")]: s.imp(seed, model, loss, other=FULL[loss][1] * .6)
+        masks = {
+            (start_, loss, p): s.mask(seed, m, loss, p, FULL[loss][0] * 0.5, FULL[loss][1])
+            for start_, m, losses in [
+                ("CE", full["ce"], FULL),
+                ("PoE", full["poe"], ["poe"]),
+                ("pre", "bert-base-uncased", ["ce", "poe"]),
+            ]
+            for loss in losses
+            for p in (0.2, 0.5, 0.7, 0.9)
+        }
+        for model, loss in [(full["ce"], "ce"), (full["ce"], "poe"), (full["poe"], "poe")]:
+            s.imp(seed, model, loss, other=FULL[loss][1] * 0.6)
         rewound = s.imp(seed, "bert-base-uncased", "poe", rewind=True)
-        for p in (.2, .5, .7, .9):
+        for p in (0.2, 0.5, 0.7, 0.9):
             for loss in ("ce", "poe"):
-                s.alone(seed, masks["CE", "poe", p], loss, -.01, .02 + FULL[loss][1], p); s.alone(seed, rewound, loss, -.02, FULL[loss][1], p)
-            s.mask(seed, full["ce"], "ce", p, 0, .3, ood_training=True)
-        early = [s.full(seed, stop_at=step, own=-.01) for step in (5000, 10000)]
-        for i, model in enumerate(early): s.mask(seed, model, "poe", .7, -.01, .04 + .02 * i)
-        s.mask(seed, full["ce"], "poe", .9, .04, .02, initial=.7, init="soft")
-        s.mask(seed, full["ce"], "poe", .9, -.02, -.02, epochs=2.0)  # like another one, but for its epochs
+                s.alone(seed, masks["CE", "poe", p], loss, -0.01, 0.02 + FULL[loss][1], p)
+                s.alone(seed, rewound, loss, -0.02, FULL[loss][1], p)
+            s.mask(seed, full["ce"], "ce", p, 0, 0.3, ood_training=True)
+        early = [s.full(seed, stop_at=step, own=-0.01) for step in (5000, 10000)]
+        for i, model in enumerate(early):
+            s.mask(seed, model, "poe", 0.7, -0.01, 0.04 + 0.02 * i)
+        s.mask(seed, full["ce"], "poe", 0.9, 0.04, 0.02, initial=0.7, init="soft")
+        s.mask(seed, full["ce"], "poe", 0.9, -0.02, -0.02, epochs=2.0)  # like another one, but for its epochs
     return s.keys
 
 
@@ -87,76 +158,163 @@ def keys(tmp_path_factory):
 
 def test_every_kind_of_run_has_a_name(keys):
     scores = sparsity_scores(keys)
-    assert not scores.duplicated(["label", "sparsity", "seed", "split", "metric"]).any() and set(scores.split) == set(SETS) and set(scores.model) == {"bert-base-uncased"}
+    assert (
+        not scores.duplicated(["label", "sparsity", "seed", "split", "metric"]).any()
+        and set(scores.split) == set(SETS)
+        and set(scores.model) == {"bert-base-uncased"}
+    )
     assert scores.groupby("label").sparsity.nunique().to_dict() == {
-        "full model, CE": 1, "full model, PoE": 1, "full model, reweighting": 1, "full model, confidence reg.": 1, "full model, CE (until step 5000)": 1, "full model, CE (until step 10000)": 1,
-        "mask training, CE, from CE-tuned": 4, "mask training, reweighting, from CE-tuned": 4, "mask training, confidence reg., from CE-tuned": 4,
-        "mask training, PoE, from CE-tuned (epochs 3)": 4, "mask training, PoE, from CE-tuned (epochs 2)": 1, "mask training, PoE, from PoE-tuned": 4,
-        "mask training, CE, from pre-trained": 4, "mask training, PoE, from pre-trained": 4, "mask training, CE, from CE-tuned (OOD training data)": 4,
-        "mask training, PoE, from CE-tuned (0.7 -> 0.9 cubic, soft scores)": 1, "mask training, PoE, from CE-tuned (from step 5000)": 1, "mask training, PoE, from CE-tuned (from step 10000)": 1,
-        "IMP, CE, from CE-tuned": 9, "IMP, PoE, from CE-tuned": 9, "IMP, PoE, from PoE-tuned": 9, "IMP, rewound, PoE, from pre-trained": 9,
-        **{f"in isolation: {m}; tuned with {t}": 4 for m in ("mask training, PoE, from CE-tuned", "IMP, rewound, PoE, from pre-trained") for t in ("CE", "PoE")}}
+        "full model, CE": 1,
+        "full model, PoE": 1,
+        "full model, reweighting": 1,
+        "full model, confidence reg.": 1,
+        "full model, CE (until step 5000)": 1,
+        "full model, CE (until step 10000)": 1,
+        "mask training, CE, from CE-tuned": 4,
+        "mask training, reweighting, from CE-tuned": 4,
+        "mask training, confidence reg., from CE-tuned": 4,
+        "mask training, PoE, from CE-tuned (epochs 3)": 4,
+        "mask training, PoE, from CE-tuned (epochs 2)": 1,
+        "mask training, PoE, from PoE-tuned": 4,
+        "mask training, CE, from pre-trained": 4,
+        "mask training, PoE, from pre-trained": 4,
+        "mask training, CE, from CE-tuned (OOD training data)": 4,
+        "mask training, PoE, from CE-tuned (0.7 -> 0.9 cubic, soft scores)": 1,
+        "mask training, PoE, from CE-tuned (from step 5000)": 1,
+        "mask training, PoE, from CE-tuned (from step 10000)": 1,
+        "IMP, CE, from CE-tuned": 9,
+        "IMP, PoE, from CE-tuned": 9,
+        "IMP, PoE, from PoE-tuned": 9,
+        "IMP, rewound, PoE, from pre-trained": 9,
+        **{
+            f"in isolation: {m}; tuned with {t}": 4
+            for m in ("mask training, PoE, from CE-tuned", "IMP, rewound, PoE, from pre-trained")
+            for t in ("CE", "PoE")
+        },
+    }
 
 
 def test_tables_against_a_count_by_hand(keys):
     scores = sparsity_scores(keys)
     table, pairs = sparsity_table(scores), differences(scores)
-    name, s = "mask training, reweighting, from CE-tuned", .7
-    mine, full = (scores[(scores.label == l) & (scores.sparsity == p) & (scores.split == "HANS")].sort_values("seed").value.to_numpy() for l, p in [(name, s), ("full model, CE", 0)])
+    name, s = "mask training, reweighting, from CE-tuned", 0.7
+    mine, full = (
+        scores[(scores.label == l) & (scores.sparsity == p) & (scores.split == "HANS")]
+        .sort_values("seed")
+        .value.to_numpy()
+        for l, p in [(name, s), ("full model, CE", 0)]
+    )
     row = pairs[(pairs.label == name) & (pairs.sparsity == s) & (pairs.split == "HANS")].iloc[0]
     d = mine - full
     half = 4.302652729696142 * d.std(ddof=1) / np.sqrt(3)
-    assert (row.difference, row.low, row.high) == pytest.approx((d.mean(), d.mean() - half, d.mean() + half)) and row.beyond == (abs(d.mean()) > half) and row.p == .25
+    assert (
+        (row.difference, row.low, row.high) == pytest.approx((d.mean(), d.mean() - half, d.mean() + half))
+        and row.beyond == (abs(d.mean()) > half)
+        and row.p == 0.25
+    )
     at = table[table.split == "matched"].set_index(["label", "sparsity"])["mean"]
     found = table.set_index(["label", "sparsity", "split"])
     assert found.kept[name, s, "HANS"] == pytest.approx(at[name, s] / at["full model, CE", 0])
-    assert (found.counts == (found.kept >= .95)).all() and not found.counts.all()
+    assert (found.counts == (found.kept >= 0.95)).all() and not found.counts.all()
     points = plane_points(table, "matched", "HANS")
-    assert len(points) == len(at) and points.frontier.tolist() == frontier(points.x, points.y).tolist() and points.frontier.sum() > 1
+    assert (
+        len(points) == len(at)
+        and points.frontier.tolist() == frontier(points.x, points.y).tolist()
+        and points.frontier.sum() > 1
+    )
 
 
 def test_searches_while_they_train(keys):
     scores = sparsity_scores(keys)
     found = timing_curves(scores, arranged(sparsity_table(scores)))
-    assert list(dict.fromkeys(found.short)) == ["pre-trained", "from step 5000", "from step 10000", "from the end (epochs 3)"] and set(found.sparsity) == {.7} and set(found.n) == {3}
-    for name, label in [("from step 5000", "mask training, PoE, from CE-tuned (from step 5000)"), ("pre-trained", "mask training, PoE, from pre-trained")]:
-        ends = scores[(scores.label == label) & (scores.sparsity == .7) & (scores.split == "HANS")].value
+    assert (
+        list(dict.fromkeys(found.short))
+        == ["pre-trained", "from step 5000", "from step 10000", "from the end (epochs 3)"]
+        and set(found.sparsity) == {0.7}
+        and set(found.n) == {3}
+    )
+    for name, label in [
+        ("from step 5000", "mask training, PoE, from CE-tuned (from step 5000)"),
+        ("pre-trained", "mask training, PoE, from pre-trained"),
+    ]:
+        ends = scores[(scores.label == label) & (scores.sparsity == 0.7) & (scores.split == "HANS")].value
         at = found[(found.short == name) & (found.row == "HANS (OOD), accuracy")].set_index("step")
         half = 4.302652729696142 * ends.std() / np.sqrt(3)
-        assert at["mean"].to_dict() == pytest.approx({k: ends.mean() - 1 / k for k in (10, 20)}) and np.allclose(at.high - at["mean"], half)
+        assert at["mean"].to_dict() == pytest.approx(
+            {k: ends.mean() - 1 / k for k in (10, 20)}
+        ) and np.allclose(at.high - at["mean"], half)
 
 
 def test_published_figures_stand_beside_their_own_rows(keys):
     beside = beside_published(sparsity_table(sparsity_scores(keys)))
-    liu = beside[beside.source.str.startswith("Liu") & (beside.split == "matched")].set_index("label").published.to_dict()
-    assert liu == {"mask training, PoE, from CE-tuned (epochs 3)": .7209, "mask training, PoE, from CE-tuned (epochs 2)": .7209, "mask training, PoE, from CE-tuned (0.7 -> 0.9 cubic, soft scores)": .7684}
-    assert set(beside[beside.label == "full model, reweighting"].published) == {.6919}
+    liu = (
+        beside[beside.source.str.startswith("Liu") & (beside.split == "matched")]
+        .set_index("label")
+        .published.to_dict()
+    )
+    assert liu == {
+        "mask training, PoE, from CE-tuned (epochs 3)": 0.7209,
+        "mask training, PoE, from CE-tuned (epochs 2)": 0.7209,
+        "mask training, PoE, from CE-tuned (0.7 -> 0.9 cubic, soft scores)": 0.7684,
+    }
+    assert set(beside[beside.label == "full model, reweighting"].published) == {0.6919}
 
 
 def test_evaluations_are_of_what_they_evaluate(keys):
     mask = next(k for k in keys if find_run(k).notebook == "mask_training")
     p, s = find_run(mask).params, Study()
-    more = s.make("evaluate", [{"metric": "accuracy", "value": .5, "split": "hans-regenerated", "n": 9, "mask": mask}, {"metric": "accuracy", "value": .3, "split": "matched", "n": 9, "mask": "majority"}],
-                  model=p["model"], masks=[mask])
+    more = s.make(
+        "evaluate",
+        [
+            {"metric": "accuracy", "value": 0.5, "split": "hans-regenerated", "n": 9, "mask": mask},
+            {"metric": "accuracy", "value": 0.3, "split": "matched", "n": 9, "mask": "majority"},
+        ],
+        model=p["model"],
+        masks=[mask],
+    )
     rows = sparsity_scores([more])
-    assert rows[["label", "seed", "sparsity", "split", "key"]].values.tolist() == [["mask training, CE, from CE-tuned", 1, .2, "hans-regenerated", mask]]
+    assert rows[["label", "seed", "sparsity", "split", "key"]].values.tolist() == [
+        ["mask training, CE, from CE-tuned", 1, 0.2, "hans-regenerated", mask]
+    ]
 
 
 def test_bias_models_are_told_apart(keys):
     table = bias_scores(keys)
     assert len(table) == 9 and set(table.side) == {"", "ID", "OOD"} and set(table.what) == {""}
-    other = Study().make("bias_model", [{"metric": "accuracy", "value": .5, "split": "matched", "n": 9}], shuffled=True)
+    other = Study().make(
+        "bias_model", [{"metric": "accuracy", "value": 0.5, "split": "matched", "n": 9}], shuffled=True
+    )
     assert set(bias_scores([*keys, other]).what) == {"shuffled False", "shuffled True"}
 
 
 def test_the_notebook_reads_them_all(keys, tmp_path):
     lists = tmp_path / "parameters.yaml"
     lists.write_text(json.dumps({"runs": keys}))
-    command = [sys.executable, "-m", "papermill", str(notebook_path("sparsity_curves")), str(tmp_path / "out.ipynb"), "-f", str(lists), "--no-progress-bar"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(notebook_path("sparsity_curves")),
+        str(tmp_path / "out.ipynb"),
+        "-f",
+        str(lists),
+        "--no-progress-bar",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     run = find_run(next((outputs() / "sparsity_curves").glob("*")).name)
     figures = {n for n in run.result["artefacts"] if n.endswith(".svg")}
-    assert {"searches_MNLI_bert-base-uncased.svg", "isolated_MNLI_bert-base-uncased.svg", "variants_MNLI_bert-base-uncased.svg", "timing_MNLI_bert-base-uncased_0.7.svg", "plane_searches_MNLI_bert-base-uncased.svg", "training_MNLI_bert-base-uncased_0.7.svg"} <= figures
+    assert {
+        "searches_MNLI_bert-base-uncased.svg",
+        "isolated_MNLI_bert-base-uncased.svg",
+        "variants_MNLI_bert-base-uncased.svg",
+        "timing_MNLI_bert-base-uncased_0.7.svg",
+        "plane_searches_MNLI_bert-base-uncased.svg",
+        "training_MNLI_bert-base-uncased_0.7.svg",
+    } <= figures
     claims = pd.read_csv(run.artefact("claims.csv")).fillna("")
-    assert (claims.better[claims.label == "mask training, CE, from CE-tuned (OOD training data)"] == "HANS").all()
+    assert (
+        claims.better[claims.label == "mask training, CE, from CE-tuned (OOD training data)"] == "HANS"
+    ).all()

@@ -1,4 +1,5 @@
 """What attribution costs. Timed when asked for (`make test-slow`); medians of interleaved repetitions, so that other load hits both sides alike."""
+
 import time
 from statistics import median
 
@@ -12,13 +13,26 @@ from lib.attribution.importance import importance
 def a_model():
     "A BERT of middling size: large enough that arithmetic, not overhead, is timed"
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=2000, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, num_labels=2)
+    config = BertConfig(
+        vocab_size=2000,
+        hidden_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=1024,
+        num_labels=2,
+    )
     return AutoModelForSequenceClassification.from_config(config)
 
 
 def some_batches(n=3, size=32, tokens=64):
-    return [{"input_ids": torch.randint(5, 2000, (size, tokens)), "attention_mask": torch.ones(size, tokens, dtype=torch.long), "labels": torch.randint(0, 2, (size,))}
-            for _ in range(n)]
+    return [
+        {
+            "input_ids": torch.randint(5, 2000, (size, tokens)),
+            "attention_mask": torch.ones(size, tokens, dtype=torch.long),
+            "labels": torch.randint(0, 2, (size,)),
+        }
+        for _ in range(n)
+    ]
 
 
 def train(model, data):

@@ -1,4 +1,5 @@
 """What a learned mask costs beside plain fine-tuning. Timed when asked for (`make test-slow`); medians of interleaved repetitions, so that other load hits all sides alike."""
+
 import subprocess
 import sys
 import time
@@ -19,17 +20,31 @@ VOCABULARY = 2000  # small: embeddings are fine-tuned but never masked, and woul
 
 class Step:
     "One training step, as often as it is called: fine-tuning, or learning a mask over the encoder's matrices"
+
     def __init__(self, masked=True, move=None, plain_path=False, sparsity=0.5):
         torch.manual_seed(0)
-        config = BertConfig(vocab_size=VOCABULARY, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536, num_labels=3)
+        config = BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+            intermediate_size=1536,
+            num_labels=3,
+        )
         self.model, self.held = AutoModelForSequenceClassification.from_config(config).train(), ExitStack()
         self.masker = learned_mask(self.model, sparsity, "soft") if masked else None
         self.move, self.plain_path, self.sparsity = move, plain_path, sparsity
-        if plain_path: self.model.requires_grad_(False)
-        elif masked: self.held.enter_context(learning(self.model, self.masker))
+        if plain_path:
+            self.model.requires_grad_(False)
+        elif masked:
+            self.held.enter_context(learning(self.model, self.masker))
         trained = self.masker.parameters() if masked else self.model.parameters()
         self.optimiser = torch.optim.AdamW([p for p in trained if p.requires_grad], lr=5e-5, weight_decay=0)
-        self.batch = {"input_ids": torch.randint(5, VOCABULARY, (16, 64)), "attention_mask": torch.ones(16, 64, dtype=torch.long), "labels": torch.randint(0, 3, (16,))}
+        self.batch = {
+            "input_ids": torch.randint(5, VOCABULARY, (16, 64)),
+            "attention_mask": torch.ones(16, 64, dtype=torch.long),
+            "labels": torch.randint(0, 3, (16,)),
+        }
 
     def __call__(self):
         self.optimiser.zero_grad()
@@ -37,7 +52,8 @@ class Step:
             self.model(**self.batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], 1.0)
         self.optimiser.step()
-        if self.move: self.move(self.masker, self.sparsity)
+        if self.move:
+            self.move(self.masker, self.sparsity)
 
 
 def times(calls, repetitions):
@@ -47,27 +63,51 @@ def times(calls, repetitions):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
-            if round_: taken[name].append(time.perf_counter() - start)  # the first is a warm-up
+            if round_:
+                taken[name].append(time.perf_counter() - start)  # the first is a warm-up
     return {name: median(t) for name, t in taken.items()}
 
 
 @pytest.mark.slow
 def test_a_mask_training_step_costs_little_more_than_a_fine_tuning_step():
     torch.set_num_threads(1)
-    methods = {f"exact threshold at every step, {m}": Step(move=lambda mask, s, m=m: update(mask, s, method=m)) for m in ("partition", "kthvalue", "sort")}
-    found = times({"fine-tuning": Step(masked=False), "mask": Step(), "estimated threshold at every step": Step(move=estimate), **methods, "mask by the plain path": Step(plain_path=True)}, 5)
+    methods = {
+        f"exact threshold at every step, {m}": Step(move=lambda mask, s, m=m: update(mask, s, method=m))
+        for m in ("partition", "kthvalue", "sort")
+    }
+    found = times(
+        {
+            "fine-tuning": Step(masked=False),
+            "mask": Step(),
+            "estimated threshold at every step": Step(move=estimate),
+            **methods,
+            "mask by the plain path": Step(plain_path=True),
+        },
+        5,
+    )
     ratios = {name: t / found["fine-tuning"] for name, t in found.items()}
-    print(*(f"{r:.3f}  {name}" for name, r in ratios.items()), f"{found['fine-tuning']:.2f} s per step", sep="\n")
+    print(
+        *(f"{r:.3f}  {name}" for name, r in ratios.items()),
+        f"{found['fine-tuning']:.2f} s per step",
+        sep="\n",
+    )
     assert ratios["mask"] <= 1.05 and ratios["estimated threshold at every step"] <= 1.10
     assert ratios["exact threshold at every step, sort"] > ratios["estimated threshold at every step"]
 
 
 def peak(masked):
     "Peak memory of a process that makes three steps, in MiB above what importing takes"
-    code = ("import re, sys; sys.path.insert(0, 'tests'); import torch; torch.set_num_threads(1); from test_speed_masks import Step\n"
-            r"used = lambda: int(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read()).group(1)) / 1024" "\n"
-            f"before, step = used(), Step(masked={masked})\nfor _ in range(3): step()\nprint(used() - before)")
-    return float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    code = (
+        "import re, sys; sys.path.insert(0, 'tests'); import torch; torch.set_num_threads(1); from test_speed_masks import Step\n"
+        r"used = lambda: int(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read()).group(1)) / 1024"
+        "\n"
+        f"before, step = used(), Step(masked={masked})\nfor _ in range(3): step()\nprint(used() - before)"
+    )
+    return float(
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 """What movement pruning costs beside plain fine-tuning, and a scheduled threshold beside sorting. Timed when asked for (`make test-slow`); medians of interleaved repetitions, so that other load hits all sides alike."""
+
 from contextlib import ExitStack
 
 import pytest
@@ -12,15 +13,37 @@ from lib.maskers.movement_schedule import MovementSchedule, movement_groups, pen
 
 class Step:
     "One training step of a BERT of 6 layers, 384 wide: all weights, or the scores alone"
+
     def __init__(self, masker=None, final=0.1, initial=0.0, rows=16, **granularity):
         torch.manual_seed(0)
-        config = BertConfig(vocab_size=VOCABULARY, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536, num_labels=3)
-        self.model, self.held, self.masker, self.step = AutoModelForSequenceClassification.from_config(config).train(), ExitStack(), None, 0
+        config = BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+            intermediate_size=1536,
+            num_labels=3,
+        )
+        self.model, self.held, self.masker, self.step = (
+            AutoModelForSequenceClassification.from_config(config).train(),
+            ExitStack(),
+            None,
+            0,
+        )
         if masker:
-            self.masker, self.schedule = MovementMasker(plan(self.model, **granularity), masker, init="uniform", scale=0.01), MovementSchedule(100, initial, final)
+            self.masker, self.schedule = (
+                MovementMasker(plan(self.model, **granularity), masker, init="uniform", scale=0.01),
+                MovementSchedule(100, initial, final),
+            )
             self.held.enter_context(moved(self.model, self.masker))
-        self.optimiser = torch.optim.AdamW(movement_groups(self.model) if masker else self.model.parameters(), lr=5e-5, weight_decay=0)
-        self.batch = {"input_ids": torch.randint(5, VOCABULARY, (rows, 64)), "attention_mask": torch.ones(rows, 64, dtype=torch.long), "labels": torch.randint(0, 3, (rows,))}
+        self.optimiser = torch.optim.AdamW(
+            movement_groups(self.model) if masker else self.model.parameters(), lr=5e-5, weight_decay=0
+        )
+        self.batch = {
+            "input_ids": torch.randint(5, VOCABULARY, (rows, 64)),
+            "attention_mask": torch.ones(rows, 64, dtype=torch.long),
+            "labels": torch.randint(0, 3, (rows,)),
+        }
 
     def __call__(self):
         self.optimiser.zero_grad()
@@ -34,7 +57,10 @@ class Step:
 
 def by_sorting(scores, p, minimum=0.0):
     "topk as it is mostly written: sort all, and fill by index"
-    order, kept = scores.detach().flatten().sort(descending=True).indices, torch.zeros(scores.numel(), dtype=torch.bool)
+    order, kept = (
+        scores.detach().flatten().sort(descending=True).indices,
+        torch.zeros(scores.numel(), dtype=torch.bool),
+    )
     kept[order[: int(p * scores.numel())]] = True
     return kept.view(scores.shape)
 
@@ -43,8 +69,19 @@ def by_sorting(scores, p, minimum=0.0):
 def test_a_scheduled_threshold_is_twice_as_fast_as_sorting(monkeypatch):
     torch.set_num_threads(1)
     monkeypatch.setitem(RULES, "topk", by_sorting)
-    weights = {"rows": 8, "block": (1, 1), "ffn": "default"}  # sorting costs the same for any batch: the larger the batch, the less it shows
-    found = times({"sorting": Step("topk", 0.5, 1.0, **weights), "threshold": Step("threshold", 0.01, -0.01, **weights), "sigmoid threshold": Step("sigmoid_threshold", **weights)}, 5)
+    weights = {
+        "rows": 8,
+        "block": (1, 1),
+        "ffn": "default",
+    }  # sorting costs the same for any batch: the larger the batch, the less it shows
+    found = times(
+        {
+            "sorting": Step("topk", 0.5, 1.0, **weights),
+            "threshold": Step("threshold", 0.01, -0.01, **weights),
+            "sigmoid threshold": Step("sigmoid_threshold", **weights),
+        },
+        5,
+    )
     print(*(f"{t:.3f} s  {name}" for name, t in found.items()), sep="\n")
     assert found["sorting"] >= 2 * max(found["threshold"], found["sigmoid threshold"])
 
@@ -52,6 +89,18 @@ def test_a_scheduled_threshold_is_twice_as_fast_as_sorting(monkeypatch):
 @pytest.mark.slow
 def test_a_step_of_block_scores_costs_no_more_than_a_fine_tuning_step():
     torch.set_num_threads(1)
-    found = times({"fine-tuning": Step(), **{f"{b} x {b}": Step("sigmoid_threshold", block=(b, b)) for b in (32, 64)}, "heads": Step("sigmoid_threshold", block="head"), "topk 32 x 32": Step("topk", 0.5, 1.0, block=(32, 32))}, 7)
-    print(*(f"{t / found['fine-tuning']:.3f}  {name}" for name, t in found.items()), f"{found['fine-tuning']:.2f} s per step", sep="\n")
+    found = times(
+        {
+            "fine-tuning": Step(),
+            **{f"{b} x {b}": Step("sigmoid_threshold", block=(b, b)) for b in (32, 64)},
+            "heads": Step("sigmoid_threshold", block="head"),
+            "topk 32 x 32": Step("topk", 0.5, 1.0, block=(32, 32)),
+        },
+        7,
+    )
+    print(
+        *(f"{t / found['fine-tuning']:.3f}  {name}" for name, t in found.items()),
+        f"{found['fine-tuning']:.2f} s per step",
+        sep="\n",
+    )
     assert all(t <= 1.10 * found["fine-tuning"] for t in found.values())

@@ -1,4 +1,5 @@
 """What shrinking saves in time beside what it saves in operations. Timed when asked for (`make test-slow`); medians of interleaved repetitions, so that other load hits both sides alike."""
+
 import pytest
 import torch
 from transformers import BertConfig
@@ -13,7 +14,14 @@ def models():
     "A BERT of middling size, and one with half the heads and half the neurons of every layer"
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    config = BertConfig(vocab_size=2000, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536, num_labels=3)
+    config = BertConfig(
+        vocab_size=2000,
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        intermediate_size=1536,
+        num_labels=3,
+    )
     whole = model_class(config)._from_config(config, attn_implementation="sdpa").eval()
     return {"whole": whole, "shrunken": shrink(whole, random_units(whole, 0.5, 0.5))}
 
@@ -23,6 +31,8 @@ def models():
 def test_most_of_the_saving_in_operations_is_saved_in_time(models, batch, repetitions, least):
     frame = measured(models, batch, 64, repetitions=repetitions, warmup=3)
     whole, small = frame.to_dict("records")
-    print(f"batch {batch} x 64 tokens: {1000 * whole['seconds']:.1f} ms -> {1000 * small['seconds']:.1f} ms, {small['speedup']:.2f} times as fast; operations {whole['flops'] / small['flops']:.2f} times fewer; "
-          f"share of the ideal speed-up {small['ideal_share']:.3f}; parameters {small['parameters'] / whole['parameters']:.2f}, peak memory {small['peak_bytes'] / whole['peak_bytes']:.2f}")
+    print(
+        f"batch {batch} x 64 tokens: {1000 * whole['seconds']:.1f} ms -> {1000 * small['seconds']:.1f} ms, {small['speedup']:.2f} times as fast; operations {whole['flops'] / small['flops']:.2f} times fewer; "
+        f"share of the ideal speed-up {small['ideal_share']:.3f}; parameters {small['parameters'] / whole['parameters']:.2f}, peak memory {small['peak_bytes'] / whole['peak_bytes']:.2f}"
+    )
     assert small["ideal_share"] >= least

@@ -1,4 +1,5 @@
 """The studies as a user runs them: every stage at smoke size, the report in a browser, and what is refused before anything starts."""
+
 import os
 import re
 import shutil
@@ -21,7 +22,13 @@ BROWSER = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "
 
 def sieve(*args, outputs, **env):
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([SIEVE, *map(str, args)], cwd=ROOT, env=os.environ | offline | {"SIEVE_OUTPUTS": str(outputs)} | env, capture_output=True, text=True)
+    return subprocess.run(
+        [SIEVE, *map(str, args)],
+        cwd=ROOT,
+        env=os.environ | offline | {"SIEVE_OUTPUTS": str(outputs)} | env,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,19 @@ def test_every_stage_and_so_every_covered_command_has_run(study, monkeypatch):
     finished = {r.stage for r in sweep.planned if Run(r.notebook, r.key).finished()}
     assert finished == set(sweep.stages) and all(Run(r.notebook, r.key).finished() for r in sweep.planned)
     covered = {i for name in finished for i in sweep.stages[name].covers}
-    assert covered >= {"L6", "L7a", "L7b", "L7c", "L7d", "L7e", "L8a", "L8b", "L8c", "L9", *(f"L{i}" for i in (12, 13, 14, 15, 17, 18, 19, 20, 21, 22, 23, 24, 26, 27, 28, 29, 30, 31))}
+    assert covered >= {
+        "L6",
+        "L7a",
+        "L7b",
+        "L7c",
+        "L7d",
+        "L7e",
+        "L8a",
+        "L8b",
+        "L8c",
+        "L9",
+        *(f"L{i}" for i in (12, 13, 14, 15, 17, 18, 19, 20, 21, 22, 23, 24, 26, 27, 28, 29, 30, 31)),
+    }
 
 
 def test_nothing_is_done_twice(study):
@@ -56,40 +75,78 @@ def test_report_opens_offline_without_a_script_error(study, tmp_path):
     page = next((study / "reports").glob("*.html"))
     text = page.read_text()
     assert not re.search(r"""(src|href)=["'](https?:)?//""", text), "the report must not load anything"
-    seen = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}", "--dump-dom", page.as_uri()],
-                          capture_output=True, text=True, timeout=120)
+    seen = subprocess.run(
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path}",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert "</html>" in seen.stdout and seen.stdout.count("<img") + seen.stdout.count("<svg") >= 8
     assert not re.search(r"CONSOLE.*(Uncaught|Error|ERR_)", seen.stderr), seen.stderr[-2000:]
 
 
 CASES = {  # what is mistyped -> (change of lottery-mrpc.yaml, words of the message)
-    "parameter": (lambda s: s["stages"]["heads_mlps"]["set"].update(amuont=0.2), ["heads_mlps", "amuont", "amount"]),
-    "stage": (lambda s: s["stages"]["magnitude"].update({"from": {"model": "fintune"}}), ["magnitude", "fintune", "finetune"]),
-    "notebook": (lambda s: s["stages"]["magnitude"].update(notebook="magnitud"), ["magnitude", "magnitud", "magnitude"]),
+    "parameter": (
+        lambda s: s["stages"]["heads_mlps"]["set"].update(amuont=0.2),
+        ["heads_mlps", "amuont", "amount"],
+    ),
+    "stage": (
+        lambda s: s["stages"]["magnitude"].update({"from": {"model": "fintune"}}),
+        ["magnitude", "fintune", "finetune"],
+    ),
+    "notebook": (
+        lambda s: s["stages"]["magnitude"].update(notebook="magnitud"),
+        ["magnitude", "magnitud", "magnitude"],
+    ),
     "task": (lambda s: s["stages"]["start"]["grid"].update(task=["MRCP"]), ["start", "MRCP", "MRPC"]),
-    "type in a grid": (lambda s: s["stages"]["finetune"]["grid"].update(seed=["one"]), ["finetune", "seed", "int", "one"]),
+    "type in a grid": (
+        lambda s: s["stages"]["finetune"]["grid"].update(seed=["one"]),
+        ["finetune", "seed", "int", "one"],
+    ),
     "empty grid": (lambda s: s["stages"]["finetune"]["grid"].update(seed=[]), ["finetune", "seed"]),
     "source": (lambda s: s["set"].update(source="loacl"), ["loacl", "local"]),
-    "architecture": (lambda s: s["stages"]["start"]["set"].update(model="MODEL"), ["gpt2", "bert", "roberta", "electra", "distilbert"]),
+    "architecture": (
+        lambda s: s["stages"]["start"]["set"].update(model="MODEL"),
+        ["gpt2", "bert", "roberta", "electra", "distilbert"],
+    ),
 }
 
 
 @pytest.fixture
 def world(tmp_path):
     "A data folder with tiny MRPC and RTE, and a model folder of an architecture without a row."
-    for task, header, row in [("MRPC", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "{}\t1\t2\ta b\ta c"), ("RTE", "index\tsentence1\tsentence2\tlabel", "0\ta b\ta c\t{}")]:
+    for task, header, row in [
+        ("MRPC", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "{}\t1\t2\ta b\ta c"),
+        ("RTE", "index\tsentence1\tsentence2\tlabel", "0\ta b\ta c\t{}"),
+    ]:
         (tmp_path / "data" / "glue" / task).mkdir(parents=True)
         values = ["1", "0"] if task == "MRPC" else ["entailment", "not_entailment"]
-        for split in ("train", "dev"): (tmp_path / "data" / "glue" / task / f"{split}.tsv").write_text("\n".join([header, *(row.format(v) for v in values * 4)]) + "\n")
+        for split in ("train", "dev"):
+            (tmp_path / "data" / "glue" / task / f"{split}.tsv").write_text(
+                "\n".join([header, *(row.format(v) for v in values * 4)]) + "\n"
+            )
     (tmp_path / "MODEL").mkdir()
-    (tmp_path / "MODEL" / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
+    (tmp_path / "MODEL" / "config.json").write_text(
+        '{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}'
+    )
     return tmp_path
 
 
 def refused(world, change=lambda sweep: None):
     raw = yaml.safe_load((SWEEPS / "lottery-mrpc.yaml").read_text())
     change(raw)
-    (world / "study.yaml").write_text(yaml.safe_dump(raw, sort_keys=False).replace("MODEL", str(world / "MODEL")))
+    (world / "study.yaml").write_text(
+        yaml.safe_dump(raw, sort_keys=False).replace("MODEL", str(world / "MODEL"))
+    )
     done = sieve("run", world / "study.yaml", outputs=world / "outputs", SIEVE_DATA=str(world / "data"))
     assert done.returncode != 0 and not list((world / "outputs").glob("[!.]*/*")), "something was run"
     lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -1,4 +1,5 @@
 """Searches for subnetworks across processes: the same bits, and a killed one that goes on to them."""
+
 import os
 import signal
 import subprocess
@@ -33,8 +34,20 @@ print(*(hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(sys.argv
 
 def process(folder, kind, hash_seed):
     folder.mkdir(parents=True, exist_ok=True)
-    env = {**os.environ, "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1", "SIEVE_OUTPUTS": str(folder / "out")}
-    return subprocess.Popen([sys.executable, "-c", SEARCH, str(folder), kind], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = {
+        **os.environ,
+        "PYTHONHASHSEED": hash_seed,
+        "OMP_NUM_THREADS": "1",
+        "SIEVE_OUTPUTS": str(folder / "out"),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", SEARCH, str(folder), kind],
+        env=env,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def digests(started):

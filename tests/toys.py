@@ -1,4 +1,5 @@
 """A throw-away project for tests of the run system: toy notebooks that draw, double and sum numbers."""
+
 import json
 import os
 import signal
@@ -10,11 +11,24 @@ BEGIN = "import os, time\nfrom lib.core.runs import find_run, start\nrun = start
 READ = "read = lambda key: find_run(key).result['metrics'][0]['value']"
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 NOTEBOOKS = {
-    "draw": ["seed: int = 0  # of the draw\nwait: float = 0.0  # seconds; not in key\nfail: int = -1  # seed that fails\nthreads: int = 1  # of torch", BEGIN,
-                "time.sleep(wait)\nassert seed != fail, 'asked to fail'", "run.path('n.txt').write_text(str(seed * 10))\nrun.finish([{'metric': 'n', 'value': seed * 10}])"],
-    "double": ["draw: str = ''  # run of draw\ntimes: int = 2  # factor\nwait: float = 0.0  # seconds; not in key", BEGIN, READ,
-                  "time.sleep(wait)\nvalue = times * read(draw)\nrun.finish([{'metric': 'n', 'value': value}])"],
-    "sum": ["runs: list[str] = []  # runs of double", BEGIN, READ, "value = sum(map(read, runs))\nprint('the sum is', value)\nrun.finish([{'metric': 'sum', 'value': value}])"],
+    "draw": [
+        "seed: int = 0  # of the draw\nwait: float = 0.0  # seconds; not in key\nfail: int = -1  # seed that fails\nthreads: int = 1  # of torch",
+        BEGIN,
+        "time.sleep(wait)\nassert seed != fail, 'asked to fail'",
+        "run.path('n.txt').write_text(str(seed * 10))\nrun.finish([{'metric': 'n', 'value': seed * 10}])",
+    ],
+    "double": [
+        "draw: str = ''  # run of draw\ntimes: int = 2  # factor\nwait: float = 0.0  # seconds; not in key",
+        BEGIN,
+        READ,
+        "time.sleep(wait)\nvalue = times * read(draw)\nrun.finish([{'metric': 'n', 'value': value}])",
+    ],
+    "sum": [
+        "runs: list[str] = []  # runs of double",
+        BEGIN,
+        READ,
+        "value = sum(map(read, runs))\nprint('the sum is', value)\nrun.finish([{'metric': 'sum', 'value': value}])",
+    ],
 }
 STUDY = """
 title: Toys
@@ -29,8 +43,23 @@ smoke:
 
 def notebook(path: Path, parameters: str, *cells: str) -> None:
     "Write a notebook whose first cell is tagged `parameters`."
-    cell = lambda source, tags=(): {"cell_type": "code", "metadata": {"tags": list(tags)}, "source": source, "outputs": [], "execution_count": None}
-    path.write_text(json.dumps({"cells": [cell(parameters, ["parameters"]), *map(cell, cells)], "metadata": KERNEL, "nbformat": 4, "nbformat_minor": 4}))
+    cell = lambda source, tags=(): {
+        "cell_type": "code",
+        "metadata": {"tags": list(tags)},
+        "source": source,
+        "outputs": [],
+        "execution_count": None,
+    }
+    path.write_text(
+        json.dumps(
+            {
+                "cells": [cell(parameters, ["parameters"]), *map(cell, cells)],
+                "metadata": KERNEL,
+                "nbformat": 4,
+                "nbformat_minor": 4,
+            }
+        )
+    )
 
 
 class Project:
@@ -38,7 +67,13 @@ class Project:
 
     def __init__(self, folder: Path, wait: float = 0, study: str = STUDY):
         self.folder, self.outputs, self.log = folder, folder / "outputs", folder / "log"
-        self.env = os.environ | {"SIEVE_OUTPUTS": str(self.outputs), "SIEVE_NBS": str(folder), "SIEVE_DATA": str(folder / "data"), "TOY_LOG": str(self.log), "OMP_NUM_THREADS": "1"}
+        self.env = os.environ | {
+            "SIEVE_OUTPUTS": str(self.outputs),
+            "SIEVE_NBS": str(folder),
+            "SIEVE_DATA": str(folder / "data"),
+            "TOY_LOG": str(self.log),
+            "OMP_NUM_THREADS": "1",
+        }
         folder.mkdir(exist_ok=True)
         for name, cells in NOTEBOOKS.items():
             part = folder / ("analyses" if name == "sum" else "experiments")
@@ -53,8 +88,21 @@ class Project:
 
     def popen(self, *arguments: str) -> subprocess.Popen:
         "Start `sieve`, as from a terminal: a shell's background jobs ignore interrupts, and their children inherit it."
-        command = [sys.executable, "-c", "import sys; from lib.core.cli import main; sys.exit(main())", *arguments]
-        return subprocess.Popen(command, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.folder, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; from lib.core.cli import main; sys.exit(main())",
+            *arguments,
+        ]
+        return subprocess.Popen(
+            command,
+            env=self.env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.folder,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
     def sieve(self, *arguments: str) -> tuple[str, int]:
         "What `sieve` says, and its exit code."
@@ -63,7 +111,10 @@ class Project:
 
     def results(self) -> dict[str, bytes]:
         "notebook/key -> the bytes of result.json."
-        return {f"{p.parent.parent.name}/{p.parent.name}": p.read_bytes() for p in sorted(self.outputs.glob("*/*/result.json"))}
+        return {
+            f"{p.parent.parent.name}/{p.parent.name}": p.read_bytes()
+            for p in sorted(self.outputs.glob("*/*/result.json"))
+        }
 
     def made(self) -> list[str]:
         "Every making of a run, in order."

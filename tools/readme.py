@@ -1,4 +1,5 @@
 """Write the README's two tables from nbs/sweeps: `python tools/readme.py` (or `make readme`). A test compares them."""
+
 import re
 from pathlib import Path
 
@@ -21,7 +22,11 @@ def table(header: list, rows: list) -> str:
 
 def systems() -> str:
     "One row per system: the sweep's `system` block."
-    rows = [[f"`{name}`", *(s.get(c, "") for c in COLUMNS)] for name, sweep in sweeps().items() if (s := sweep.get("system"))]
+    rows = [
+        [f"`{name}`", *(s.get(c, "") for c in COLUMNS)]
+        for name, sweep in sweeps().items()
+        if (s := sweep.get("system"))
+    ]
     return table(["sweep", *COLUMNS], rows)
 
 
@@ -30,9 +35,17 @@ def covered() -> dict:
     said, found = {}, {}
     for name, sweep in sweeps().items():
         said |= sweep.get("commands", {})
-        stages = [(i, f"`{name.removesuffix('.yaml')}`: {stage}") for stage, raw in sweep["stages"].items() for i in raw.get("covers", [])]
-        others = [*sweep.get("elsewhere", {}).items(), *((i, f"left out: {why}") for i, why in sweep.get("left_out", {}).items())]
-        for i, place in stages + others: found.setdefault(i, []).append(place)
+        stages = [
+            (i, f"`{name.removesuffix('.yaml')}`: {stage}")
+            for stage, raw in sweep["stages"].items()
+            for i in raw.get("covers", [])
+        ]
+        others = [
+            *sweep.get("elsewhere", {}).items(),
+            *((i, f"left out: {why}") for i, why in sweep.get("left_out", {}).items()),
+        ]
+        for i, place in stages + others:
+            found.setdefault(i, []).append(place)
     return {i: (said.get(i, ""), places) for i, places in found.items()}
 
 
@@ -40,13 +53,21 @@ def commands() -> str:
     "One row per published command."
     order = lambda i: (i[0], int(re.search(r"\d+", i)[0]), i)
     found = covered()
-    return table(["id", "published command or analysis", "stage"], [[i, found[i][0], "; ".join(found[i][1])] for i in sorted(found, key=order)])
+    return table(
+        ["id", "published command or analysis", "stage"],
+        [[i, found[i][0], "; ".join(found[i][1])] for i in sorted(found, key=order)],
+    )
 
 
 def filled(text: str) -> str:
     "The README with both tables as they should be."
     for name, body in (("systems", systems()), ("commands", commands())):
-        text = re.sub(rf"(<!-- {name}:[^\n]*-->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{body}\n{m[2]}", text, flags=re.S)  # noqa: B023
+        text = re.sub(
+            rf"(<!-- {name}:[^\n]*-->\n).*?(<!-- /{name} -->)",
+            lambda m: f"{m[1]}{body}\n{m[2]}",
+            text,
+            flags=re.S,
+        )  # noqa: B023
     return text
 
 

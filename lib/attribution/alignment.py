@@ -22,12 +22,21 @@ from ..data.synthetic_nli import stream
 def _scores(scores, queries: int | None, nan: str) -> np.ndarray:
     "Scores in float64, (N, Q), checked"
     found = as_array(scores).astype(float)
-    if found.ndim != 2 or not found.size: raise ValueError(f"scores must be (training rows, queries), not of shape {found.shape}")
-    if queries is not None and found.shape[1] != queries: raise ValueError(f"scores of shape {found.shape} are for {found.shape[1]} queries, but {queries} have a group: scores are (training rows, queries){', perhaps transposed' if found.shape[0] == queries else ''}")
-    if nan not in ("refuse", "skip"): raise ValueError(f"no way {nan!r} with NaN: choose from refuse, skip")
+    if found.ndim != 2 or not found.size:
+        raise ValueError(f"scores must be (training rows, queries), not of shape {found.shape}")
+    if queries is not None and found.shape[1] != queries:
+        raise ValueError(
+            f"scores of shape {found.shape} are for {found.shape[1]} queries, but {queries} have a group: scores are (training rows, queries){', perhaps transposed' if found.shape[0] == queries else ''}"
+        )
+    if nan not in ("refuse", "skip"):
+        raise ValueError(f"no way {nan!r} with NaN: choose from refuse, skip")
     bad = ~np.isfinite(found) if nan == "refuse" else np.isinf(found)
-    if bad.any(): raise ValueError("score of training row {} and query {} is {}".format(*np.argwhere(bad)[0], found[bad][0]))
+    if bad.any():
+        raise ValueError(
+            "score of training row {} and query {} is {}".format(*np.argwhere(bad)[0], found[bad][0])
+        )
     return found
+
 
 def group_means(
     scores,  # (N, Q)
@@ -39,19 +48,25 @@ def group_means(
     scores = _scores(scores, len(codes), nan)
     member = np.eye(len(names))[codes]  # (Q, G)
     there = ~np.isnan(scores)
-    with np.errstate(invalid="ignore"): return np.where(there, scores, 0) @ member / (there @ member), names
+    with np.errstate(invalid="ignore"):
+        return np.where(there, scores, 0) @ member / (there @ member), names
 
 # %% ../../nbs/attribution/7_alignment.ipynb #07f-alignment-06
 def _losses(losses, names: list) -> np.ndarray:
     "Losses in the order of the groups' names, by name where they have names"
-    if isinstance(losses, pd.Series): losses = losses.to_dict()
+    if isinstance(losses, pd.Series):
+        losses = losses.to_dict()
     if isinstance(losses, Mapping):
-        if lost := [n for n in names if n not in losses]: raise ValueError(f"no loss of group {lost[0]!r}. There: {', '.join(map(str, losses))}")
+        if lost := [n for n in names if n not in losses]:
+            raise ValueError(f"no loss of group {lost[0]!r}. There: {', '.join(map(str, losses))}")
         losses = [losses[n] for n in names]
     found = as_array(losses).astype(float)
-    if found.shape != (len(names),): raise ValueError(f"{found.size} losses for {len(names)} groups: {', '.join(map(str, names))}")
-    if (bad := ~np.isfinite(found)).any(): raise ValueError(f"loss of group {names[bad.argmax()]!r} is {found[bad.argmax()]}")
+    if found.shape != (len(names),):
+        raise ValueError(f"{found.size} losses for {len(names)} groups: {', '.join(map(str, names))}")
+    if (bad := ~np.isfinite(found)).any():
+        raise ValueError(f"loss of group {names[bad.argmax()]!r} is {found[bad.argmax()]}")
     return found
+
 
 def group_alignment(
     scores,  # (N, Q): training rows by queries, positive helps
@@ -62,13 +77,20 @@ def group_alignment(
     nan: str = "refuse",  # refuse, or skip (published): means over what is a number
 ) -> np.ndarray:
     "Alignment of each training row, (N,), float64; low = harmful to the groups of high loss. Raises ValueError for shapes that do not fit, and for NaN."
-    if weight not in ("loss", "exp"): raise ValueError(f"no weighting {weight!r}: choose from loss, exp")
+    if weight not in ("loss", "exp"):
+        raise ValueError(f"no weighting {weight!r}: choose from loss, exp")
     means, names = group_means(scores, groups, nan)
     losses, there = _losses(losses, names), ~np.isnan(means)
-    if (share := 1 - there.mean()) > 0.2: raise ValueError(f"{share:.0%} of the group means are NaN, more than 20 %")
-    if (none := ~there.any(1)).any(): raise ValueError(f"training row {none.argmax()} has no score at all")
-    weights = np.broadcast_to(losses if weight == "loss" else np.exp(beta * (losses - losses.max())), means.shape)
-    return np.where(there, weights * np.where(there, means, 0), 0).sum(1) / (there.sum(1) if weight == "loss" else (weights * there).sum(1))
+    if (share := 1 - there.mean()) > 0.2:
+        raise ValueError(f"{share:.0%} of the group means are NaN, more than 20 %")
+    if (none := ~there.any(1)).any():
+        raise ValueError(f"training row {none.argmax()} has no score at all")
+    weights = np.broadcast_to(
+        losses if weight == "loss" else np.exp(beta * (losses - losses.max())), means.shape
+    )
+    return np.where(there, weights * np.where(there, means, 0), 0).sum(1) / (
+        there.sum(1) if weight == "loss" else (weights * there).sum(1)
+    )
 
 # %% ../../nbs/attribution/7_alignment.ipynb #07f-alignment-11
 def auto_groups(
@@ -86,7 +108,10 @@ def auto_groups(
         axis = axis * np.sign(axis[np.abs(axis).argmax()])
         side[mine] = positive = rows[mine] @ axis > 0
         if positive.all() or not positive.any():
-            warnings.warn(f"auto_groups: all {mine.sum()} queries of class {c} are on one side; split at their mean instead", stacklevel=2)
+            warnings.warn(
+                f"auto_groups: all {mine.sum()} queries of class {c} are on one side; split at their mean instead",
+                stacklevel=2,
+            )
             side[mine] = centred @ axis > 1e-12
     return [f"{c}{'+' if s else '-'}" for c, s in zip(labels.tolist(), side)]
 
@@ -97,15 +122,20 @@ def remove(
 ) -> np.ndarray:
     "Positions of the rows to leave out, the lowest alignment first. Raises ValueError for NaN and for more rows than there are."
     found = as_array(alignment).astype(float)
-    if np.isnan(found).any(): raise ValueError(f"alignment of training row {np.isnan(found).argmax()} is NaN")
-    if isinstance(k, str) and k != "heuristic": raise ValueError(f"k = {k!r} must be a number of rows, or heuristic")
+    if np.isnan(found).any():
+        raise ValueError(f"alignment of training row {np.isnan(found).argmax()} is NaN")
+    if isinstance(k, str) and k != "heuristic":
+        raise ValueError(f"k = {k!r} must be a number of rows, or heuristic")
     k = int((found < 0).sum()) if k == "heuristic" else k
-    if not 0 <= k <= len(found): raise ValueError(f"cannot leave out {k} of {len(found)} training rows")
+    if not 0 <= k <= len(found):
+        raise ValueError(f"cannot leave out {k} of {len(found)} training rows")
     return np.argsort(found, kind="stable")[:k]
+
 
 def kept(n: int, removed) -> np.ndarray:
     "Positions of n rows that are not removed, in order."
     return np.setdiff1d(np.arange(n), as_array(removed).astype(int))
+
 
 def train_on(task: Task, rows) -> Task:
     "The task with some of its training rows only, by position, in the order given."
@@ -120,11 +150,16 @@ def balanced(
 ) -> np.ndarray:
     "Positions that stay, in order: as many of each group and label as of the rarest. Raises ValueError where a group lacks a label."
     (g, names), (y, classes) = group_codes(groups), group_codes(labels)
-    if len(g) != len(y): raise ValueError(f"{len(g)} groups for {len(y)} labels")
+    if len(g) != len(y):
+        raise ValueError(f"{len(g)} groups for {len(y)} labels")
     cells = [np.flatnonzero((g == i) & (y == j)) for i in range(len(names)) for j in range(len(classes))]
-    if empty := [i for i, cell in enumerate(cells) if not len(cell)]: raise ValueError(f"group {names[empty[0] // len(classes)]!r} has no row of label {classes[empty[0] % len(classes)]!r}")
+    if empty := [i for i, cell in enumerate(cells) if not len(cell)]:
+        raise ValueError(
+            f"group {names[empty[0] // len(classes)]!r} has no row of label {classes[empty[0] % len(classes)]!r}"
+        )
     least, rng = min(map(len, cells)), stream(seed, "balanced")
     return np.sort(np.concatenate([rng.choice(cell, least, replace=False) for cell in cells]))
+
 
 def random_subsets(
     n: int,  # training rows
@@ -133,7 +168,8 @@ def random_subsets(
     seed: int = 0,
 ) -> list[np.ndarray]:
     "Positions to leave out, one array (k,) for each draw; of one draw, those for a smaller k come first."
-    if not 0 <= k <= n: raise ValueError(f"cannot leave out {k} of {n} training rows")
+    if not 0 <= k <= n:
+        raise ValueError(f"cannot leave out {k} of {n} training rows")
     return [stream(seed, "random subset", draw).permutation(n)[:k] for draw in range(draws)]
 
 # %% ../../nbs/attribution/7_alignment.ipynb #07f-alignment-21
@@ -146,6 +182,17 @@ def recovery(
     flags = as_array(harmful)
     flags = flags == "yes" if flags.dtype.kind in "UOT" else flags.astype(bool)
     found = as_array(alignment).astype(float)
-    if found.shape != flags.shape: raise ValueError(f"alignment of {found.shape} rows, but {flags.shape} are marked")
+    if found.shape != flags.shape:
+        raise ValueError(f"alignment of {found.shape} rows, but {flags.shape} are marked")
     hits = lambda k: flags[remove(found, k)].sum()
-    return pd.DataFrame([dict(removed=k, precision=hits(k) / max(k, 1), recall=hits(k) / max(flags.sum(), 1), auc=auc(-found, flags)) for k in ks or [int(flags.sum())]])
+    return pd.DataFrame(
+        [
+            dict(
+                removed=k,
+                precision=hits(k) / max(k, 1),
+                recall=hits(k) / max(flags.sum(), 1),
+                auc=auc(-found, flags),
+            )
+            for k in ks or [int(flags.sum())]
+        ]
+    )

@@ -37,8 +37,11 @@ def eager(
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        with frozen(model), torch.no_grad(): yield model
-    finally: model.set_attn_implementation(before)
+        with frozen(model), torch.no_grad():
+            yield model
+    finally:
+        model.set_attn_implementation(before)
+
 
 @contextmanager
 def captured(
@@ -47,13 +50,18 @@ def captured(
 ) -> Iterator[list[torch.Tensor]]:
     "A list that holds the modules' outputs, in the order of the paths, once the model has run"
     found: list = [None] * len(paths)
-    def keep(i): return lambda module, args, out: found.__setitem__(i, out)
+
+    def keep(i):
+        return lambda module, args, out: found.__setitem__(i, out)
+
     with ExitStack() as stack:
-        for i, path in enumerate(paths): stack.callback(model.get_submodule(path).register_forward_hook(keep(i)).remove)
+        for i, path in enumerate(paths):
+            stack.callback(model.get_submodule(path).register_forward_hook(keep(i)).remove)
         yield found
 
 # %% ../../nbs/attribution/2_attention.ipynb #142c8ade
 MAPS = ("raw", "norm", "norm_legacy")  # norm_legacy: of the released slice
+
 
 def attention_maps(
     model: PreTrainedModel,  # any encoder with a row in `lib.models.units.ARCHITECTURES`; masks that are attached take part
@@ -61,15 +69,27 @@ def attention_maps(
     maps: tuple[str, ...] = ("raw",),  # of MAPS, all from one forward pass
 ) -> dict[str, torch.Tensor]:
     "For each kind of map, (B, L, H, T, T): rows are queries, columns keys. Memory: about twice heads x T x T for each, and one (T, D) at a time"
-    if unknown := set(maps) - set(MAPS): raise ValueError(f"no map {sorted(unknown)}: choose from {', '.join(MAPS)}")
+    if unknown := set(maps) - set(MAPS):
+        raise ValueError(f"no map {sorted(unknown)}: choose from {', '.join(MAPS)}")
     p = parts(model)
-    if set(p.kinds) != {"encoder"}: raise UnitError(f"{type(model).__name__} is an encoder-decoder, with attentions of three kinds; maps are drawn of encoders only")
+    if set(p.kinds) != {"encoder"}:
+        raise UnitError(
+            f"{type(model).__name__} is an encoder-decoder, with attentions of three kinds; maps are drawn of encoders only"
+        )
     with eager(model), captured(model, [row["v"] for row in p.attention]) as values:
         raw = model(**batch, output_attentions=True).attentions
-        if not raw or raw[0] is None: raise UnitError(f"{type(model).__name__} returned no attentions")
+        if not raw or raw[0] is None:
+            raise UnitError(f"{type(model).__name__} returned no attentions")
         weights = [model.get_submodule(row["out"]).weight for row in p.attention]
-        lengths = lambda legacy: [torch.stack([f.norm(dim=-1) for f in transformed(v, w, p.heads, legacy)], 1) for v, w in zip(values, weights)]  # L of (B, H, T)
-        scaled = {m: [a * n[:, :, None] for a, n in zip(raw, lengths(m == "norm_legacy"))] for m in maps if m != "raw"}
+        lengths = lambda legacy: [
+            torch.stack([f.norm(dim=-1) for f in transformed(v, w, p.heads, legacy)], 1)
+            for v, w in zip(values, weights)
+        ]  # L of (B, H, T)
+        scaled = {
+            m: [a * n[:, :, None] for a, n in zip(raw, lengths(m == "norm_legacy"))]
+            for m in maps
+            if m != "raw"
+        }
     return {m: torch.stack(list(scaled.get(m, raw)), 1) for m in maps}
 
 # %% ../../nbs/attribution/2_attention.ipynb #5b21a786
@@ -80,7 +100,12 @@ def attention_entropy(
     "Mean entropy (L, H) of the attention of the real tokens, in nats, float64"
     total, tokens = 0.0, 0
     for batch in batches:
-        p = attention_maps(model, {k: v for k, v in batch.items() if k != "labels"})["raw"].double()  # (B, L, H, T, T)
+        p = attention_maps(model, {k: v for k, v in batch.items() if k != "labels"})[
+            "raw"
+        ].double()  # (B, L, H, T, T)
         real = batch["attention_mask"].double()  # (B, T)
-        total, tokens = total + torch.einsum("blht,bt->lh", -torch.xlogy(p, p).sum(-1), real), tokens + real.sum()
+        total, tokens = (
+            total + torch.einsum("blht,bt->lh", -torch.xlogy(p, p).sum(-1), real),
+            tokens + real.sum(),
+        )
     return (total / tokens).cpu()

@@ -23,51 +23,78 @@ from ..maskers.rules import step
 # %% ../../nbs/attribution/1_head_importance.ipynb #109bd410
 VARIANTS = ("absolute", "signed", "context", "context_masked")
 
+
 def classification_loss(model: PreTrainedModel, batch: dict) -> Tensor:
     "Summed cross-entropy of a batch with labels (B,) or (B, T); -100 is left out"
     logits = model(**batch).logits
-    return cross_entropy(logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32)), batch["labels"].flatten(), reduction="sum", ignore_index=-100)
+    return cross_entropy(
+        logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32)),
+        batch["labels"].flatten(),
+        reduction="sum",
+        ignore_index=-100,
+    )
+
 
 def _heads(model: PreTrainedModel, batch: dict, mask: Tensor, loss: Callable) -> Tensor:
     "d summed loss / d gates (L, H)"
     gates = mask.clone().requires_grad_()
-    with gated(model, lambda: gates): return torch.autograd.grad(loss(model, batch), gates)[0]
+    with gated(model, lambda: gates):
+        return torch.autograd.grad(loss(model, batch), gates)[0]
+
 
 def _context(model: PreTrainedModel, batch: dict, mask: Tensor, loss: Callable) -> list[Tensor]:
     "|c . dL/dc| for each row of heads: (B, T, H)"
     p, seen = parts(model), {}
+
     def keep(l):
         def look(_, args):
             seen[l] = args[0].requires_grad_() if not args[0].requires_grad else args[0]
             return (seen[l],)
+
         return look
+
     with ExitStack() as stack:
-        for l, row in enumerate(p.attention): stack.callback(model.get_submodule(row["out"]).register_forward_pre_hook(keep(l), prepend=True).remove)
-        with gated(model, lambda: mask): value = loss(model, batch)
+        for l, row in enumerate(p.attention):
+            stack.callback(
+                model.get_submodule(row["out"]).register_forward_pre_hook(keep(l), prepend=True).remove
+            )
+        with gated(model, lambda: mask):
+            value = loss(model, batch)
     grads = torch.autograd.grad(value, [seen[l] for l in range(len(p.attention))])
     return [(seen[l] * g).detach().unflatten(-1, (p.heads, -1)).sum(-1).abs() for l, g in enumerate(grads)]
 
 # %% ../../nbs/attribution/1_head_importance.ipynb #20a9f0ed
 def _real(batch: dict, kind: str) -> Tensor:
     "Which positions of a kind of attention are no padding (B, T)"
-    if kind == "encoder": return batch["attention_mask"].bool()
-    if "decoder_attention_mask" in batch: return batch["decoder_attention_mask"].bool()
+    if kind == "encoder":
+        return batch["attention_mask"].bool()
+    if "decoder_attention_mask" in batch:
+        return batch["decoder_attention_mask"].bool()
     return batch["labels"] != -100
+
 
 def _sums(model: PreTrainedModel, batch: dict, variant: str, mask: Tensor, loss: Callable) -> Tensor:
     "What one batch adds (L, H), in float64"
-    if variant == "signed": return _heads(model, batch, mask, loss).double()
-    if variant == "absolute": return _heads(model, batch, mask, loss).double().abs() / int((batch["labels"] != -100).sum())
+    if variant == "signed":
+        return _heads(model, batch, mask, loss).double()
+    if variant == "absolute":
+        return _heads(model, batch, mask, loss).double().abs() / int((batch["labels"] != -100).sum())
     found = _context(model, batch, mask, loss)
-    real = [_real(batch, kind)[..., None] if variant == "context_masked" else True for kind in parts(model).kinds]
+    real = [
+        _real(batch, kind)[..., None] if variant == "context_masked" else True for kind in parts(model).kinds
+    ]
     return torch.stack([(f.double() * r).sum((0, 1)) for f, r in zip(found, real, strict=True)])
+
 
 def _divisor(model: PreTrainedModel, batch: dict, variant: str) -> Tensor:
     "What one batch adds to the number that each row is divided by (L, 1)"
     kinds, tokens = parts(model).kinds, int(batch["attention_mask"].sum())
-    if variant == "signed": return torch.zeros(len(kinds), 1)
-    if variant == "context_masked": return torch.tensor([[float(_real(batch, kind).sum())] for kind in kinds])
-    if variant == "context": return torch.tensor([[float(tokens)]] * (len(kinds) - 1) + [[float(len(batch["labels"]))]])
+    if variant == "signed":
+        return torch.zeros(len(kinds), 1)
+    if variant == "context_masked":
+        return torch.tensor([[float(_real(batch, kind).sum())] for kind in kinds])
+    if variant == "context":
+        return torch.tensor([[float(tokens)]] * (len(kinds) - 1) + [[float(len(batch["labels"]))]])
     return torch.full((len(kinds), 1), float(tokens))
 
 # %% ../../nbs/attribution/1_head_importance.ipynb #188e8451
@@ -75,20 +102,27 @@ def head_importance(
     model: PreTrainedModel,  # left as it was; in evaluation mode while it is measured
     batches: Iterable[dict],  # inputs with attention_mask and labels
     variant: str = "absolute",  # absolute (a) | signed (b) | context (c) | context_masked (d)
-    mask: Tensor | None = None,  # (L, H) gates under which it is measured; default all ones. Removed heads are scored too
+    mask: Tensor
+    | None = None,  # (L, H) gates under which it is measured; default all ones. Removed heads are scored too
     layer_norm: bool = True,  # divide each layer's heads by their L2 norm (plus 1e-20)
     loss: Callable = classification_loss,  # (model, batch) -> summed loss
 ) -> Tensor:
     "Importance of every head (L, H), float64 on the CPU (Michel et al. 2019, eq. 2, and its descendants); ValueError without batches"
-    if variant not in VARIANTS: raise ValueError(f"no variant {variant!r}: choose {', '.join(VARIANTS)}")
+    if variant not in VARIANTS:
+        raise ValueError(f"no variant {variant!r}: choose {', '.join(VARIANTS)}")
     mask = (torch.ones(parts(model).shape("head")) if mask is None else mask).to(next(model.parameters()))
     total, number = 0.0, 0.0
     with frozen(model), torch.enable_grad():
         for batch in batches:
             total = total + _sums(model, batch, variant, mask, loss).cpu()
             number = number + _divisor(model, batch, variant)
-    if not torch.is_tensor(total): raise ValueError("no batches: importance needs at least one example")
-    return normalise(total if variant == "signed" else total / number.double(), layer_norm, min_max=variant in ("absolute", "signed"))
+    if not torch.is_tensor(total):
+        raise ValueError("no batches: importance needs at least one example")
+    return normalise(
+        total if variant == "signed" else total / number.double(),
+        layer_norm,
+        min_max=variant in ("absolute", "signed"),
+    )
 
 # %% ../../nbs/attribution/1_head_importance.ipynb #c8838772
 def removal(
@@ -106,8 +140,10 @@ def removal(
     for k in left:
         now = int(mask.sum())
         mask = step(measure(mask) if recompute else scores, mask, now - max(0, k), last_head=at_least)
-        if int(mask.sum()) == now: return
+        if int(mask.sum()) == now:
+            return
         yield mask
+
 
 def shares(
     heads: int,  # in all

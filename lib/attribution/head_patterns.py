@@ -29,8 +29,12 @@ def draw_sentences(
     "Positions of random rows of enough tokens, in random order, none twice"
     lengths = np.array([len(x) for x in rows["input_ids"]])
     fit = np.flatnonzero(lengths >= at_least)
-    if not len(fit): raise DataError(f"no text of {at_least} tokens or more among {len(rows)}: the longest has {lengths.max(initial=0)}")
+    if not len(fit):
+        raise DataError(
+            f"no text of {at_least} tokens or more among {len(rows)}: the longest has {lengths.max(initial=0)}"
+        )
     return stream(purpose[0], "sentences", *purpose[1:]).permutation(fit)[:number]
+
 
 def sentence_maps(
     model,
@@ -41,12 +45,26 @@ def sentence_maps(
     segments: bool = True,  # tell the model which text a token belongs to
 ) -> Iterator[dict[str, torch.Tensor]]:
     "For each row, kind of map -> (L, H, n, n)"
-    inputs = [k for k in tokenizer.model_input_names if k in rows.column_names and (segments or k != "token_type_ids")]
+    inputs = [
+        k
+        for k in tokenizer.model_input_names
+        if k in rows.column_names and (segments or k != "token_type_ids")
+    ]
     for i in positions:
         row = rows[int(i)]
-        wanted = {m: min(size(len(row["input_ids"])), tokenizer.model_max_length) for m, size in sizes.items()}
-        if too_long := [n for n, size in zip(wanted.values(), sizes.values()) if n < min(size(1), SMALLEST)]: raise DataError(f"the model takes {too_long[0]} tokens at most; a map to be classified needs {SMALLEST}")
-        batch = tokenizer.pad({k: [row[k]] for k in inputs}, padding="max_length", max_length=max(wanted.values()), return_tensors="pt")
+        wanted = {
+            m: min(size(len(row["input_ids"])), tokenizer.model_max_length) for m, size in sizes.items()
+        }
+        if too_long := [n for n, size in zip(wanted.values(), sizes.values()) if n < min(size(1), SMALLEST)]:
+            raise DataError(
+                f"the model takes {too_long[0]} tokens at most; a map to be classified needs {SMALLEST}"
+            )
+        batch = tokenizer.pad(
+            {k: [row[k]] for k in inputs},
+            padding="max_length",
+            max_length=max(wanted.values()),
+            return_tensors="pt",
+        )
         found = attention_maps(model, {k: v.to(model.device) for k, v in batch.items()}, tuple(wanted))
         yield {m: found[m][0, :, :, :n, :n] for m, n in wanted.items()}
 
@@ -64,11 +82,25 @@ def classify_heads(
     "maps, sentence (position), layer, head, kind (position in KINDS), probability: one row for each sentence and head"
     p, by_maps, frames = parts(model), {c.maps: c for c in classifiers}, []
     heads = torch.nonzero(torch.ones(p.shape("head")) if keep is None else keep != 0)  # (K, 2)
-    for i, found in zip(tqdm(positions, desc=what, unit="sentence"), sentence_maps(model, tokenizer, rows, positions, {m: c.size for m, c in by_maps.items()}, segments)):
+    for i, found in zip(
+        tqdm(positions, desc=what, unit="sentence"),
+        sentence_maps(model, tokenizer, rows, positions, {m: c.size for m, c in by_maps.items()}, segments),
+    ):
         for m, classifier in by_maps.items() if len(heads) else ():
             p_kind = classifier.logits(found[m][heads[:, 0], heads[:, 1]]).softmax(1).cpu()
             probability, kind = p_kind.max(1)
-            frames.append(pd.DataFrame({"maps": m, "sentence": int(i), "layer": heads[:, 0], "head": heads[:, 1], "kind": kind.to(torch.int8), "probability": probability}))
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "maps": m,
+                        "sentence": int(i),
+                        "layer": heads[:, 0],
+                        "head": heads[:, 1],
+                        "kind": kind.to(torch.int8),
+                        "probability": probability,
+                    }
+                )
+            )
     columns = ["maps", "sentence", "layer", "head", "kind", "probability"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
@@ -94,8 +126,19 @@ def examples(
     segments: bool = True,
 ) -> tuple[pd.DataFrame, list[np.ndarray]]:
     "Rows of the table with a column `tokens`, and their maps (n, n)"
-    picked = table.iloc[stream(seed, "examples").permutation(len(table))].groupby(["maps", "kind"], sort=True).head(each).sort_values(["maps", "kind"], kind="stable")
+    picked = (
+        table.iloc[stream(seed, "examples").permutation(len(table))]
+        .groupby(["maps", "kind"], sort=True)
+        .head(each)
+        .sort_values(["maps", "kind"], kind="stable")
+    )
     sizes, positions = {c.maps: c.size for c in classifiers}, list(dict.fromkeys(picked.sentence))
-    found = {(m, s): v for s, maps in zip(positions, sentence_maps(model, tokenizer, rows, positions, sizes, segments)) for m, v in maps.items()}
+    found = {
+        (m, s): v
+        for s, maps in zip(positions, sentence_maps(model, tokenizer, rows, positions, sizes, segments))
+        for m, v in maps.items()
+    }
     tokens = [len(rows[int(s)]["input_ids"]) for s in picked.sentence]
-    return picked.assign(tokens=tokens).reset_index(drop=True), [found[r.maps, r.sentence][r.layer, r.head].cpu().numpy() for r in picked.itertuples()]
+    return picked.assign(tokens=tokens).reset_index(drop=True), [
+        found[r.maps, r.sentence][r.layer, r.head].cpu().numpy() for r in picked.itertuples()
+    ]

@@ -17,6 +17,7 @@ from ..models.units import attach, gates
 # %% ../../nbs/attribution/1_importance.ipynb #1fbc94e7
 ACCUMULATIONS = ("example", "batch", "cumulative")
 
+
 @contextmanager
 def frozen(
     model: PreTrainedModel,
@@ -24,10 +25,13 @@ def frozen(
     "The model in evaluation mode and without gradients for its weights; both are as before afterwards"
     training, wanted = model.training, [p for p in model.parameters() if p.requires_grad]
     model.eval().requires_grad_(False)
-    try: yield model
+    try:
+        yield model
     finally:
         model.train(training)
-        for p in wanted: p.requires_grad_(True)
+        for p in wanted:
+            p.requires_grad_(True)
+
 
 def gate_gradients(
     model: PreTrainedModel,
@@ -40,7 +44,9 @@ def gate_gradients(
         size = len(batch["labels"])
         with torch.enable_grad(), gates(model, size, mask, kinds) as live:
             out = model(**batch)
-            found = torch.autograd.grad(out.loss * size, [live[k] for k in kinds])  # the sum of the losses, which are the batch's mean; frees the graph
+            found = torch.autograd.grad(
+                out.loss * size, [live[k] for k in kinds]
+            )  # the sum of the losses, which are the batch's mean; frees the graph
         yield dict(zip(kinds, found, strict=True)), out.logits.detach()
 
 # %% ../../nbs/attribution/1_importance.ipynb #c4693b9d
@@ -50,8 +56,10 @@ def normalise(
     min_max: bool = True,  # to [0, 1]; zeros if all are equal (0/0)
 ) -> torch.Tensor:
     "Scores within layers and over all of them"
-    if layer_norm and scores.dim() == 2: scores = scores / (scores.norm(dim=1, keepdim=True) + 1e-20)
-    if not min_max: return scores
+    if layer_norm and scores.dim() == 2:
+        scores = scores / (scores.norm(dim=1, keepdim=True) + 1e-20)
+    if not min_max:
+        return scores
     low, high = scores.min(), scores.max()
     return (scores - low) / (high - low) if high > low else torch.zeros_like(scores)
 
@@ -60,25 +68,34 @@ def importance(
     model: PreTrainedModel,
     batches: Iterable[dict[str, torch.Tensor]],  # model inputs with labels
     accumulation: str = "example",  # example | batch | cumulative (as released; depends on the order of the batches)
-    layer_norm: bool = True, min_max: bool = True,  # see `normalise`
+    layer_norm: bool = True,
+    min_max: bool = True,  # see `normalise`
     kinds: tuple[str, ...] = ("head", "mlp"),
-    mask: dict[str, torch.Tensor] | None = None,  # gates at these values (masked units are scored too); weight and block entries are attached
+    mask: dict[str, torch.Tensor]
+    | None = None,  # gates at these values (masked units are scored too); weight and block entries are attached
     logits: list | None = None,  # a list that receives each batch's logits
 ) -> dict[str, torch.Tensor]:
     "Importance of every head (L, H) and MLP (L,), float64 on the CPU; the model is left as it was"
-    if accumulation not in ACCUMULATIONS: raise ValueError(f"accumulation {accumulation!r}: choose {', '.join(ACCUMULATIONS)}")
-    if unknown := set(kinds) - {"head", "mlp"}: raise ValueError(f"kinds {sorted(unknown)}: choose head, mlp")
+    if accumulation not in ACCUMULATIONS:
+        raise ValueError(f"accumulation {accumulation!r}: choose {', '.join(ACCUMULATIONS)}")
+    if unknown := set(kinds) - {"head", "mlp"}:
+        raise ValueError(f"kinds {sorted(unknown)}: choose head, mlp")
     total, running = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0.0)
     weights = {k: v for k, v in (mask or {}).items() if k not in kinds}  # a kind without gates is attached
     with frozen(model), attach(model, weights) if weights else nullcontext():
         for found, out in gate_gradients(model, batches, mask, kinds):
-            if logits is not None: logits.append(out.cpu())
-            for k, g in found.items(): total[k], running[k] = _accumulate(total[k], running[k], g.double(), accumulation)
-    if not torch.is_tensor(total[kinds[0]]): raise ValueError("no batches: importance needs at least one example")
+            if logits is not None:
+                logits.append(out.cpu())
+            for k, g in found.items():
+                total[k], running[k] = _accumulate(total[k], running[k], g.double(), accumulation)
+    if not torch.is_tensor(total[kinds[0]]):
+        raise ValueError("no batches: importance needs at least one example")
     return {k: normalise(v, layer_norm, min_max).cpu() for k, v in total.items()}
+
 
 def _accumulate(total, running, g: torch.Tensor, accumulation: str):
     "Sums so far and the gradient carried over, after one batch of per-example gradients (B, ...)"
-    if accumulation == "example": return total + g.abs().sum(0), running
+    if accumulation == "example":
+        return total + g.abs().sum(0), running
     running = g.mean(0) + (running if accumulation == "cumulative" else 0.0)
     return total + running.abs(), running

@@ -25,7 +25,15 @@ from torch.nn.functional import cross_entropy
 
 from ..data.formats import nearest
 from ..data.synthetic_nli import stream
-from .per_example import Projector, Store, layer_names, margin, row_gradients, set_features, state_key
+from lib.attribution.per_example import (
+    Projector,
+    Store,
+    layer_names,
+    margin,
+    row_gradients,
+    set_features,
+    state_key,
+)
 from ..training.trainer import batches, head_input
 from .trak import trak, wrongness
 
@@ -35,38 +43,75 @@ def _gradients(model, tokenizer, rows, output: str, names: list, batch_size: int
     for batch in batches(model, tokenizer, rows, batch_size, max_length):
         yield torch.cat([v.flatten(1) for v in row_gradients(model, batch, output, names).values()], 1)
 
+
 def gradient_dot(
-    model, tokenizer, train, query,  # Datasets
+    model,
+    tokenizer,
+    train,
+    query,  # Datasets
     patterns: list[str] | None = None,  # layers, regular expressions; None: all
-    batch_size: int = 32, max_length: int = 128,
+    batch_size: int = 32,
+    max_length: int = 128,
     room: int = 2**28,  # numbers of the queries' gradients that are held at a time
     folder: Path | None = None,  # scores stream to files there, and a killed call goes on; None: in memory
 ) -> np.ndarray:
     "(N, Q) float32: minus the dot product of a training row's loss gradient and a query's margin gradient"
     names = layer_names(model, patterns)
-    step, parts = max(1, room // sum(p.numel() for n in names for p in model.get_submodule(n).parameters(recurse=False))), []
+    step, parts = (
+        max(
+            1, room // sum(p.numel() for n in names for p in model.get_submodule(n).parameters(recurse=False))
+        ),
+        [],
+    )
     for start in range(0, len(query), step):
         some = query.select(range(start, min(len(query), start + step)))
-        key = state_key(SimpleNamespace(model=model, k=0, kind="dot", seed=0, names=names), train, some["text_a"][:], some["label"][:], max_length)
+        key = state_key(
+            SimpleNamespace(model=model, k=0, kind="dot", seed=0, names=names),
+            train,
+            some["text_a"][:],
+            some["label"][:],
+            max_length,
+        )
         store = Store(folder and Path(folder, f"dot-{key[:12]}.npy"), (len(train), len(some)), key)
         held = torch.cat(list(_gradients(model, tokenizer, some, "margin", names, batch_size, max_length)))
-        for g in _gradients(model, tokenizer, train.select(range(store.done, len(train))), "loss", names, batch_size, max_length): store.add((-g @ held.T).float().cpu().numpy())
+        for g in _gradients(
+            model,
+            tokenizer,
+            train.select(range(store.done, len(train))),
+            "loss",
+            names,
+            batch_size,
+            max_length,
+        ):
+            store.add((-g @ held.T).float().cpu().numpy())
         parts.append(store.array)
     return np.concatenate(parts, 1)
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-08
 @torch.no_grad()
-def head_features(model, tokenizer, rows, batch_size: int = 64, max_length: int = 128) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def head_features(
+    model, tokenizer, rows, batch_size: int = 64, max_length: int = 128
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "What goes into the last layer, with a one appended (N, d + 1), logits (N, C), labels (N,); float64"
     parts = []
     model.eval()
     for batch in batches(model, tokenizer, rows, batch_size, max_length):
-        with head_input(model, into := {}): logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        with head_input(model, into := {}):
+            logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
         hidden = into["hidden"].double().cpu()
-        parts.append((torch.cat([hidden, torch.ones(len(hidden), 1, dtype=torch.float64)], 1), logits.double().cpu(), batch["labels"].cpu()))
+        parts.append(
+            (
+                torch.cat([hidden, torch.ones(len(hidden), 1, dtype=torch.float64)], 1),
+                logits.double().cpu(),
+                batch["labels"].cpu(),
+            )
+        )
     return tuple(map(torch.cat, zip(*parts)))
 
-def _outer(error: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor: return torch.einsum("nc,nd->ncd", error, hidden).flatten(1)
+
+def _outer(error: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("nc,nd->ncd", error, hidden).flatten(1)
+
 
 def head_gradients(hidden, logits, labels) -> tuple[torch.Tensor, torch.Tensor]:
     "Gradients of the loss and of the margin for each row (N, C (d + 1))"
@@ -74,157 +119,320 @@ def head_gradients(hidden, logits, labels) -> tuple[torch.Tensor, torch.Tensor]:
     others = logits.masked_fill(right.bool(), -torch.inf).softmax(1)
     return _outer(p - right, hidden), _outer(right - others, hidden)
 
+
 def head_hessian(hidden, logits) -> torch.Tensor:
     "H (C (d + 1), C (d + 1)) of the cross-entropy, mean over the rows"
     p, n = logits.softmax(1), len(hidden)
-    blocks = [[(hidden.T * (p[:, a] * (float(a == b) - p[:, b]))) @ hidden / n for b in range(p.shape[1])] for a in range(p.shape[1])]
+    blocks = [
+        [(hidden.T * (p[:, a] * (float(a == b) - p[:, b]))) @ hidden / n for b in range(p.shape[1])]
+        for a in range(p.shape[1])
+    ]
     return torch.cat([torch.cat(row, 1) for row in blocks])
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-09
 def damped_solve(hessian: torch.Tensor, right: torch.Tensor, damping: float | None) -> torch.Tensor:
     "(H + damping)^-1 right; damping None: a tenth of the mean eigenvalue. ValueError where it has no solution"
     damping = float(hessian.diagonal().mean()) / 10 if damping is None else damping
-    try: factor = torch.linalg.cholesky(hessian + damping * torch.eye(len(hessian), dtype=hessian.dtype))
-    except torch.linalg.LinAlgError: raise ValueError(f"the Hessian of {len(hessian)} weights is singular at damping {damping:g}: take a larger one") from None
+    try:
+        factor = torch.linalg.cholesky(hessian + damping * torch.eye(len(hessian), dtype=hessian.dtype))
+    except torch.linalg.LinAlgError:
+        raise ValueError(
+            f"the Hessian of {len(hessian)} weights is singular at damping {damping:g}: take a larger one"
+        ) from None
     return torch.cholesky_solve(right, factor)
 
+
 def last_layer_influence(
-    model, tokenizer, train, query,
+    model,
+    tokenizer,
+    train,
+    query,
     damping: float | None = None,  # lambda; None: a tenth of the mean eigenvalue
-    batch_size: int = 64, max_length: int = 128,
+    batch_size: int = 64,
+    max_length: int = 128,
 ) -> np.ndarray:
     "(N, Q) float32: exact damped influence on the queries' margins through the last layer"
-    (h, logits, y), (hq, lq, yq) = (head_features(model, tokenizer, rows, batch_size, max_length) for rows in (train, query))
-    return -(head_gradients(h, logits, y)[0] @ damped_solve(head_hessian(h, logits), head_gradients(hq, lq, yq)[1].T, damping)).float().numpy()
+    (h, logits, y), (hq, lq, yq) = (
+        head_features(model, tokenizer, rows, batch_size, max_length) for rows in (train, query)
+    )
+    return (
+        -(
+            head_gradients(h, logits, y)[0]
+            @ damped_solve(head_hessian(h, logits), head_gradients(hq, lq, yq)[1].T, damping)
+        )
+        .float()
+        .numpy()
+    )
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-15
 STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
+
 
 def _task(names: list[str]):
     from kronfluence.task import Task
 
     class Attribution(Task):
         "Cross-entropy for training, minus the margin for queries"
+
         def compute_train_loss(self, batch, model, sample=False):
             logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float()
-            labels = torch.multinomial(logits.detach().softmax(1), 1).squeeze(1) if sample else batch["labels"]
+            labels = (
+                torch.multinomial(logits.detach().softmax(1), 1).squeeze(1) if sample else batch["labels"]
+            )
             return cross_entropy(logits, labels, reduction="sum")
+
         def compute_measurement(self, batch, model):
-            return -margin(model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float(), batch["labels"]).sum()
-        def get_influence_tracked_modules(self): return names
-        def get_attention_mask(self, batch): return batch["attention_mask"]
+            return -margin(
+                model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float(), batch["labels"]
+            ).sum()
+
+        def get_influence_tracked_modules(self):
+            return names
+
+        def get_attention_mask(self, batch):
+            return batch["attention_mask"]
+
     return Attribution()
+
 
 def linear_names(model, patterns: list[str] | None) -> list[str]:
     "Linear layers whose names match; ValueError where none does"
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     found = [n for n in linear if not patterns or any(re.search(p, n) for p in patterns)]
-    if not found: raise ValueError(f"no linear layer matches {', '.join(patterns)}. Layers: {', '.join(linear[:3])} ... {linear[-1]}")
+    if not found:
+        raise ValueError(
+            f"no linear layer matches {', '.join(patterns)}. Layers: {', '.join(linear[:3])} ... {linear[-1]}"
+        )
     return found
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-16
 def kronfluence_influence(
-    model, tokenizer, train, query,
+    model,
+    tokenizer,
+    train,
+    query,
     strategy: str = "ekfac",  # of STRATEGIES
     patterns: list[str] | None = ("^classifier$",),  # linear layers; None: all
     damping: float | None = None,  # None: a tenth of the mean eigenvalue of each layer
-    batch_size: int = 32, max_length: int = 128,
+    batch_size: int = 32,
+    max_length: int = 128,
     seed: int = 0,  # of the labels that the Fisher matrix draws
 ) -> np.ndarray:
     "(N, Q) float32: influence on the queries' margins"
     from kronfluence import Analyzer, FactorArguments, ScoreArguments, prepare_model
     from kronfluence.utils.dataset import DataLoaderKwargs
-    if strategy not in STRATEGIES: raise ValueError(f"no strategy {strategy!r}{nearest(strategy, STRATEGIES)}")
-    job, collate = _task(linear_names(model, patterns)), lambda rows: {k: torch.stack([torch.as_tensor(r[k]) for r in rows]) for k in rows[0]}
+
+    if strategy not in STRATEGIES:
+        raise ValueError(f"no strategy {strategy!r}{nearest(strategy, STRATEGIES)}")
+    job, collate = (
+        _task(linear_names(model, patterns)),
+        lambda rows: {k: torch.stack([torch.as_tensor(r[k]) for r in rows]) for k in rows[0]},
+    )
     net = copy.deepcopy(model).float().eval()
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+    with (
+        warnings.catch_warnings(),
+        tempfile.TemporaryDirectory() as folder,
+        torch.random.fork_rng(devices=[]),
+    ):
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        analyzer = Analyzer("scores", prepare_model(net, job), job, cpu=model.device.type == "cpu", disable_tqdm=True, output_dir=folder)
+        analyzer = Analyzer(
+            "scores",
+            prepare_model(net, job),
+            job,
+            cpu=model.device.type == "cpu",
+            disable_tqdm=True,
+            output_dir=folder,
+        )
         analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=collate))
         train, query = (_padded(tokenizer, rows, max_length) for rows in (train, query))
-        analyzer.fit_all_factors("factors", train, per_device_batch_size=batch_size, factor_args=FactorArguments(strategy=strategy), overwrite_output_dir=True)
-        analyzer.compute_pairwise_scores("pairs", "factors", query, train, per_device_query_batch_size=batch_size, per_device_train_batch_size=batch_size,
-                                         score_args=ScoreArguments(damping_factor=damping), overwrite_output_dir=True)
+        analyzer.fit_all_factors(
+            "factors",
+            train,
+            per_device_batch_size=batch_size,
+            factor_args=FactorArguments(strategy=strategy),
+            overwrite_output_dir=True,
+        )
+        analyzer.compute_pairwise_scores(
+            "pairs",
+            "factors",
+            query,
+            train,
+            per_device_query_batch_size=batch_size,
+            per_device_train_batch_size=batch_size,
+            score_args=ScoreArguments(damping_factor=damping),
+            overwrite_output_dir=True,
+        )
         return analyzer.load_pairwise_scores("pairs")["all_modules"].T.float().cpu().numpy()
+
 
 def _padded(tokenizer, rows, max_length: int) -> list[dict]:
     "Rows as tensors of one length"
     batch = next(batches(_Here, tokenizer, rows, len(rows), max_length))
     return [{k: v[i] for k, v in batch.items()} for i in range(len(rows))]
 
-class _Here: device = torch.device("cpu")  # for batches that stay in memory
+
+class _Here:
+    device = torch.device("cpu")  # for batches that stay in memory
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-20
 def words_of(rows) -> list[list[str]]:
     "Lower-case words of every row"
-    texts = zip(rows["text_a"][:], rows["text_b"][:]) if "text_b" in rows.column_names else ((t,) for t in rows["text_a"][:])
+    texts = (
+        zip(rows["text_a"][:], rows["text_b"][:])
+        if "text_b" in rows.column_names
+        else ((t,) for t in rows["text_a"][:])
+    )
     return [re.findall(r"\w+", " ".join(t).lower()) for t in texts]
+
 
 def bm25(train: list[list[str]], query: list[list[str]], k1: float = 1.5, b: float = 0.75) -> np.ndarray:
     "(N, Q): Okapi BM25 of every document for every query, both as words (Robertson et al. 1994)"
     counts, lengths = [Counter(d) for d in train], np.array([len(d) for d in train])
     holds = Counter(w for c in counts for w in c)
     idf = {w: math.log(1 + (len(train) - n + 0.5) / (n + 0.5)) for w, n in holds.items()}
-    norm, words = k1 * (1 - b + b * lengths / lengths.mean()), sorted({w for q in query for w in q if w in holds})
-    column = {w: np.array([idf[w] * c[w] * (k1 + 1) / (c[w] + n) for c, n in zip(counts, norm)]) for w in words}
+    norm, words = (
+        k1 * (1 - b + b * lengths / lengths.mean()),
+        sorted({w for q in query for w in q if w in holds}),
+    )
+    column = {
+        w: np.array([idf[w] * c[w] * (k1 + 1) / (c[w] + n) for c, n in zip(counts, norm)]) for w in words
+    }
     return np.stack([sum((column[w] for w in q if w in column), np.zeros(len(train))) for q in query], 1)
+
 
 def similarity(a: np.ndarray, b: np.ndarray, kind: str = "cosine") -> np.ndarray:
     "(N, Q): cosine, or 1 / (0.001 + squared distance)"
-    if kind == "cosine": return (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
+    if kind == "cosine":
+        return (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (
+            b / np.linalg.norm(b, axis=1, keepdims=True)
+        ).T
     return 1 / (0.001 + cdist(a, b, "sqeuclidean"))
 
-def agreement_sign(train, query) -> np.ndarray: return np.where(np.asarray(train["label"][:])[:, None] == np.asarray(query["label"][:])[None], 1.0, -1.0)  # (N, Q)
+
+def agreement_sign(train, query) -> np.ndarray:
+    return np.where(
+        np.asarray(train["label"][:])[:, None] == np.asarray(query["label"][:])[None], 1.0, -1.0
+    )  # (N, Q)
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-23
-def _by_trak(models, tokenizer, train, query, k=512, kind="factored", ridge=1e-3, seed=0, patterns=None, batch_size=32, max_length=128, folder=None):
+def _by_trak(
+    models,
+    tokenizer,
+    train,
+    query,
+    k=512,
+    kind="factored",
+    ridge=1e-3,
+    seed=0,
+    patterns=None,
+    batch_size=32,
+    max_length=128,
+    folder=None,
+):
     parts = []
     for m, model in enumerate(models):
         projector = Projector(model, k, kind, seed + m, patterns)
         files = [folder and Path(folder, f"{side}-{m}.npy") for side in ("train", "query")]
-        (a, logits), (b, _) = (set_features(projector, tokenizer, rows, "margin", batch_size, max_length, file) for rows, file in zip((train, query), files))
+        (a, logits), (b, _) = (
+            set_features(projector, tokenizer, rows, "margin", batch_size, max_length, file)
+            for rows, file in zip((train, query), files)
+        )
         parts.append((a, logits, b))
     labels = train["label"][:]
-    return trak([a for a, _, _ in parts], [q for _, _, q in parts], [wrongness(z, labels) for _, z, _ in parts], projector.size, ridge)
+    return trak(
+        [a for a, _, _ in parts],
+        [q for _, _, q in parts],
+        [wrongness(z, labels) for _, z, _ in parts],
+        projector.size,
+        ridge,
+    )
+
 
 def _mean(score):
     "Of a method for one model: the mean over checkpoints"
-    return lambda models, *args, **options: np.mean([score(m, *args, **options) for m in models], 0, dtype=np.float64).astype(np.float32)
+    return lambda models, *args, **options: np.mean(
+        [score(m, *args, **options) for m in models], 0, dtype=np.float64
+    ).astype(np.float32)
+
 
 def _represented(kind):
     def score(model, tokenizer, train, query, batch_size=64, max_length=128):
-        return similarity(*(head_features(model, tokenizer, rows, batch_size, max_length)[0][:, :-1].numpy() for rows in (train, query)), kind)
+        return similarity(
+            *(
+                head_features(model, tokenizer, rows, batch_size, max_length)[0][:, :-1].numpy()
+                for rows in (train, query)
+            ),
+            kind,
+        )
+
     return _mean(score)
 
-def _signed(score): return lambda models, tokenizer, train, query, **options: score(models, tokenizer, train, query, **options) * agreement_sign(train, query)
+
+def _signed(score):
+    return lambda models, tokenizer, train, query, **options: (
+        score(models, tokenizer, train, query, **options) * agreement_sign(train, query)
+    )
+
 
 METHODS = {
-    "trak": _by_trak, "gradient_dot": _mean(gradient_dot), "last_layer": _mean(last_layer_influence), "cosine": _represented("cosine"), "inverse_l2": _represented("inverse_l2"),
+    "trak": _by_trak,
+    "gradient_dot": _mean(gradient_dot),
+    "last_layer": _mean(last_layer_influence),
+    "cosine": _represented("cosine"),
+    "inverse_l2": _represented("inverse_l2"),
     "bm25": lambda models, tokenizer, train, query, **_: bm25(words_of(train), words_of(query)),
-    "random": lambda models, tokenizer, train, query, seed=0, **_: stream(seed, "random scores").standard_normal((len(train), len(query)))}
+    "random": lambda models, tokenizer, train, query, seed=0, **_: stream(
+        seed, "random scores"
+    ).standard_normal((len(train), len(query))),
+}
 METHODS |= {f"{name}_signed": _signed(METHODS[name]) for name in ("bm25", "cosine")}
-METHODS |= {s: _mean(lambda model, *args, strategy=s, **options: kronfluence_influence(model, *args, strategy=strategy, **options)) for s in STRATEGIES}
-OPTIONS = {"trak": ("k", "kind", "ridge", "patterns"), "gradient_dot": ("patterns", "room"), "last_layer": ("damping",)} | dict.fromkeys(STRATEGIES, ("patterns", "damping"))
+METHODS |= {
+    s: _mean(
+        lambda model, *args, strategy=s, **options: kronfluence_influence(
+            model, *args, strategy=strategy, **options
+        )
+    )
+    for s in STRATEGIES
+}
+OPTIONS = {
+    "trak": ("k", "kind", "ridge", "patterns"),
+    "gradient_dot": ("patterns", "room"),
+    "last_layer": ("damping",),
+} | dict.fromkeys(STRATEGIES, ("patterns", "damping"))
 COMMON = ("batch_size", "max_length", "seed", "folder")  # beside its own
+
 
 def check_options(
     method: str,  # of METHODS
     options: dict,  # its own, and COMMON ones
 ) -> None:
     "ValueError for an unknown method, or an option that it does not take"
-    if method not in METHODS: raise ValueError(f"no attribution method {method!r}{nearest(method, METHODS)}")
-    if unknown := sorted(set(options) - {*OPTIONS.get(method, ()), *COMMON}): raise ValueError(f"{method} has no option {unknown[0]!r}. Valid: {', '.join(OPTIONS.get(method, ())) or 'none'}")
+    if method not in METHODS:
+        raise ValueError(f"no attribution method {method!r}{nearest(method, METHODS)}")
+    if unknown := sorted(set(options) - {*OPTIONS.get(method, ()), *COMMON}):
+        raise ValueError(
+            f"{method} has no option {unknown[0]!r}. Valid: {', '.join(OPTIONS.get(method, ())) or 'none'}"
+        )
+
 
 def row_scores(
     method: str,  # of METHODS
     models: list,  # checkpoints: the scores are averaged over them
-    tokenizer, train, query,  # Datasets
+    tokenizer,
+    train,
+    query,  # Datasets
     **options,  # of the method: k, kind, ridge, folder (trak); damping, patterns (influence); batch_size, max_length, seed
 ) -> np.ndarray:
     "(N, Q) float32: positive, the training row helps the query. ValueError for an unknown method, no checkpoint, or a score that is not finite"
     check_options(method, options)
-    if not models or not len(train) or not len(query): raise ValueError(f"{len(models)} checkpoints, {len(train)} training rows, {len(query)} queries: there must be some of each")
+    if not models or not len(train) or not len(query):
+        raise ValueError(
+            f"{len(models)} checkpoints, {len(train)} training rows, {len(query)} queries: there must be some of each"
+        )
     scores = np.asarray(METHODS[method](models, tokenizer, train, query, **options), np.float32)
-    if (bad := ~np.isfinite(scores)).any(): raise ValueError("{}: the score of training row {} and query {} is not finite".format(method, *np.argwhere(bad)[0]))
+    if (bad := ~np.isfinite(scores)).any():
+        raise ValueError(
+            "{}: the score of training row {} and query {} is not finite".format(method, *np.argwhere(bad)[0])
+        )
     return scores

@@ -19,8 +19,12 @@ def subsets(
     seed: int = 0,
 ) -> np.ndarray:
     "(m, n) bool, each with exactly round(share n) rows"
-    if not 0 < share < 1 or m < 3: raise ValueError(f"share = {share:g} must lie between 0 and 1, and {m} subsets are too few for a correlation: 3 at least")
+    if not 0 < share < 1 or m < 3:
+        raise ValueError(
+            f"share = {share:g} must lie between 0 and 1, and {m} subsets are too few for a correlation: 3 at least"
+        )
     return np.stack([stream(seed, "subset", j).permutation(n) < round(share * n) for j in range(m)])
+
 
 def spearman(
     a: np.ndarray,  # (m, Q)
@@ -41,49 +45,77 @@ def lds(
 ) -> dict[str, float]:
     "value (mean over queries), low, high (95 % bootstrap over queries), ceiling; ValueError for shapes that do not fit"
     n, q = np.shape(scores)
-    if masks.shape[1] != n or outputs.shape[0] != len(masks) or outputs.shape[2] != q: raise ValueError(f"scores {n, q}, subsets {masks.shape} and outputs {outputs.shape} do not fit: (N, Q), (m, N), (m, seeds, Q)")
+    if masks.shape[1] != n or outputs.shape[0] != len(masks) or outputs.shape[2] != q:
+        raise ValueError(
+            f"scores {n, q}, subsets {masks.shape} and outputs {outputs.shape} do not fit: (N, Q), (m, N), (m, seeds, Q)"
+        )
     each = spearman(masks.astype(float) @ np.asarray(scores, float), outputs.mean(1))
     resampled = each[stream(seed, "queries").integers(0, q, (draws, q))].mean(1)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return {"value": float(each.mean()), "low": float(low), "high": float(high), "ceiling": ceiling(outputs)}
+
 
 def ceiling(
     outputs: np.ndarray,  # (m, seeds, Q)
 ) -> float:
     "What a perfect prediction can reach (mean over queries): the root of the reliability of the mean over seeds; NaN with one seed"
     seeds = outputs.shape[1]
-    if seeds < 2: return float("nan")
+    if seeds < 2:
+        return float("nan")
     half = seeds // 2
-    r = np.clip(spearman(outputs[:, :half].mean(1), outputs[:, half:2 * half].mean(1)), 0, 1)
+    r = np.clip(spearman(outputs[:, :half].mean(1), outputs[:, half : 2 * half].mean(1)), 0, 1)
     lengths = seeds / half  # Spearman-Brown: from the halves to all seeds
     return float(np.sqrt(lengths * r / (1 + (lengths - 1) * r)).mean())
 
 # %% ../../nbs/attribution/8_lds.ipynb #03c-lds-10
 def train_many(
-    X: np.ndarray, y: np.ndarray,  # (N, d), (N,) of 0 and 1
+    X: np.ndarray,
+    y: np.ndarray,  # (N, d), (N,) of 0 and 1
     masks: np.ndarray,  # (m, N) bool: rows each network trains on
-    hidden: int = 16, steps: int = 150, lr: float = 0.05, seed: int = 0,
+    hidden: int = 16,
+    steps: int = 150,
+    lr: float = 0.05,
+    seed: int = 0,
     decay: float = 1e-3,  # of the weights, in the gradient
 ):
     "m two-layer networks (tanh), trained side by side by Adam on their rows: a dict of stacked weights"
     import torch
+
     g, m, d = torch.Generator().manual_seed(seed), len(masks), X.shape[1]
     draw = lambda *shape: torch.randn(m, *shape, generator=g) / shape[0] ** 0.5
-    weights = {"W": draw(d, hidden), "b": torch.zeros(m, 1, hidden), "V": draw(hidden, 2), "c": torch.zeros(m, 1, 2)}
-    for w in weights.values(): w.requires_grad_()
+    weights = {
+        "W": draw(d, hidden),
+        "b": torch.zeros(m, 1, hidden),
+        "V": draw(hidden, 2),
+        "c": torch.zeros(m, 1, 2),
+    }
+    for w in weights.values():
+        w.requires_grad_()
     adam = torch.optim.Adam(weights.values(), lr=lr, weight_decay=decay)
-    X, y, use = torch.as_tensor(X, dtype=torch.float32), torch.as_tensor(y), torch.as_tensor(masks, dtype=torch.float32)
+    X, y, use = (
+        torch.as_tensor(X, dtype=torch.float32),
+        torch.as_tensor(y),
+        torch.as_tensor(masks, dtype=torch.float32),
+    )
     for _ in range(steps):
         adam.zero_grad()
-        loss = torch.nn.functional.cross_entropy(network(weights, X).transpose(1, 2), y.expand(m, -1), reduction="none")  # (m, N)
+        loss = torch.nn.functional.cross_entropy(
+            network(weights, X).transpose(1, 2), y.expand(m, -1), reduction="none"
+        )  # (m, N)
         ((loss * use).sum(1) / use.sum(1)).sum().backward()
         adam.step()
     return {k: w.detach() for k, w in weights.items()}
 
-def network(weights: dict, X): return (X @ weights["W"] + weights["b"]).tanh() @ weights["V"] + weights["c"]  # (m, N, 2)
+
+def network(weights: dict, X):
+    return (X @ weights["W"] + weights["b"]).tanh() @ weights["V"] + weights["c"]  # (m, N, 2)
+
 
 def noisy_problem(
-    seed: int = 0, n: int = 300, queries: int = 60, noise: float = 0.1,  # share of wrong labels
+    seed: int = 0,
+    n: int = 300,
+    queries: int = 60,
+    noise: float = 0.1,  # share of wrong labels
 ) -> tuple[np.ndarray, ...]:
     "X (n, 20), y (n,) some of them wrong, Xq (queries, 20), yq (queries,)"
     rng = stream(seed, "noisy problem")

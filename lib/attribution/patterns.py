@@ -36,7 +36,14 @@ from ..training.trainer import Best, Finetuner, arguments, best_file, newest
 # %% ../../nbs/attribution/3_patterns.ipynb #610943a4
 DRAWN = "drawn maps (planted-attention)"  # where the training maps are from, if from nowhere
 MAP_NAMES = {"raw": "raw maps", "norm": "norm-based maps", "norm_legacy": "norm-based maps, released slice"}
-NAMES = {"vertical": "Vertical", "diagonal": "Diagonal", "mix": "Vertical + Diagonal", "block": "Block", "other": "Heterogeneous"}
+NAMES = {
+    "vertical": "Vertical",
+    "diagonal": "Diagonal",
+    "mix": "Vertical + Diagonal",
+    "block": "Block",
+    "other": "Heterogeneous",
+}
+
 
 def kind_of(
     label: str,  # as it stands in a label file
@@ -44,28 +51,49 @@ def kind_of(
 ) -> str:
     "The kind (one of `lib.data.synthetic_nli.KINDS`) that a label of either set means"
     word = " ".join(label.lower().replace("_", " ").split())
-    known = {k: k for k in KINDS} | {name.lower(): k for k, name in NAMES.items()} | {f"{n} vertical": "vertical" for n in ("single", "double", "multiple")}
-    if word not in known: raise DataError(f"{where}: label {label.strip()!r}{nearest(word, [*KINDS, *NAMES.values()])}")
+    known = (
+        {k: k for k in KINDS}
+        | {name.lower(): k for k, name in NAMES.items()}
+        | {f"{n} vertical": "vertical" for n in ("single", "double", "multiple")}
+    )
+    if word not in known:
+        raise DataError(f"{where}: label {label.strip()!r}{nearest(word, [*KINDS, *NAMES.values()])}")
     return known[word]
 
 # %% ../../nbs/attribution/3_patterns.ipynb #f79e7134
-LAYOUTS = {"raw": ("raw/labels.txt", "raw/for_training/"), "norm": ("normed/attention_norm_annotated.tsv", "normed/data/")}
+LAYOUTS = {
+    "raw": ("raw/labels.txt", "raw/for_training/"),
+    "norm": ("normed/attention_norm_annotated.tsv", "normed/data/"),
+}
 LAYOUTS["norm_legacy"] = LAYOUTS["norm"]
-SLICE, SLICES = "normed/slice.txt", {"norm": "columns", "norm_legacy": "rows"}  # of the output projection; the published set has no such file
+SLICE, SLICES = (
+    "normed/slice.txt",
+    {"norm": "columns", "norm_legacy": "rows"},
+)  # of the output projection; the published set has no such file
+
 
 def members(
     place: Path,  # a folder or an archive
 ) -> dict[str, Callable[[], bytes]]:
     "Path of every file below a folder or in an archive, and what reads it"
-    if place.is_dir(): return {p.relative_to(place).as_posix(): p.read_bytes for p in sorted(place.rglob("*")) if p.is_file()}
-    if not place.is_file(): raise DataError(f"no folder or archive {place} of labelled maps")
+    if place.is_dir():
+        return {
+            p.relative_to(place).as_posix(): p.read_bytes for p in sorted(place.rglob("*")) if p.is_file()
+        }
+    if not place.is_file():
+        raise DataError(f"no folder or archive {place} of labelled maps")
     if zipfile.is_zipfile(place):
         archive = zipfile.ZipFile(place)
         return {n: lambda n=n: archive.read(n) for n in sorted(archive.namelist()) if not n.endswith("/")}
     try:
         packed = tarfile.open(place)
-        return {m.name: lambda m=m: packed.extractfile(m).read() for m in sorted(packed.getmembers(), key=lambda m: m.name) if m.isfile()}
-    except (tarfile.TarError, EOFError, OSError) as error: raise DataError(f"{place} is neither a folder nor a whole zip or tar archive ({error})") from None
+        return {
+            m.name: lambda m=m: packed.extractfile(m).read()
+            for m in sorted(packed.getmembers(), key=lambda m: m.name)
+            if m.isfile()
+        }
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{place} is neither a folder nor a whole zip or tar archive ({error})") from None
 
 # %% ../../nbs/attribution/3_patterns.ipynb #24676f68
 def read_labels(
@@ -76,15 +104,28 @@ def read_labels(
     "Name of every labelled map -> kind"
     found: dict[str, str] = {}
     for n, line in enumerate(text.splitlines(), 1):
-        if not line.strip(): continue
+        if not line.strip():
+            continue
         label, sign, names = line.partition("=") if maps == "raw" else line.partition("\t")[::-1]
-        listed = [name for x in (names.split(",") if maps == "raw" else [names]) if (name := x.strip().removesuffix(".npy"))]
-        if not sign or not listed or (maps != "raw" and "\t" in label.strip()): raise DataError(f"{where}, line {n}: expected `{'label = name, name' if maps == 'raw' else 'name TAB label'}`, found {line.strip()!r}")
-        if not label.strip(): raise DataError(f"{where}, line {n}: {names.strip()} has no label. Valid: {', '.join(NAMES.values())}")
+        listed = [
+            name
+            for x in (names.split(",") if maps == "raw" else [names])
+            if (name := x.strip().removesuffix(".npy"))
+        ]
+        if not sign or not listed or (maps != "raw" and "\t" in label.strip()):
+            raise DataError(
+                f"{where}, line {n}: expected `{'label = name, name' if maps == 'raw' else 'name TAB label'}`, found {line.strip()!r}"
+            )
+        if not label.strip():
+            raise DataError(
+                f"{where}, line {n}: {names.strip()} has no label. Valid: {', '.join(NAMES.values())}"
+            )
         kind = kind_of(label, f"{where}, line {n}")
         for name in (x if "_" in x else x.zfill(4) for x in listed):
-            if found.setdefault(name, kind) != kind: raise DataError(f"{where}, line {n}: {name} is {kind}, but was {found[name]} before")
-    if not found: raise DataError(f"{where}: no labels")
+            if found.setdefault(name, kind) != kind:
+                raise DataError(f"{where}, line {n}: {name} is {kind}, but was {found[name]} before")
+    if not found:
+        raise DataError(f"{where}: no labels")
     return found
 
 # %% ../../nbs/attribution/3_patterns.ipynb #c2801fa6
@@ -95,19 +136,38 @@ def load_maps(
     "Maps (n, n) float32, kinds and names of a labelled set; DataError names file and line"
     files, (labels, folder) = members(Path(place)), LAYOUTS[maps]
     found = [name for name in files if f"/{name}".endswith(f"/{labels}")]
-    if len(found) != 1: raise DataError(f"{place}: {'no' if not found else len(found)} files {labels}. There: {', '.join([*files][:8]) or 'nothing'}")
+    if len(found) != 1:
+        raise DataError(
+            f"{place}: {'no' if not found else len(found)} files {labels}. There: {', '.join([*files][:8]) or 'nothing'}"
+        )
     root = found[0].removesuffix(labels)
-    kinds, slice_ = read_labels(text_of(files[found[0]], f"{place}/{found[0]}"), maps, f"{place}/{found[0]}"), files.get(root + SLICE, lambda: b"rows")().decode(errors="replace").strip()
+    kinds, slice_ = (
+        read_labels(text_of(files[found[0]], f"{place}/{found[0]}"), maps, f"{place}/{found[0]}"),
+        files.get(root + SLICE, lambda: b"rows")().decode(errors="replace").strip(),
+    )
     if maps in SLICES and slice_ != SLICES[maps]:
-        raise DataError(f"{place}: its norm-based maps are of the {slice_} of the output projection, those of {maps!r} of the {SLICES[maps]}. Valid: maps of {', '.join(m for m, s in SLICES.items() if s == slice_) or 'none'}; or, if it is wrong, {SLICE}")
+        raise DataError(
+            f"{place}: its norm-based maps are of the {slice_} of the output projection, those of {maps!r} of the {SLICES[maps]}. Valid: maps of {', '.join(m for m, s in SLICES.items() if s == slice_) or 'none'}; or, if it is wrong, {SLICE}"
+        )
     missing = [name for name in kinds if f"{root}{folder}{name}.npy" not in files]
-    if missing: raise DataError(f"{place}: {len(missing)} of {len(kinds)} labelled maps are not in {root}{folder}, as {', '.join(missing[:3])}")
-    return [read_map(files[path := f"{root}{folder}{name}.npy"](), f"{place}/{path}") for name in kinds], list(kinds.values()), list(kinds)
+    if missing:
+        raise DataError(
+            f"{place}: {len(missing)} of {len(kinds)} labelled maps are not in {root}{folder}, as {', '.join(missing[:3])}"
+        )
+    return (
+        [read_map(files[path := f"{root}{folder}{name}.npy"](), f"{place}/{path}") for name in kinds],
+        list(kinds.values()),
+        list(kinds),
+    )
+
 
 def text_of(read: Callable[[], bytes], where: str) -> str:
     "A file's text; DataError if it is not UTF-8 or cannot be read"
-    try: return read().decode("utf-8-sig")
-    except (UnicodeDecodeError, EOFError, OSError) as error: raise DataError(f"{where}: no UTF-8 text ({error})") from None
+    try:
+        return read().decode("utf-8-sig")
+    except (UnicodeDecodeError, EOFError, OSError) as error:
+        raise DataError(f"{where}: no UTF-8 text ({error})") from None
+
 
 def check_maps(
     maps_from: str,  # folder or archive, absolute or below the data folder
@@ -116,14 +176,23 @@ def check_maps(
     "Refuse a labelled set that cannot be used, before anything runs"
     load_maps(data_dir() / maps_from, maps)
 
+
 def read_map(content: bytes, where: str) -> np.ndarray:
     "A square matrix of finite numbers from the bytes of an .npy file"
-    try: found = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error: raise DataError(f"{where} cannot be read as an array: {error}") from None
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu": raise DataError(f"{where}: expected real numbers, found {getattr(found, 'dtype', type(found).__name__)}")
-    if found.ndim != 2 or found.shape[0] != found.shape[1] or len(found) < 2: raise DataError(f"{where}: expected a square matrix of at least two rows, found shape {found.shape}")
-    with np.errstate(over="ignore"): found = found.astype(np.float32)
-    if not (np.isfinite(found).all() and (found >= 0).all()): raise DataError(f"{where}: an attention map holds finite numbers of at least 0")
+    try:
+        found = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{where} cannot be read as an array: {error}") from None
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
+        raise DataError(
+            f"{where}: expected real numbers, found {getattr(found, 'dtype', type(found).__name__)}"
+        )
+    if found.ndim != 2 or found.shape[0] != found.shape[1] or len(found) < 2:
+        raise DataError(f"{where}: expected a square matrix of at least two rows, found shape {found.shape}")
+    with np.errstate(over="ignore"):
+        found = found.astype(np.float32)
+    if not (np.isfinite(found).all() and (found >= 0).all()):
+        raise DataError(f"{where}: an attention map holds finite numbers of at least 0")
     return found
 
 # %% ../../nbs/attribution/3_patterns.ipynb #91c32229
@@ -137,33 +206,58 @@ def write_maps(
     "Maps and label file in the layout that `load_maps` reads"
     labels_file, maps_folder = (Path(folder) / part for part in LAYOUTS[maps])
     maps_folder.mkdir(parents=True, exist_ok=True)
-    for name, one in zip(names, found, strict=True): np.save(maps_folder / f"{name}.npy", one)
-    by_kind = [f"{kind} = {', '.join(n for n, l in zip(names, labels) if l == kind)}" for kind in dict.fromkeys(labels)]
+    for name, one in zip(names, found, strict=True):
+        np.save(maps_folder / f"{name}.npy", one)
+    by_kind = [
+        f"{kind} = {', '.join(n for n, l in zip(names, labels) if l == kind)}"
+        for kind in dict.fromkeys(labels)
+    ]
     lines = by_kind if maps == "raw" else [f"{n}\t{NAMES.get(l, l)}" for n, l in zip(names, labels)]
     labels_file.write_text("\n".join(lines) + "\n")
-    if maps in SLICES: (Path(folder) / SLICE).write_text(SLICES[maps] + "\n")
+    if maps in SLICES:
+        (Path(folder) / SLICE).write_text(SLICES[maps] + "\n")
 
 # %% ../../nbs/attribution/3_patterns.ipynb #57e4d1ec
 def labelled_files(
     place: Path,  # folder or archive of labelled maps
 ) -> dict[str, str]:
     "Path (below the data folder, or absolute) -> sha256 of the archive, or of the folder's label files and maps"
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in (".npy", ".txt", ".tsv"))
+    files = (
+        [place]
+        if place.is_file()
+        else sorted(p for p in place.rglob("*") if p.suffix in (".npy", ".txt", ".tsv"))
+    )
     return file_hashes(files)
 
 # %% ../../nbs/attribution/3_patterns.ipynb #f114e243
 class PatternNet(nn.Module):
     "The published classifier of attention maps: (B, n, n) -> logits (B, kinds); n >= 32"
+
     def __init__(self, kinds: int = len(KINDS)):
         super().__init__()
         conv = lambda *a: [nn.Conv2d(*a), nn.ReLU()]
-        self.layers = nn.Sequential(*conv(1, 16, 3), *conv(16, 16, 3), nn.MaxPool2d(2), *conv(16, 32, 3), *conv(32, 32, 3), nn.MaxPool2d(2), *conv(32, 64, 3), *conv(64, 64, 3),
-                                    nn.Conv2d(64, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, kinds, 1), nn.Flatten())
+        self.layers = nn.Sequential(
+            *conv(1, 16, 3),
+            *conv(16, 16, 3),
+            nn.MaxPool2d(2),
+            *conv(16, 32, 3),
+            *conv(32, 32, 3),
+            nn.MaxPool2d(2),
+            *conv(32, 64, 3),
+            *conv(64, 64, 3),
+            nn.Conv2d(64, 16, 1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(16, kinds, 1),
+            nn.Flatten(),
+        )
         for module in self.layers:
-            if isinstance(module, nn.Conv2d): nn.init.xavier_normal_(module.weight); nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_normal_(module.weight)
+                nn.init.zeros_(module.bias)
 
     def forward(self, maps: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(logits=self.layers(maps[:, None]))
+
 
 SMALLEST = 32  # rows that the convolutions and poolings eat up
 
@@ -181,47 +275,66 @@ def framed(
 # %% ../../nbs/attribution/3_patterns.ipynb #4fff1345
 class SizeSampler(torch.utils.data.Sampler):
     "Positions in an order whose batches hold maps of similar size; batches come in random order, anew each epoch"
+
     def __init__(self, sizes: list[int], batch_size: int, seed: int):
         self.sizes, self.batch_size, self.seed, self.epoch = np.asarray(sizes), batch_size, seed, 0
 
-    def set_epoch(self, epoch: int) -> None: self.epoch = epoch
-    def __len__(self) -> int: return len(self.sizes)
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[int]:
         rng = stream(self.seed, "order", self.epoch)
         order = rng.permutation(len(self.sizes))
         order = order[np.argsort(self.sizes[order], kind="stable")]
-        full = [order[i:i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        full = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         places = [*rng.permutation(len(full) - 1), len(full) - 1]  # the last, smaller batch stays last
         yield from (int(i) for p in places for i in full[p])
 
 # %% ../../nbs/attribution/3_patterns.ipynb #e0f5de35
-RECIPES = {"short": dict(epochs=25, lr=2e-3, batch_size=32, centre=False, lr_scheduler_type="cosine", warmup=0.3),
-           "published": dict(epochs=200, lr=1e-3, batch_size=64, centre=True, lr_scheduler_type="constant", warmup=0.0)}
+RECIPES = {
+    "short": dict(epochs=25, lr=2e-3, batch_size=32, centre=False, lr_scheduler_type="cosine", warmup=0.3),
+    "published": dict(
+        epochs=200, lr=1e-3, batch_size=64, centre=True, lr_scheduler_type="constant", warmup=0.0
+    ),
+}
+
 
 class MapTrainer(Finetuner):
     "A Finetuner whose batches hold maps of similar size, unless all are centred in one"
+
     sampler = None
-    def _get_train_sampler(self, *args): return self.sampler or super()._get_train_sampler(*args)
+
+    def _get_train_sampler(self, *args):
+        return self.sampler or super()._get_train_sampler(*args)
+
 
 def rows_of(found: list[np.ndarray], kinds: list[str]) -> list[dict]:
     "Maps and the positions of their kinds, as a data set"
     return [{"map": m, "label": KINDS.index(k)} for m, k in zip(found, kinds, strict=True)]
 
+
 def collate(rows: list[dict], centre: bool, largest: int) -> dict[str, torch.Tensor]:
     "A batch: maps in squares of one size, and labels"
     size = max(SMALLEST, largest) if centre else max(SMALLEST, *(len(r["map"]) for r in rows))
-    return {"maps": torch.stack([framed(r["map"], size, centre) for r in rows]), "labels": torch.tensor([r["label"] for r in rows])}
+    return {
+        "maps": torch.stack([framed(r["map"], size, centre) for r in rows]),
+        "labels": torch.tensor([r["label"] for r in rows]),
+    }
 
 # %% ../../nbs/attribution/3_patterns.ipynb #3f3c0c5a
 @dataclass
 class Classifier:
     "A trained network and the maps it knows"
+
     net: PatternNet
     maps: str  # raw, norm or norm_legacy
     smallest: int  # size of the smallest training map
     largest: int  # and of the largest
     source: str  # where the training maps are from: DRAWN, or a folder
+
     def size(self, tokens: int) -> int:
         "Rows and columns of the map of a sentence that it looks at"
         return max(tokens, self.smallest + 20, SMALLEST)
@@ -230,7 +343,12 @@ class Classifier:
     def logits(self, found: torch.Tensor) -> torch.Tensor:
         "(N, n, n) -> (N, kinds), on the network's device, in chunks that keep memory small"
         device = next(self.net.parameters()).device
-        return torch.cat([self.net.eval()(part.to(device).float()).logits for part in found.split(max(1, 2**21 // found[0].numel()))])
+        return torch.cat(
+            [
+                self.net.eval()(part.to(device).float()).logits
+                for part in found.split(max(1, 2**21 // found[0].numel()))
+            ]
+        )
 
 # %% ../../nbs/attribution/3_patterns.ipynb #7501d93a
 def predict_kinds(
@@ -243,14 +361,21 @@ def predict_kinds(
     out = np.empty(len(found), dtype=object)
     for size in sorted(set(sizes)):
         at = [i for i, s in enumerate(sizes) if s == size]
-        out[at] = [KINDS[i] for i in classifier.logits(torch.stack([framed(found[i], size, centre) for i in at])).argmax(1).tolist()]
+        out[at] = [
+            KINDS[i]
+            for i in classifier.logits(torch.stack([framed(found[i], size, centre) for i in at]))
+            .argmax(1)
+            .tolist()
+        ]
     return out
 
 # %% ../../nbs/attribution/3_patterns.ipynb #68ab6dc5
 def fit(
     found: list[np.ndarray],  # training maps
     kinds: list[str],
-    select: tuple[list[np.ndarray], list[str]],  # maps and kinds on which the best epoch is chosen (ties: the later)
+    select: tuple[
+        list[np.ndarray], list[str]
+    ],  # maps and kinds on which the best epoch is chosen (ties: the later)
     maps: str,  # raw, norm or norm_legacy
     source: str,  # where the maps are from
     recipe: dict,  # one of RECIPES, perhaps altered
@@ -264,13 +389,36 @@ def fit(
         torch.manual_seed(torch_seed)
         last = Classifier(PatternNet(), maps, min(map(len, found)), max(map(len, found)), source)
     steps = -(-len(found) // recipe["batch_size"]) * recipe["epochs"]
-    args = arguments(folder, "fp32", save_steps, seed=torch_seed, data_seed=torch_seed, learning_rate=recipe["lr"], num_train_epochs=recipe["epochs"], report_to="none",
-                     per_device_train_batch_size=recipe["batch_size"], lr_scheduler_type=recipe["lr_scheduler_type"], warmup_steps=int(recipe["warmup"] * steps),
-                     max_grad_norm=0.0, weight_decay=0.0, logging_steps=max(1, steps // 50))
-    score = lambda net: float(np.mean(predict_kinds(last, select[0], recipe["centre"]) == np.asarray(select[1])))
+    args = arguments(
+        folder,
+        "fp32",
+        save_steps,
+        seed=torch_seed,
+        data_seed=torch_seed,
+        learning_rate=recipe["lr"],
+        num_train_epochs=recipe["epochs"],
+        report_to="none",
+        per_device_train_batch_size=recipe["batch_size"],
+        lr_scheduler_type=recipe["lr_scheduler_type"],
+        warmup_steps=int(recipe["warmup"] * steps),
+        max_grad_norm=0.0,
+        weight_decay=0.0,
+        logging_steps=max(1, steps // 50),
+    )
+    score = lambda net: float(
+        np.mean(predict_kinds(last, select[0], recipe["centre"]) == np.asarray(select[1]))
+    )
     keep = Best(best_file(folder), score, later=True, restore=False)
-    trainer = MapTrainer(last.net, args, lambda rows: collate(rows, recipe["centre"], last.largest), rows_of(found, kinds), loss=cross_entropy, callbacks=[keep])
-    if not recipe["centre"]: trainer.sampler = SizeSampler([len(m) for m in found], recipe["batch_size"], torch_seed)
+    trainer = MapTrainer(
+        last.net,
+        args,
+        lambda rows: collate(rows, recipe["centre"], last.largest),
+        rows_of(found, kinds),
+        loss=cross_entropy,
+        callbacks=[keep],
+    )
+    if not recipe["centre"]:
+        trainer.sampler = SizeSampler([len(m) for m in found], recipe["batch_size"], torch_seed)
     trainer.train(resume_from_checkpoint=newest(folder))
     best = Classifier(PatternNet(), maps, last.smallest, last.largest, source)
     best.net.load_state_dict(keep.weights())
@@ -285,14 +433,23 @@ def save_classifier(
     header = {k: getattr(classifier, k) for k in ("maps", "smallest", "largest", "source")} | {"kinds": KINDS}
     save_file(classifier.net.state_dict(), path, metadata={"attention_patterns": json.dumps(header)})
 
+
 def load_classifier(
     path: Path,
 ) -> Classifier:
     "A classifier as it was saved, on the GPU if there is one; DataError if the file is something else"
     try:
-        with safe_open(path, "pt") as file: header, tensors = json.loads((file.metadata() or {}).get("attention_patterns", "{}")), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error: raise DataError(f"{path} is no safetensors file: {error}") from None
-    if header.pop("kinds", None) != KINDS: raise DataError(f"{path} is not a classifier of attention patterns; they are written by pattern_classifier")
+        with safe_open(path, "pt") as file:
+            header, tensors = (
+                json.loads((file.metadata() or {}).get("attention_patterns", "{}")),
+                {k: file.get_tensor(k) for k in file.keys()},
+            )  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is no safetensors file: {error}") from None
+    if header.pop("kinds", None) != KINDS:
+        raise DataError(
+            f"{path} is not a classifier of attention patterns; they are written by pattern_classifier"
+        )
     found = Classifier(PatternNet(), **header)
     found.net.load_state_dict(tensors)
     found.net.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -304,8 +461,15 @@ def judge(
     said: list[str],
 ) -> tuple[pd.DataFrame, float, pd.DataFrame]:
     "(kind, precision, recall, f1, support; weighted F1; kind, said, maps: the confusion matrix as rows)"
-    precision, recall, f1, support = precision_recall_fscore_support(truth, said, labels=KINDS, zero_division=0)
-    table = pd.DataFrame({"kind": KINDS, "precision": precision, "recall": recall, "f1": f1, "support": support})
+    precision, recall, f1, support = precision_recall_fscore_support(
+        truth, said, labels=KINDS, zero_division=0
+    )
+    table = pd.DataFrame(
+        {"kind": KINDS, "precision": precision, "recall": recall, "f1": f1, "support": support}
+    )
     counts = confusion_matrix(truth, said, labels=KINDS)
-    confusion = pd.DataFrame([(KINDS[i], KINDS[j], int(n)) for (i, j), n in np.ndenumerate(counts)], columns=["kind", "said", "maps"])
+    confusion = pd.DataFrame(
+        [(KINDS[i], KINDS[j], int(n)) for (i, j), n in np.ndenumerate(counts)],
+        columns=["kind", "said", "maps"],
+    )
     return table, float((f1 * support).sum() / support.sum()), confusion

@@ -29,22 +29,33 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     right = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]  # (B, C)
     return (logits * right).sum(1) - logits.masked_fill(right, -torch.inf).logsumexp(1)
 
+
 OUTPUTS = {"loss": lambda logits, labels: cross_entropy(logits, labels, reduction="none"), "margin": margin}
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-08
 SUPPORTED = (nn.Linear, nn.LayerNorm, nn.Embedding)
 
+
 def layer_names(
     model: nn.Module,
-    patterns: list[str] | None = None,  # regular expressions, each of which a name may match; None: all that have parameters
+    patterns: list[str]
+    | None = None,  # regular expressions, each of which a name may match; None: all that have parameters
 ) -> list[str]:
     "Names of the layers to look at. ValueError where a pattern matches none, or a layer is of a type whose row gradients are not known"
-    owners = [n for n, m in model.named_modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+    owners = [
+        n for n, m in model.named_modules() if any(p.requires_grad for p in m.parameters(recurse=False))
+    ]
     for pattern in patterns or []:
-        if not any(re.search(pattern, n) for n in owners): raise ValueError(f"no layer matches {pattern!r}. Layers: {', '.join(owners[:3])} ... {', '.join(owners[-2:])}")
+        if not any(re.search(pattern, n) for n in owners):
+            raise ValueError(
+                f"no layer matches {pattern!r}. Layers: {', '.join(owners[:3])} ... {', '.join(owners[-2:])}"
+            )
     found = [n for n in owners if not patterns or any(re.search(p, n) for p in patterns)]
     for n in found:
-        if not isinstance(model.get_submodule(n), SUPPORTED): raise ValueError(f"{n} is a {type(model.get_submodule(n)).__name__}: row gradients are known for {', '.join(t.__name__ for t in SUPPORTED)}")
+        if not isinstance(model.get_submodule(n), SUPPORTED):
+            raise ValueError(
+                f"{n} is a {type(model.get_submodule(n)).__name__}: row gradients are known for {', '.join(t.__name__ for t in SUPPORTED)}"
+            )
     return found
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-10
@@ -55,27 +66,45 @@ def traced(
 ) -> Iterator[dict]:
     "Inside the context a pass and its backward fill name -> [[input, gradient of the output], ...], one pair for each call; no weight needs a gradient"
     seen, wanted = {n: [] for n in names}, [p for p in model.parameters() if p.requires_grad]
+
     def keep(name):
         def hook(module, args, output):
             rows = live["rows"]
-            if output.shape[0] != rows: output = output.expand(rows, *output.shape[1:]).clone()
-            if not output.requires_grad: output = output.requires_grad_()
+            if output.shape[0] != rows:
+                output = output.expand(rows, *output.shape[1:]).clone()
+            if not output.requires_grad:
+                output = output.requires_grad_()
             seen[name].append(pair := [args[0].detach().expand(rows, *args[0].shape[1:]), None])
             output.register_hook(lambda g: pair.__setitem__(1, g))
             return output
+
         return hook
+
     live = {}
-    handles = [model.register_forward_pre_hook(lambda _, args, kwargs: live.update(rows=len(kwargs["input_ids"] if "input_ids" in kwargs else args[0])), with_kwargs=True)]
+    handles = [
+        model.register_forward_pre_hook(
+            lambda _, args, kwargs: live.update(
+                rows=len(kwargs["input_ids"] if "input_ids" in kwargs else args[0])
+            ),
+            with_kwargs=True,
+        )
+    ]
     handles += [model.get_submodule(n).register_forward_hook(keep(n)) for n in names]
-    for p in wanted: p.requires_grad_(False)
-    try: yield seen
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        yield seen
     finally:
-        for h in handles: h.remove()
-        for p in wanted: p.requires_grad_(True)
+        for h in handles:
+            h.remove()
+        for p in wanted:
+            p.requires_grad_(True)
+
 
 def trace(model, batch: dict, output: str, names: list[str]) -> tuple[dict, Tensor]:
     "What `traced` collects for the rows of one batch, and the rows' logits (B, C); the model is in evaluation mode"
-    if output not in OUTPUTS: raise ValueError(f"no output {output!r}: choose {', '.join(OUTPUTS)}")
+    if output not in OUTPUTS:
+        raise ValueError(f"no output {output!r}: choose {', '.join(OUTPUTS)}")
     model.eval()
     with traced(model, names) as seen, torch.enable_grad():
         logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
@@ -83,7 +112,9 @@ def trace(model, batch: dict, output: str, names: list[str]) -> tuple[dict, Tens
     return seen, logits.detach()
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-11
-def _times(a: Tensor) -> Tensor: return a.flatten(1, -2) if a.dim() > 2 else a[:, None]  # (B, T, width)
+def _times(a: Tensor) -> Tensor:
+    return a.flatten(1, -2) if a.dim() > 2 else a[:, None]  # (B, T, width)
+
 
 def _layer_gradients(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tensor]:
     "Gradients of one call's rows: parameter -> (B, *shape)"
@@ -92,11 +123,19 @@ def _layer_gradients(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tenso
         out = g.new_zeros(len(g), *module.weight.shape)
         i = a.flatten(1)  # (B, T)
         out.scatter_add_(1, i[..., None].expand(*i.shape, g.shape[2]), g)
-        if module.padding_idx is not None: out[:, module.padding_idx] = 0  # as autograd does
+        if module.padding_idx is not None:
+            out[:, module.padding_idx] = 0  # as autograd does
         return {"weight": out}
-    if isinstance(module, nn.LayerNorm): a = nn.functional.layer_norm(a, module.normalized_shape, eps=module.eps)
-    made = {"weight": (g * _times(a)).sum(1) if isinstance(module, nn.LayerNorm) else torch.einsum("bto,bti->boi", g, _times(a)), "bias": g.sum(1)}
+    if isinstance(module, nn.LayerNorm):
+        a = nn.functional.layer_norm(a, module.normalized_shape, eps=module.eps)
+    made = {
+        "weight": (g * _times(a)).sum(1)
+        if isinstance(module, nn.LayerNorm)
+        else torch.einsum("bto,bti->boi", g, _times(a)),
+        "bias": g.sum(1),
+    }
     return made if module.bias is not None else {"weight": made["weight"]}
+
 
 def row_gradients(
     model: nn.Module,  # a classifier
@@ -110,59 +149,107 @@ def row_gradients(
     found = {}
     for n in names:
         for a, g in seen[n]:
-            for p, value in _layer_gradients(model.get_submodule(n), a, g).items(): found[f"{n}.{p}"] = found.get(f"{n}.{p}", 0) + value
+            for p, value in _layer_gradients(model.get_submodule(n), a, g).items():
+                found[f"{n}.{p}"] = found.get(f"{n}.{p}", 0) + value
     check_finite(torch.stack([v.flatten(1).sum(1) for v in found.values()], 1), range(len(batch["labels"])))
     return found
+
 
 def check_finite(values: Tensor, ids) -> None:
     "ValueError that names the first row of values (B, ...) with a number that is not finite"
     bad = ~torch.isfinite(values.flatten(1)).all(1)
-    if bad.any(): raise ValueError(f"row {list(ids)[int(bad.nonzero()[0, 0])]}: its gradient is not finite")
+    if bad.any():
+        raise ValueError(f"row {list(ids)[int(bad.nonzero()[0, 0])]}: its gradient is not finite")
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-15
 KINDS = ("factored", "normal", "rademacher")
 BLOCK = 64  # columns of P that are made at a time
 
+
 def random_block(kind: str, rows: int, columns: int, seed: int, *names) -> Tensor:
     "A piece of a projection (rows, columns), float32, the same in every process"
     rng = stream(seed, kind, *names)
-    return torch.from_numpy(rng.standard_normal((rows, columns), np.float32) if kind != "rademacher" else rng.integers(0, 2, (rows, columns), np.int8).astype(np.float32) * 2 - 1)
+    return torch.from_numpy(
+        rng.standard_normal((rows, columns), np.float32)
+        if kind != "rademacher"
+        else rng.integers(0, 2, (rows, columns), np.int8).astype(np.float32) * 2 - 1
+    )
+
 
 def factors(k: int) -> tuple[int, int]:
     "k as a product of two numbers that are as equal as can be"
     return next((a, k // a) for a in range(int(k**0.5), 0, -1) if k % a == 0)
 
+
 class Projector:
     "Random directions in the space of a model's gradients; called with a batch it gives features (B, k) and logits (B, C)"
-    def __init__(self, model: nn.Module, k: int = 512, kind: str = "factored", seed: int = 0, patterns: list[str] | None = None, keep: int = 2**26):  # keep: numbers of P that are held rather than made anew, at most
-        if kind not in KINDS: raise ValueError(f"no projection {kind!r}: choose {', '.join(KINDS)}")
-        if k < 1: raise ValueError(f"k = {k}: a projection has one direction at least")
-        self.model, self.k, self.kind, self.seed, self.names, self.room, self.held = model, k, kind, seed, layer_names(model, patterns), keep, {}
-        self.size = sum(p.numel() for n in self.names for p in model.get_submodule(n).parameters(recurse=False))  # p
+
+    def __init__(
+        self,
+        model: nn.Module,
+        k: int = 512,
+        kind: str = "factored",
+        seed: int = 0,
+        patterns: list[str] | None = None,
+        keep: int = 2**26,
+    ):  # keep: numbers of P that are held rather than made anew, at most
+        if kind not in KINDS:
+            raise ValueError(f"no projection {kind!r}: choose {', '.join(KINDS)}")
+        if k < 1:
+            raise ValueError(f"k = {k}: a projection has one direction at least")
+        self.model, self.k, self.kind, self.seed, self.names, self.room, self.held = (
+            model,
+            k,
+            kind,
+            seed,
+            layer_names(model, patterns),
+            keep,
+            {},
+        )
+        self.size = sum(
+            p.numel() for n in self.names for p in model.get_submodule(n).parameters(recurse=False)
+        )  # p
 
     def block(self, rows: int, columns: int, *names) -> Tensor:
         if names not in self.held:
             made = random_block(self.kind, rows, columns, self.seed, *names).to(self.model.device)
-            if self.room < made.numel(): return made
-            self.room -= made.numel(); self.held[names] = made
+            if self.room < made.numel():
+                return made
+            self.room -= made.numel()
+            self.held[names] = made
         return self.held[names]
 
     def dense(self, name: str, rows: Tensor) -> Tensor:
         "Features of gradients (B, p) of one parameter"
-        return torch.cat([rows @ self.block(rows.shape[1], min(BLOCK, self.k - c), name, c).to(rows.dtype) for c in range(0, self.k, BLOCK)], 1)
+        return torch.cat(
+            [
+                rows @ self.block(rows.shape[1], min(BLOCK, self.k - c), name, c).to(rows.dtype)
+                for c in range(0, self.k, BLOCK)
+            ],
+            1,
+        )
 
     def layer(self, name: str, a: Tensor, g: Tensor) -> Tensor:
         "Features of one call of a layer"
         module = self.model.get_submodule(name)
         if self.kind != "factored" or isinstance(module, nn.LayerNorm):
-            return sum(self.dense(f"{name}.{p}", v.flatten(1)) for p, v in _layer_gradients(module, a, g).items())
+            return sum(
+                self.dense(f"{name}.{p}", v.flatten(1)) for p, v in _layer_gradients(module, a, g).items()
+            )
         k1, k2 = factors(self.k)
-        right = self.block(module.weight.shape[0 if isinstance(module, nn.Embedding) else 1], k2, name, "in").to(g.dtype)
+        right = self.block(
+            module.weight.shape[0 if isinstance(module, nn.Embedding) else 1], k2, name, "in"
+        ).to(g.dtype)
         left = _times(g) @ self.block(g.shape[-1], k1, name, "out").to(g.dtype)  # (B, T, k1)
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None: left = left * (a != module.padding_idx)[..., None]
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            left = left * (a != module.padding_idx)[..., None]
         right = right[a.flatten(1)] if isinstance(module, nn.Embedding) else _times(a) @ right  # (B, T, k2)
         made = (left.transpose(1, 2) @ right).flatten(1)
-        return made + self.dense(f"{name}.bias", _times(g).sum(1)) if getattr(module, "bias", None) is not None else made
+        return (
+            made + self.dense(f"{name}.bias", _times(g).sum(1))
+            if getattr(module, "bias", None) is not None
+            else made
+        )
 
     def __call__(self, batch: dict, output: str = "margin", ids=None) -> tuple[Tensor, Tensor]:
         seen, logits = trace(self.model, batch, output, self.names)
@@ -173,9 +260,11 @@ class Projector:
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-21
 def set_features(
     projector: Projector,
-    tokenizer, rows,  # Dataset with text_a, (text_b,) label
+    tokenizer,
+    rows,  # Dataset with text_a, (text_b,) label
     output: str = "margin",
-    batch_size: int = 32, max_length: int = 128,
+    batch_size: int = 32,
+    max_length: int = 128,
     file: Path | None = None,  # .npy; None: in memory
     ids: list | None = None,  # of the rows, for messages
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -183,31 +272,50 @@ def set_features(
     n, classes = len(rows), projector.model.config.num_labels
     store = Store(file, (n, projector.k + classes), state_key(projector, rows, output, max_length))
     for start in range(store.done, n, batch_size):
-        batch = next(batches(projector.model, tokenizer, rows, batch_size, max_length, np.arange(start, min(n, start + batch_size))))
-        features, logits = projector(batch, output, (ids or range(n))[start:start + batch_size])
+        batch = next(
+            batches(
+                projector.model,
+                tokenizer,
+                rows,
+                batch_size,
+                max_length,
+                np.arange(start, min(n, start + batch_size)),
+            )
+        )
+        features, logits = projector(batch, output, (ids or range(n))[start : start + batch_size])
         store.add(torch.cat([features, logits.to(features)], 1).float().cpu().numpy())
-    return store.array[:, :projector.k], store.array[:, projector.k:]
+    return store.array[:, : projector.k], store.array[:, projector.k :]
+
 
 def state_key(projector: Projector, rows, *settings) -> str:
     "A fingerprint of the weights, the directions and the rows"
-    sums = [(n, float(p.double().sum()), float((p.double() ** 2).sum())) for n, p in projector.model.named_parameters()]
+    sums = [
+        (n, float(p.double().sum()), float((p.double() ** 2).sum()))
+        for n, p in projector.model.named_parameters()
+    ]
     texts = [rows[c][:] for c in ("text_a", "text_b", "label") if c in rows.column_names]
     held = [sums, texts, projector.k, projector.kind, projector.seed, projector.names, *settings]
     return hashlib.sha256(json.dumps(held).encode()).hexdigest()
 
+
 class Store:
     "Rows that are written one after the other to a .npy file, with a note of how many there are"
+
     def __init__(self, file: Path | None, shape: tuple[int, int], key: str):
         self.note = file and file.with_suffix(".json")
         before = json.loads(self.note.read_text()) if file and self.note.exists() and file.exists() else {}
         self.key, self.done = key, before.get("done", 0) if before.get("key") == key else 0
-        if file is None: self.array = np.zeros(shape, np.float32)
-        else: self.array = np.lib.format.open_memmap(file, "r+" if self.done else "w+", np.float32, shape)
+        if file is None:
+            self.array = np.zeros(shape, np.float32)
+        else:
+            self.array = np.lib.format.open_memmap(file, "r+" if self.done else "w+", np.float32, shape)
 
     def add(self, rows: np.ndarray) -> None:
-        self.array[self.done:self.done + len(rows)] = rows
+        self.array[self.done : self.done + len(rows)] = rows
         self.done += len(rows)
         if self.note:
             self.array.flush()
-            (draft := self.note.with_suffix(".new")).write_text(json.dumps({"key": self.key, "done": self.done}))
+            (draft := self.note.with_suffix(".new")).write_text(
+                json.dumps({"key": self.key, "done": self.done})
+            )
             os.replace(draft, self.note)

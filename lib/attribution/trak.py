@@ -20,21 +20,34 @@ def kernel_inverse(
 ) -> torch.Tensor:
     "(k, k) float64: the inverse, divided by the mean of its absolute entries. Warns above a condition number of 1e6; ValueError where it has none"
     features = features.double()
-    if not torch.isfinite(features).all(): raise ValueError(f"features of row {int((~torch.isfinite(features)).any(1).nonzero()[0, 0])} are not finite")
+    if not torch.isfinite(features).all():
+        raise ValueError(
+            f"features of row {int((~torch.isfinite(features)).any(1).nonzero()[0, 0])} are not finite"
+        )
     kernel = features.T @ features
     kernel += ridge * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=torch.float64)
     spread = torch.linalg.eigvalsh(kernel)
-    if spread[0] <= 0: raise ValueError(f"the kernel of {len(features)} rows in {len(kernel)} directions is singular: take fewer directions or a larger ridge than {ridge:g}")
-    if (condition := float(spread[-1] / spread[0])) > 1e6: warnings.warn(f"TRAK's kernel is ill-conditioned ({condition:.1e}): take fewer directions than {len(kernel)} or a larger ridge than {ridge:g}", stacklevel=2)
+    if spread[0] <= 0:
+        raise ValueError(
+            f"the kernel of {len(features)} rows in {len(kernel)} directions is singular: take fewer directions or a larger ridge than {ridge:g}"
+        )
+    if (condition := float(spread[-1] / spread[0])) > 1e6:
+        warnings.warn(
+            f"TRAK's kernel is ill-conditioned ({condition:.1e}): take fewer directions than {len(kernel)} or a larger ridge than {ridge:g}",
+            stacklevel=2,
+        )
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
     return inverse / inverse.abs().mean()
+
 
 def wrongness(
     logits,  # (N, C) of the training rows
     labels,  # (N,)
 ) -> torch.Tensor:
     "1 - p of the right class (N,), float64"
-    return torch.sigmoid(-margin(torch.as_tensor(np.array(logits)).double(), torch.as_tensor(np.array(labels))))
+    return torch.sigmoid(
+        -margin(torch.as_tensor(np.array(logits)).double(), torch.as_tensor(np.array(labels)))
+    )
 
 # %% ../../nbs/attribution/5_trak.ipynb #08l-trak-05
 def trak(
@@ -45,11 +58,17 @@ def trak(
     ridge: float = 1e-3,  # of each kernel, as a share of its mean diagonal
 ) -> np.ndarray:
     "Scores (N, Q), float64: positive, the training row helps the query (Park et al. 2023, eq. 15)"
-    if not len(train) == len(query) == len(wrong) or not train: raise ValueError(f"{len(train)} training, {len(query)} query features and {len(wrong)} weights: one of each for every checkpoint")
+    if not len(train) == len(query) == len(wrong) or not train:
+        raise ValueError(
+            f"{len(train)} training, {len(query)} query features and {len(wrong)} weights: one of each for every checkpoint"
+        )
     total = 0.0
     for a, b, w in zip(train, query, wrong):
         a, b = (torch.as_tensor(np.asarray(x)).double() / size**0.5 for x in (a, b))
-        if a.shape[1] != b.shape[1] or len(w) != len(a): raise ValueError(f"features {tuple(a.shape)} and {tuple(b.shape)} and {len(w)} weights do not fit: (N, k), (Q, k), (N,)")
+        if a.shape[1] != b.shape[1] or len(w) != len(a):
+            raise ValueError(
+                f"features {tuple(a.shape)} and {tuple(b.shape)} and {len(w)} weights do not fit: (N, k), (Q, k), (N,)"
+            )
         total = total + a @ (kernel_inverse(a, ridge) @ b.T)
     mean_wrong = torch.stack([torch.as_tensor(w).double() for w in wrong]).mean(0)
     return (total / len(train) * mean_wrong[:, None]).numpy()

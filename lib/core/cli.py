@@ -22,48 +22,73 @@ from .sweeps import Sweep, check_inputs, load_sweep
 # %% ../../nbs/core/6_cli.ipynb #0509f985
 def check_repository(*places: Path) -> None:
     "RunError if any place lies in another checkout than `lib` does, or `lib` in none."
-    is_checkout = lambda folder: (folder / "settings.ini").is_file() and (folder / "lib" / "runs.py").is_file()
-    if not is_checkout(ROOT): raise RunError(f"lib at {ROOT / 'lib'} is not a checkout; install it with `pip install -e .` from the repository")
+    is_checkout = lambda folder: (
+        (folder / "settings.ini").is_file() and (folder / "lib" / "runs.py").is_file()
+    )
+    if not is_checkout(ROOT):
+        raise RunError(
+            f"lib at {ROOT / 'lib'} is not a checkout; install it with `pip install -e .` from the repository"
+        )
     for place in places:
-        home = next((folder for folder in [place.resolve(), *place.resolve().parents] if is_checkout(folder)), ROOT)
-        if home != ROOT: raise RunError(f"{place} belongs to {home}, but lib is that of {ROOT}: use the command of {home}'s own environment")
+        home = next(
+            (folder for folder in [place.resolve(), *place.resolve().parents] if is_checkout(folder)), ROOT
+        )
+        if home != ROOT:
+            raise RunError(
+                f"{place} belongs to {home}, but lib is that of {ROOT}: use the command of {home}'s own environment"
+            )
 
 # %% ../../nbs/core/6_cli.ipynb #9b4beb35
 def _headline(sweep: Sweep, plan: Plan) -> str:
     text = f"{sweep.path.stem}: {len(plan.runs)} runs, {len(plan.runs) - len(plan.missing)} finished"
-    if plan.missing: text += f", {len(plan.missing)} to make"
+    if plan.missing:
+        text += f", {len(plan.missing)} to make"
     kept = [name for name in plan.stale if name not in plan.missing]
     reasons = ", ".join(dict.fromkeys(plan.stale[name][0] for name in kept[:3]))
-    if kept: text += f"\n{len(kept)} stale runs kept ({reasons}); --stale makes them and all below them again"
+    if kept:
+        text += f"\n{len(kept)} stale runs kept ({reasons}); --stale makes them and all below them again"
     return text + "".join(f"\ndamaged, made again: {name}: {wrong}" for name, wrong in plan.damaged.items())
 
 
 def _dry(plan: Plan, jobs: int, profile: str, redo: bool) -> None:
-    for name, r in plan.missing.items(): print(f"{name}  {labelled(r)}")
-    if not profile or not plan.missing: return
+    for name, r in plan.missing.items():
+        print(f"{name}  {labelled(r)}")
+    if not profile or not plan.missing:
+        return
     folder = outputs() / ".engine" / f"dry-{os.getpid()}"
     write_plan(plan, folder, redo, cluster=True)
-    try: snakemake([*snakemake_command(folder, jobs, [], profile), "--dry-run"])
-    finally: shutil.rmtree(folder, ignore_errors=True)
+    try:
+        snakemake([*snakemake_command(folder, jobs, [], profile), "--dry-run"])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def snakemake(command: list[str]) -> None:
     "Run snakemake and show what it says; RunError if it fails."
     done = subprocess.run(command, capture_output=True, text=True)
     print(done.stdout + done.stderr)
-    if done.returncode: raise RunError("snakemake refused the plan")
+    if done.returncode:
+        raise RunError("snakemake refused the plan")
 
 # %% ../../nbs/core/6_cli.ipynb #9b22288d
 def run(args) -> int:
     "Make what the sweep lacks."
     check_repository(Path.cwd(), Path(args.sweep))
     sweep = load_sweep(args.sweep, args.smoke)
-    if args.profile: profile_folder(args.profile)
+    if args.profile:
+        profile_folder(args.profile)
     plan = make_plan(sweep, args.stale)
     check_inputs(list(plan.missing.values()), sweep.path)
     print(_headline(sweep, plan), flush=True)
-    jobs = args.jobs or (0 if args.profile else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    if args.dry_run: return _dry(plan, jobs, args.profile, args.stale) or 0
+    jobs = args.jobs or (
+        0
+        if args.profile
+        else len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
+    if args.dry_run:
+        return _dry(plan, jobs, args.profile, args.stale) or 0
     return make(plan, jobs, args.profile, args.stale, say=lambda line: print(line, flush=True))
 
 # %% ../../nbs/core/6_cli.ipynb #7b8d0452
@@ -73,9 +98,11 @@ STATES = ("finished", "stale", "being made", "failed", "damaged")
 def state(r: Run) -> str:
     "finished, stale, damaged, being made, or failed (begun and left)."
     wrong = r.problem()
-    if not wrong: return "stale" if r.stale() else "finished"
+    if not wrong:
+        return "stale" if r.stale() else "finished"
     owner = lock(outputs() / ".locks" / f"{r.notebook}-{r.key}.lock", wait=False)
-    if not owner: return "being made"
+    if not owner:
+        return "being made"
     owner[0].close()
     return "failed" if wrong == "not finished" else "damaged"
 
@@ -83,27 +110,50 @@ def state(r: Run) -> str:
 def status(args) -> int:
     "Runs of each notebook by state."
     counts = {}
-    for r in run_folders(): counts.setdefault(r.notebook, []).append(state(r))
+    for r in run_folders():
+        counts.setdefault(r.notebook, []).append(state(r))
     print(f"{'notebook':<26}" + "".join(f"{s:>11}" for s in STATES))
-    for notebook, states in sorted(counts.items()): print(f"{notebook:<26}" + "".join(f"{states.count(s):>11}" for s in STATES))
+    for notebook, states in sorted(counts.items()):
+        print(f"{notebook:<26}" + "".join(f"{states.count(s):>11}" for s in STATES))
     return 0
 
 # %% ../../nbs/core/6_cli.ipynb #a5afad38
 def _one(text: str) -> Run:  # notebook/key, key, or the beginning of a key
-    found = [r for r in run_folders() if text in (str(r), r.key) or (len(text) >= 4 and r.key.startswith(text))]
-    if len(found) == 1: return found[0]
-    raise RunError(f"{'no run' if not found else f'{len(found)} runs'} {text!r} in {outputs()}" + "".join(f"\n  {r}" for r in found))
+    found = [
+        r for r in run_folders() if text in (str(r), r.key) or (len(text) >= 4 and r.key.startswith(text))
+    ]
+    if len(found) == 1:
+        return found[0]
+    raise RunError(
+        f"{'no run' if not found else f'{len(found)} runs'} {text!r} in {outputs()}"
+        + "".join(f"\n  {r}" for r in found)
+    )
 
 
 def show(args) -> int:
     "One run: state, parameters, metrics, artefacts."
     r = _one(args.run)
     made, found = r.provenance, r.result or {}
-    print(f"{r}  {state(r)}", *filter(None, [r.problem(), *(r.stale_because() if not r.problem() else [])]), f"folder: {r.folder}", sep="\n  ")
+    print(
+        f"{r}  {state(r)}",
+        *filter(None, [r.problem(), *(r.stale_because() if not r.problem() else [])]),
+        f"folder: {r.folder}",
+        sep="\n  ",
+    )
     sizes = {n: f"{a['size']} bytes" for n, a in found.get("artefacts", {}).items()}
-    for title, values in (("parameters", r.params), ("artefacts", sizes), ("upstream", made.get("upstream", {}))):
-        if values: print(title, *(f"{name} = {value}" for name, value in values.items()), sep="\n  ")
-    if found.get("metrics"): print("metrics", *(", ".join(f"{k}={v}" for k, v in row.items()) for row in found["metrics"]), sep="\n  ")
+    for title, values in (
+        ("parameters", r.params),
+        ("artefacts", sizes),
+        ("upstream", made.get("upstream", {})),
+    ):
+        if values:
+            print(title, *(f"{name} = {value}" for name, value in values.items()), sep="\n  ")
+    if found.get("metrics"):
+        print(
+            "metrics",
+            *(", ".join(f"{k}={v}" for k, v in row.items()) for row in found["metrics"]),
+            sep="\n  ",
+        )
     print(f"commit {made.get('environment', {}).get('commit', 'unknown')}, {made.get('seconds', 0):.1f} s")
     return 0
 
@@ -120,74 +170,116 @@ def du(args) -> int:
         sizes = [1, *(size(r.folder / part) / 1e6 for part in ("", "model", "checkpoints"))]
         rows[r.notebook] = [a + b for a, b in zip(rows.get(r.notebook, [0] * 4), sizes)]
     print(f"{'notebook':<26}{'runs':>6}{'MB':>11}{'models':>11}{'checkpoints':>13}")
-    for notebook, (n, *mb) in sorted(rows.items()): print(f"{notebook:<26}{n:>6}{mb[0]:>11.1f}{mb[1]:>11.1f}{mb[2]:>13.1f}")
+    for notebook, (n, *mb) in sorted(rows.items()):
+        print(f"{notebook:<26}{n:>6}{mb[0]:>11.1f}{mb[1]:>11.1f}{mb[2]:>13.1f}")
     return 0
 
 
 def _referenced() -> set[str]:
     found = set()
     for path in sorted((notebooks_dir() / "sweeps").glob("*.yaml")):
-        for smoke in (False, True): found |= set(load_sweep(path, smoke).runs)
+        for smoke in (False, True):
+            found |= set(load_sweep(path, smoke).runs)
     return found
 
 # %% ../../nbs/core/6_cli.ipynb #4677be5a
 def _garbage(unreferenced: bool) -> list[Path]:
     states = [(r, state(r)) for r in run_folders()]
-    found = [r.folder / "checkpoints" for r, s in states if s in ("finished", "stale") and (r.folder / "checkpoints").exists()]
+    found = [
+        r.folder / "checkpoints"
+        for r, s in states
+        if s in ("finished", "stale") and (r.folder / "checkpoints").exists()
+    ]
     found += [r.folder for r, s in states if s == "failed"]
     engine = outputs() / ".engine"
     for folder in sorted(engine.iterdir()) if engine.is_dir() else []:
-        if owner := lock(folder / "alive", wait=False): owner[0].close(); found.append(folder)
+        if owner := lock(folder / "alive", wait=False):
+            owner[0].close()
+            found.append(folder)
     wanted = _referenced() if unreferenced else set()
-    return found + [r.folder for r, s in states if unreferenced and s in ("finished", "stale", "damaged") and str(r) not in wanted]
+    return found + [
+        r.folder
+        for r, s in states
+        if unreferenced and s in ("finished", "stale", "damaged") and str(r) not in wanted
+    ]
 
 
 def gc(args) -> int:
     "Remove what no finished run needs; finished runs that no sweep asks for only if asked twice."
     found = _garbage(args.unreferenced)
     really = not args.dry_run and (args.yes or not args.unreferenced)
-    for p in found: print(f"{size(p) / 1e6:10.1f} MB  {p}")
+    for p in found:
+        print(f"{size(p) / 1e6:10.1f} MB  {p}")
     print(f"{sum(map(size, found)) / 1e6:10.1f} MB {'freed' if really else 'to free; nothing was removed'}")
-    if args.unreferenced and not args.yes: print("these are finished runs too: add --yes to remove them")
-    for path in found if really else []: shutil.rmtree(path, ignore_errors=True)
+    if args.unreferenced and not args.yes:
+        print("these are finished runs too: add --yes to remove them")
+    for path in found if really else []:
+        shutil.rmtree(path, ignore_errors=True)
     return 0
 
 # %% ../../nbs/core/6_cli.ipynb #269d6fae
 def report(args) -> int:
     "Write the sweep's HTML report."
     from lib.core.report import write_report
+
     print(write_report(load_sweep(args.sweep, args.smoke)))
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     "The command line."
-    top = argparse.ArgumentParser("sieve", description="Run sweeps of notebooks, and look at what they found.")
+    top = argparse.ArgumentParser(
+        "sieve", description="Run sweeps of notebooks, and look at what they found."
+    )
     verbs = top.add_subparsers(dest="verb", required=True)
+
     def verb(function, *arguments):
         sub = verbs.add_parser(function.__name__, help=function.__doc__)
         sub.set_defaults(function=function)
-        for names, options in arguments: sub.add_argument(*names, **options)
+        for names, options in arguments:
+            sub.add_argument(*names, **options)
+
     flag = lambda name, text: ((name,), {"action": "store_true", "help": text})
-    sweep, smoke = (("sweep",), {"type": Path, "help": "a YAML file of nbs/sweeps"}), flag("--smoke", "with the file's smoke block: small and quick")
-    verb(run, sweep, (("-j", "--jobs"), {"type": int, "default": 0, "help": "cores (cluster: jobs) at a time; default all"}), smoke,
-         flag("--dry-run", "list what would be made"), (("--profile",), {"default": "", "help": "a folder of profiles/, as slurm"}),
-         flag("--stale", "make stale runs, and all below them, again"))
+    sweep, smoke = (
+        (("sweep",), {"type": Path, "help": "a YAML file of nbs/sweeps"}),
+        flag("--smoke", "with the file's smoke block: small and quick"),
+    )
+    verb(
+        run,
+        sweep,
+        (
+            ("-j", "--jobs"),
+            {"type": int, "default": 0, "help": "cores (cluster: jobs) at a time; default all"},
+        ),
+        smoke,
+        flag("--dry-run", "list what would be made"),
+        (("--profile",), {"default": "", "help": "a folder of profiles/, as slurm"}),
+        flag("--stale", "make stale runs, and all below them, again"),
+    )
     verb(status)
     verb(show, (("run",), {"help": "a run's key, its beginning, or notebook/key"}))
     verb(report, sweep, smoke)
     verb(du)
-    verb(gc, flag("--unreferenced", "also finished runs that no sweep asks for"), flag("--yes", "really, finished runs too"),
-         flag("--dry-run", "list only"))
+    verb(
+        gc,
+        flag("--unreferenced", "also finished runs that no sweep asks for"),
+        flag("--yes", "really, finished runs too"),
+        flag("--dry-run", "list only"),
+    )
     return top
 
 # %% ../../nbs/core/6_cli.ipynb #703d7e4f
-def main(argv: list[str] | None = None  # arguments; default the command line's
+def main(
+    argv: list[str] | None = None,  # arguments; default the command line's
 ) -> int:
     "The `sieve` command; its exit code."
     args = parser().parse_args(argv)
-    try: return args.function(args)
-    except RunError as e: print(f"sieve: {e}", file=sys.stderr)
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `sieve ... | head`
-    except KeyboardInterrupt: print("stopped; the same command goes on", file=sys.stderr)
+    try:
+        return args.function(args)
+    except RunError as e:
+        print(f"sieve: {e}", file=sys.stderr)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `sieve ... | head`
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
     return 2

@@ -29,63 +29,88 @@ from .runs import Run, lock, write_json
 from .sweeps import Planned, Sweep, load_sweep
 
 # %% ../../nbs/core/4_engine.ipynb #dca7cf79
-def settled(run: Run,
-            redo: bool = False  # a stale run is not settled
+def settled(
+    run: Run,
+    redo: bool = False,  # a stale run is not settled
 ) -> bool:
     "Whether nothing is left to do for this run."
-    if not run.finished() or (is_analysis(run.notebook) and not (run.folder / "run.ipynb").exists()): return False
+    if not run.finished() or (is_analysis(run.notebook) and not (run.folder / "run.ipynb").exists()):
+        return False
     return not (redo and run.stale())
 
 
 @dataclass
 class Plan:
     "What a sweep asks for and what of it is to be made."
+
     runs: dict  # notebook/key -> Planned, upstream first
     missing: dict = field(default_factory=dict)  # those to be made
     stale: dict = field(default_factory=dict)  # notebook/key -> reasons
     damaged: dict = field(default_factory=dict)  # notebook/key -> what is wrong
 
 # %% ../../nbs/core/4_engine.ipynb #ea7c8492
-def make_plan(sweep: Sweep,
-              redo: bool = False  # make stale runs and all below them again
+def make_plan(
+    sweep: Sweep,
+    redo: bool = False,  # make stale runs and all below them again
 ) -> Plan:
     "Compare what the sweep asks for with what is finished."
     plan = Plan(sweep.runs)
     for name, planned in plan.runs.items():
         run = Run(planned.notebook, planned.key)
         wrong = run.problem()
-        if wrong not in ("", "not finished"): plan.damaged[name] = wrong
-        if not wrong and (reasons := run.stale_because()): plan.stale[name] = reasons
+        if wrong not in ("", "not finished"):
+            plan.damaged[name] = wrong
+        if not wrong and (reasons := run.stale_because()):
+            plan.stale[name] = reasons
         above = redo and any(upper in plan.missing for upper in planned.upstream)
-        if wrong or not settled(run) or above or (redo and name in plan.stale): plan.missing[name] = planned
+        if wrong or not settled(run) or above or (redo and name in plan.stale):
+            plan.missing[name] = planned
     return plan
 
 # %% ../../nbs/core/4_engine.ipynb #2379f68a
 def gpus() -> list[str]:
     "What CUDA_VISIBLE_DEVICES may hold: the devices named there already, else all that nvidia-smi lists."
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None: return [g.strip() for g in given.split(",") if g.strip() not in ("", "-1")]
-    if not shutil.which("nvidia-smi"): return []
-    listed = subprocess.run(["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True)
+    if given is not None:
+        return [g.strip() for g in given.split(",") if g.strip() not in ("", "-1")]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True
+    )
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-RENAMED = {"gpus": "gpu", "cpus": "cpus_per_task", "partition": "slurm_partition", "account": "slurm_account"}  # ours -> the Slurm plugin's
+RENAMED = {
+    "gpus": "gpu",
+    "cpus": "cpus_per_task",
+    "partition": "slurm_partition",
+    "account": "slurm_account",
+}  # ours -> the Slurm plugin's
 
 
 def _entry(r: Planned, missing: dict, devices: list) -> dict:
     resources = {RENAMED.get(name, name): value for name, value in r.resources.items()}
     wants = devices and not is_analysis(r.notebook) and r.params.get("device") != "cpu"
-    if wants: resources.setdefault("gpu", 1)
-    if devices: resources["gpu"] = min(1, resources.get("gpu", 0))
-    return {"stage": r.stage, "params": r.params, "labels": r.labels, "threads": r.params.get("threads", 1), "resources": resources,
-            "upstream": [upper for upper in r.upstream if upper in missing]}
+    if wants:
+        resources.setdefault("gpu", 1)
+    if devices:
+        resources["gpu"] = min(1, resources.get("gpu", 0))
+    return {
+        "stage": r.stage,
+        "params": r.params,
+        "labels": r.labels,
+        "threads": r.params.get("threads", 1),
+        "resources": resources,
+        "upstream": [upper for upper in r.upstream if upper in missing],
+    }
 
 # %% ../../nbs/core/4_engine.ipynb #7525eae1
-def write_plan(plan: Plan,
-               folder: Path,  # the invocation's own
-               redo: bool,  # as in `make_plan`
-               cluster: bool = False  # jobs run elsewhere
+def write_plan(
+    plan: Plan,
+    folder: Path,  # the invocation's own
+    redo: bool,  # as in `make_plan`
+    cluster: bool = False,  # jobs run elsewhere
 ) -> dict:
     "plan.json: the missing runs, their groups, and where things are."
     devices = [] if cluster else gpus()
@@ -93,11 +118,24 @@ def write_plan(plan: Plan,
     groups = []  # of equal stage and resources: one snakemake rule each
     for r in runs.values():
         group = {"name": re.sub(r"\W", "_", r["stage"]), "resources": r["resources"]}
-        if group not in groups: groups.append(group)
+        if group not in groups:
+            groups.append(group)
         r["group"] = groups.index(group)
-    places = {"SIEVE_OUTPUTS": str(outputs()), "SIEVE_DATA": str(data_dir()), "SIEVE_NBS": str(notebooks_dir())}
-    found = {"runs": runs, "python": sys.executable, "outputs": str(outputs()), "places": places, "gpus": devices, "redo": redo,
-             "groups": groups, "helps": not cluster}
+    places = {
+        "SIEVE_OUTPUTS": str(outputs()),
+        "SIEVE_DATA": str(data_dir()),
+        "SIEVE_NBS": str(notebooks_dir()),
+    }
+    found = {
+        "runs": runs,
+        "python": sys.executable,
+        "outputs": str(outputs()),
+        "places": places,
+        "gpus": devices,
+        "redo": redo,
+        "groups": groups,
+        "helps": not cluster,
+    }
     write_json(folder / "plan.json", found)
     return found
 
@@ -105,131 +143,226 @@ def write_plan(plan: Plan,
 def tell(run: str, kind: str, **more) -> None:
     "Append an event to the invocation's events.jsonl (the working directory)."
     held, _ = lock(Path("events.lock"))
-    with held, open("events.jsonl", "a") as f: f.write(json.dumps({"run": run, "kind": kind, "time": time.time()} | more) + "\n")
+    with held, open("events.jsonl", "a") as f:
+        f.write(json.dumps({"run": run, "kind": kind, "time": time.time()} | more) + "\n")
 
 
-def _job_lock(run: str, wait: bool): return lock(outputs() / ".locks" / f"{run.replace('/', '-')}.job", wait)
+def _job_lock(run: str, wait: bool):
+    return lock(outputs() / ".locks" / f"{run.replace('/', '-')}.job", wait)
 
 
 @contextlib.contextmanager
 def one_gpu(devices: list, wanted: bool):
     "Hold a free device of this machine, alone, and let the kernel see only that one."
-    if devices: os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     held = None
     while devices and wanted and not held:
         for device in devices:
-            held = held or ((got := lock(outputs() / ".locks" / f"gpu-{socket.gethostname()}-{device}.lock", wait=False)) and (got[0], device))
-        if not held: time.sleep(0.2)
-    if held: os.environ["CUDA_VISIBLE_DEVICES"] = held[1]
-    try: yield
+            held = held or (
+                (got := lock(outputs() / ".locks" / f"gpu-{socket.gethostname()}-{device}.lock", wait=False))
+                and (got[0], device)
+            )
+        if not held:
+            time.sleep(0.2)
+    if held:
+        os.environ["CUDA_VISIBLE_DEVICES"] = held[1]
+    try:
+        yield
     finally:
-        if held: held[0].close()
+        if held:
+            held[0].close()
 
 # %% ../../nbs/core/4_engine.ipynb #b19f9c95
 def _execute(name: str, entry: dict, threads: dict) -> None:
-    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's grammar of international addresses: a second to import, not needed
+    sys.modules.setdefault(
+        "rfc3987_syntax", None
+    )  # jsonschema's grammar of international addresses: a second to import, not needed
     import papermill
     from traitlets.config import Config
+
     notebook, key = name.split("/")
-    os.environ |= threads | {"SIEVE_JOB": name, "JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= threads | {
+        "SIEVE_JOB": name,
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     out = Run(notebook, key).folder / "run.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="sieve-") as sockets:  # kernels that start together may draw the same TCP port, and then hang
+    with tempfile.TemporaryDirectory(
+        prefix="sieve-"
+    ) as sockets:  # kernels that start together may draw the same TCP port, and then hang
         config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
-        papermill.execute_notebook(str(notebook_path(notebook)), str(out), parameters=entry["params"], kernel_name="python3", language="python",
-                                   cwd=str(notebooks_dir()), progress_bar=False, start_timeout=120, config=config)
+        papermill.execute_notebook(
+            str(notebook_path(notebook)),
+            str(out),
+            parameters=entry["params"],
+            kernel_name="python3",
+            language="python",
+            cwd=str(notebooks_dir()),
+            progress_bar=False,
+            start_timeout=120,
+            config=config,
+        )
 
 
 def _failure(error: Exception, notebook: Path) -> dict:  # what the driver prints
-    where, kind, text = getattr(error, "exec_count", None), getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+    where, kind, text = (
+        getattr(error, "exec_count", None),
+        getattr(error, "ename", type(error).__name__),
+        getattr(error, "evalue", str(error)),
+    )
     source = (getattr(error, "source", "") or "").splitlines()
-    frames = re.findall(r"Cell In\[\d+\], line (\d+)", re.sub(r"\x1b\[[\d;]*m", "", "\n".join(getattr(error, "traceback", None) or [])))
+    frames = re.findall(
+        r"Cell In\[\d+\], line (\d+)",
+        re.sub(r"\x1b\[[\d;]*m", "", "\n".join(getattr(error, "traceback", None) or [])),
+    )
     at = int(frames[-1]) - 1 if frames else len(source) - 1
-    if kind == "DeadKernelError": text = "the kernel died: it was killed, perhaps for want of memory"
-    return {"cell": where, "source": source[at].strip()[:120] if 0 <= at < len(source) else "", "error": f"{kind}: {text}"[:500], "kept": str(notebook)}
+    if kind == "DeadKernelError":
+        text = "the kernel died: it was killed, perhaps for want of memory"
+    return {
+        "cell": where,
+        "source": source[at].strip()[:120] if 0 <= at < len(source) else "",
+        "error": f"{kind}: {text}"[:500],
+        "kept": str(notebook),
+    }
 
 # %% ../../nbs/core/4_engine.ipynb #3128b624
-def _attempt(name: str, plan: dict) -> str:  # with the job lock held: "done" or "shared" (another process made it); raises where the notebook does
+def _attempt(
+    name: str, plan: dict
+) -> (
+    str
+):  # with the job lock held: "done" or "shared" (another process made it); raises where the notebook does
     run, entry = Run(*name.split("/")), plan["runs"][name]
-    held, _ = lock(outputs() / ".locks" / f"{name.replace('/', '-')}.lock")  # a JupyterLab kernel, or the last second of a killed job's
+    held, _ = lock(
+        outputs() / ".locks" / f"{name.replace('/', '-')}.lock"
+    )  # a JupyterLab kernel, or the last second of a killed job's
     with held:
-        if settled(run, plan["redo"]): return "shared"
+        if settled(run, plan["redo"]):
+            return "shared"
         (run.folder / "result.json").unlink(missing_ok=True)
-    threads = {v: str(entry["threads"]) for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")}
+    threads = {
+        v: str(entry["threads"])
+        for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    }
     with one_gpu(plan["gpus"], bool(entry["resources"].get("gpu"))):
         tell(name, "start")
-        try: _execute(name, entry, threads)
+        try:
+            _execute(name, entry, threads)
         except Exception as e:
-            if getattr(e, "ename", "") != "AlreadyFinished": raise
-    if not settled(run): raise RunError(f"the notebook ran to its end, but the run is not sound: {run.problem()}")
+            if getattr(e, "ename", "") != "AlreadyFinished":
+                raise
+    if not settled(run):
+        raise RunError(f"the notebook ran to its end, but the run is not sound: {run.problem()}")
     return "done"
 
 
-def _make(name: str, plan: dict, wait: bool) -> bool:  # False if another process has the run and we do not wait
-    if not (held := _job_lock(name, wait)): return False
+def _make(
+    name: str, plan: dict, wait: bool
+) -> bool:  # False if another process has the run and we do not wait
+    if not (held := _job_lock(name, wait)):
+        return False
     with held[0]:
         began = time.time()
-        try: tell(name, _attempt(name, plan), seconds=time.time() - began)
+        try:
+            tell(name, _attempt(name, plan), seconds=time.time() - began)
         except Exception as e:
             write_json(Path("failed") / name, {})
             tell(name, "failed", **_failure(e, Run(*name.split("/")).folder / "run.ipynb"))
     return True
 
 # %% ../../nbs/core/4_engine.ipynb #bedd8581
-def _done(name: str, plan: dict) -> Path: return Path("done") / str(plan["runs"][name]["group"]) / name
+def _done(name: str, plan: dict) -> Path:
+    return Path("done") / str(plan["runs"][name]["group"]) / name
 
 
-def _marked(kind: str, name: str) -> bool: return (Path(kind) / name).exists()
+def _marked(kind: str, name: str) -> bool:
+    return (Path(kind) / name).exists()
 
 
 def _can_help(name: str, plan: dict) -> list[str]:
     stage = plan["runs"][name]["stage"] if plan["helps"] else None
     ready = lambda other: all(_done(upper, plan).exists() for upper in plan["runs"][other]["upstream"])
-    open_ = lambda other: other != name and not (_done(other, plan).exists() or _marked("failed", other) or _marked("helped", other))
-    return [other for other, entry in plan["runs"].items() if entry["stage"] == stage and open_(other) and ready(other)]
+    open_ = lambda other: (
+        other != name
+        and not (_done(other, plan).exists() or _marked("failed", other) or _marked("helped", other))
+    )
+    return [
+        other
+        for other, entry in plan["runs"].items()
+        if entry["stage"] == stage and open_(other) and ready(other)
+    ]
 
 
-def job(name: str  # notebook/key
+def job(
+    name: str,  # notebook/key
 ) -> None:
     "Make one run of the plan in the working directory, or see it made; exit code 1 if it failed."
     plan = json.loads(Path("plan.json").read_text())
     os.environ |= plan["places"]
     while not _marked("failed", name) and not _make(name, plan, wait=False):
         helped = next((other for other in _can_help(name, plan) if _make(other, plan, wait=False)), None)
-        if helped: write_json(Path("helped") / helped, {})
-        elif _make(name, plan, wait=True): break
-    if _marked("failed", name): sys.exit(1)
+        if helped:
+            write_json(Path("helped") / helped, {})
+        elif _make(name, plan, wait=True):
+            break
+    if _marked("failed", name):
+        sys.exit(1)
     write_json(_done(name, plan), {})
 
 # %% ../../nbs/core/4_engine.ipynb #7b707cda
-def snakemake_command(folder: Path,  # the invocation's
-                      jobs: int,  # cores, or cluster jobs at a time
-                      devices: list,  # GPUs of this machine
-                      profile: str = ""  # a folder of profiles/, or a path
+def snakemake_command(
+    folder: Path,  # the invocation's
+    jobs: int,  # cores, or cluster jobs at a time
+    devices: list,  # GPUs of this machine
+    profile: str = "",  # a folder of profiles/, or a path
 ) -> list[str]:
     "The command line that makes the plan in `folder`."
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), "--nolock",
-               "--rerun-incomplete", "--rerun-triggers", "input", "--keep-going", "--scheduler", "greedy"]
-    if devices: command += ["--resources", f"gpu={len(devices)}"]
-    if not profile: return [*command, "--cores", str(jobs), "--latency-wait", "5"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--directory",
+        str(folder),
+        "--nolock",
+        "--rerun-incomplete",
+        "--rerun-triggers",
+        "input",
+        "--keep-going",
+        "--scheduler",
+        "greedy",
+    ]
+    if devices:
+        command += ["--resources", f"gpu={len(devices)}"]
+    if not profile:
+        return [*command, "--cores", str(jobs), "--latency-wait", "5"]
     return [*command, "--profile", str(profile_folder(profile)), *(["--jobs", str(jobs)] if jobs else [])]
 
 
 def profile_folder(profile: str) -> Path:
     "The folder of a profile; RunError names those there are."
     for folder in (ROOT / "profiles" / profile, Path(profile)):
-        if (folder / "config.yaml").is_file(): return folder.resolve()
-    raise RunError(f"no profile {profile!r}; there are {', '.join(sorted(p.name for p in (ROOT / 'profiles').iterdir()))}")
+        if (folder / "config.yaml").is_file():
+            return folder.resolve()
+    raise RunError(
+        f"no profile {profile!r}; there are {', '.join(sorted(p.name for p in (ROOT / 'profiles').iterdir()))}"
+    )
 
 # %% ../../nbs/core/4_engine.ipynb #124992c0
 def _tied() -> None:  # in the child: end with the driver, however it ends (Linux)
-    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
 
 
 def _stop(process, patience: float = 10) -> None:
-    with contextlib.suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGTERM)
-    try: process.wait(patience)
-    except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def events(folder: Path, process):
@@ -238,25 +371,29 @@ def events(folder: Path, process):
     while True:
         ended = process.poll() is not None
         text = path.read_bytes()[offset:] if path.exists() else b""
-        lines = text[:text.rfind(b"\n") + 1]
+        lines = text[: text.rfind(b"\n") + 1]
         offset += len(lines)
         yield from map(json.loads, lines.splitlines())
-        if ended: return
+        if ended:
+            return
         time.sleep(0.1)
 
 # %% ../../nbs/core/4_engine.ipynb #7763f6e4
 def span(seconds: float) -> str:
     "A duration for people."
-    if seconds < 90: return f"{seconds:.0f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def labelled(r: Planned) -> str: return " ".join([r.stage, *(f"{name}={value}" for name, value in r.labels.items())])
+def labelled(r: Planned) -> str:
+    return " ".join([r.stage, *(f"{name}={value}" for name, value in r.labels.items())])
 
 
 @dataclass
 class Progress:
     "Counts events and words them."
+
     plan: Plan
     jobs: int
     outcome: dict = field(default_factory=dict)  # notebook/key -> kind of its last event
@@ -265,8 +402,14 @@ class Progress:
     def left(self) -> float:
         "Seconds to go, as far as one can tell."
         every = [s for seconds in self.took.values() for s in seconds]
-        todo = [r.notebook for name, r in self.plan.missing.items() if self.outcome.get(name, "start") == "start"]
-        return sum(statistics.mean(self.took.get(n, every)) for n in todo) / max(1, min(self.jobs, len(todo))) if every else 0
+        todo = [
+            r.notebook for name, r in self.plan.missing.items() if self.outcome.get(name, "start") == "start"
+        ]
+        return (
+            sum(statistics.mean(self.took.get(n, every)) for n in todo) / max(1, min(self.jobs, len(todo)))
+            if every
+            else 0
+        )
 
 # %% ../../nbs/core/4_engine.ipynb #96cb8b09
 def _at(progress: Progress) -> str:
@@ -278,39 +421,58 @@ def failure_lines(name: str, r: Planned, event: dict) -> list[str]:
     "At most ten lines: run, cell, exception, kept notebook."
     cell = f"cell {event['cell']}: {event['source']}" if event.get("cell") else ""
     error = [line[:300] for line in event["error"].splitlines()[:5]]
-    return [f"FAILED {name}  {labelled(r)}", *(f"  {line}" for line in [cell, *error] if line.strip()), f"  notebook: {event['kept']}"]
+    return [
+        f"FAILED {name}  {labelled(r)}",
+        *(f"  {line}" for line in [cell, *error] if line.strip()),
+        f"  notebook: {event['kept']}",
+    ]
 
 
 def word(event: dict, progress: Progress) -> list[str]:
     "The lines to print for an event; [] if it is no news."
     name, kind = event["run"], event["kind"]
-    if name not in progress.plan.missing or progress.outcome.get(name, "start") != "start": return []
+    if name not in progress.plan.missing or progress.outcome.get(name, "start") != "start":
+        return []
     progress.outcome[name], r = kind, progress.plan.missing[name]
-    if kind == "start": return []
-    if kind == "failed": return [f"{_at(progress)} {line}" if i == 0 else line for i, line in enumerate(failure_lines(name, r, event))]
-    if kind == "done": progress.took.setdefault(r.notebook, []).append(event["seconds"])
+    if kind == "start":
+        return []
+    if kind == "failed":
+        return [
+            f"{_at(progress)} {line}" if i == 0 else line
+            for i, line in enumerate(failure_lines(name, r, event))
+        ]
+    if kind == "done":
+        progress.took.setdefault(r.notebook, []).append(event["seconds"])
     how = span(event["seconds"]) if kind == "done" else "made by another process"
-    return [f"{_at(progress)} {name}  {labelled(r)}  {how}" + (f", {span(progress.left())} left" if progress.left() else "")]
+    return [
+        f"{_at(progress)} {name}  {labelled(r)}  {how}"
+        + (f", {span(progress.left())} left" if progress.left() else "")
+    ]
 
 # %% ../../nbs/core/4_engine.ipynb #7511470a
-def make(plan: Plan,
-         jobs: int,  # cores, or cluster jobs at a time
-         profile: str = "",  # of profiles/, for a cluster
-         redo: bool = False,  # as in `make_plan`
-         say=print  # takes a line
+def make(
+    plan: Plan,
+    jobs: int,  # cores, or cluster jobs at a time
+    profile: str = "",  # of profiles/, for a cluster
+    redo: bool = False,  # as in `make_plan`
+    say=print,  # takes a line
 ) -> int:
     "Make all missing runs of the plan; 0 if none is left, 1 otherwise."
-    if not plan.missing: return 0
+    if not plan.missing:
+        return 0
     folder = outputs() / ".engine" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     written = write_plan(plan, folder, redo, bool(profile))
     alive, _ = lock(folder / "alive")  # `sieve gc` leaves the folder alone
     progress = Progress(plan, jobs or 1)
     with alive, open(folder / "snakemake.log", "w") as log:
         command = snakemake_command(folder, jobs, written["gpus"], profile)
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_tied)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_tied
+        )
         try:
             for event in events(folder, process):
-                for line in word(event, progress): say(line)
+                for line in word(event, progress):
+                    say(line)
         except BaseException:
             _stop(process)
             raise
@@ -321,12 +483,16 @@ def _summary(plan: Plan, progress: Progress, folder: Path, code: int, say) -> in
     made = [name for name, kind in progress.outcome.items() if kind in ("done", "shared")]
     for name, kind in progress.outcome.items():
         killed = {"error": "its process was killed", "kept": Run(*name.split("/")).folder / "run.ipynb"}
-        if kind == "start": say("\n".join(failure_lines(name, plan.missing[name], killed)))
+        if kind == "start":
+            say("\n".join(failure_lines(name, plan.missing[name], killed)))
     if len(made) == len(plan.missing):
         shutil.rmtree(folder, ignore_errors=True)
         return 0
     below = len(plan.missing) - len(progress.outcome)
-    say(f"{len(made)} of {len(plan.missing)} runs made, {len(progress.outcome) - len(made)} failed, {below} not started; the same command goes on")
+    say(
+        f"{len(made)} of {len(plan.missing)} runs made, {len(progress.outcome) - len(made)} failed, {below} not started; the same command goes on"
+    )
     say(f"log: {folder / 'snakemake.log'}")
-    if not progress.outcome: say((folder / "snakemake.log").read_text()[-1500:])
+    if not progress.outcome:
+        say((folder / "snakemake.log").read_text()[-1500:])
     return code or 1

@@ -66,22 +66,32 @@ class AlreadyFinished(RunError):
 def nearest(name: str, choices) -> str:
     "The end of an error message: what `name` may have meant, and what is valid."
     close = difflib.get_close_matches(str(name), list(choices), 3, 0.5)
-    return (f"did you mean {' or '.join(close)}? " if close else "") + f"valid: {', '.join(map(str, choices)) or 'none'}"
+    return (
+        f"did you mean {' or '.join(close)}? " if close else ""
+    ) + f"valid: {', '.join(map(str, choices)) or 'none'}"
 
 # %% ../../nbs/core/1_keys.ipynb #848e4826
 BOOK_FOLDERS = ("experiments", "analyses")  # folders of notebooks that can be run
 
 
-def notebook_path(notebook: str  # name without folder or suffix, as `finetune`
+def notebook_path(
+    notebook: str,  # name without folder or suffix, as `finetune`
 ) -> Path:
     "The notebook's file."
     there = _notebooks()
-    if notebook in there: return there[notebook]
+    if notebook in there:
+        return there[notebook]
     raise RunError(f"no notebook {notebook!r} in {notebooks_dir()}: {nearest(notebook, there)}")
 
 
-def _notebooks() -> dict[str, Path]:  # name -> file; a name stands once over both folders (and the top, where toys are)
-    return {p.stem: p for folder in (".", *BOOK_FOLDERS) for p in sorted((notebooks_dir() / folder).glob("[!_.]*.ipynb"))}
+def _notebooks() -> dict[
+    str, Path
+]:  # name -> file; a name stands once over both folders (and the top, where toys are)
+    return {
+        p.stem: p
+        for folder in (".", *BOOK_FOLDERS)
+        for p in sorted((notebooks_dir() / folder).glob("[!_.]*.ipynb"))
+    }
 
 
 def is_analysis(notebook: str) -> bool:
@@ -89,7 +99,8 @@ def is_analysis(notebook: str) -> bool:
     return notebook_path(notebook).parent.name == "analyses"
 
 
-def code_cells(path: Path  # a notebook file
+def code_cells(
+    path: Path,  # a notebook file
 ) -> list[tuple[list, str]]:
     "(tags, source) of every code cell."
     cells = json.loads(path.read_text())["cells"]
@@ -102,6 +113,7 @@ TYPES = ["int", "float", "str", "bool", "list[str]", "list[int]", "list[float]",
 @dataclass(frozen=True)
 class Parameter:
     "One line of a parameters cell."
+
     name: str
     type: str  # one of `TYPES`
     default: object
@@ -117,7 +129,12 @@ BOUNDS = re.compile(r"\bin ([\[(])(-?[\d.]+|-inf), (-?[\d.]+|inf)([\])])")
 
 def _limits(text: str) -> tuple[tuple, tuple]:  # choices and bounds that a comment names
     words, ends = re.search(r"\bone of ([\w-]+(?:, [\w-]+)*)", text), BOUNDS.search(text)
-    return tuple(words[1].split(", ")) if words else (), (ends[1], float(ends[2]), float(ends[3]), ends[4]) if ends else ()
+    return tuple(words[1].split(", ")) if words else (), (
+        ends[1],
+        float(ends[2]),
+        float(ends[3]),
+        ends[4],
+    ) if ends else ()
 
 
 def _comments(source: str) -> dict[int, str]:
@@ -125,30 +142,45 @@ def _comments(source: str) -> dict[int, str]:
     return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
 
 # %% ../../nbs/core/1_keys.ipynb #8cbafd34
-def parse_parameters(source: str,  # a parameters cell
-                     place: str = "parameters cell"  # named in errors
+def parse_parameters(
+    source: str,  # a parameters cell
+    place: str = "parameters cell",  # named in errors
 ) -> list[Parameter]:
     "The cell's parameters, in order."
     comments, found = _comments(source), []
     for node in ast.parse(source).body:
         kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else None
         if kind not in TYPES or node.value is None:
-            raise RunError(f"{place}: line {node.lineno} must read `name: type = default  # meaning`, with a type of {', '.join(TYPES)}")
+            raise RunError(
+                f"{place}: line {node.lineno} must read `name: type = default  # meaning`, with a type of {', '.join(TYPES)}"
+            )
         text = comments.get(node.end_lineno) or comments.get(node.lineno, "")
         after = re.search(r"\bruns? of\b([^;:(]*)", text)
         books = tuple(word for word in re.findall(r"\w+", after[1]) if word in _notebooks()) if after else ()
-        found.append(Parameter(node.target.id, kind, ast.literal_eval(node.value), text, "not in key" not in text, books, *_limits(text)))
+        found.append(
+            Parameter(
+                node.target.id,
+                kind,
+                ast.literal_eval(node.value),
+                text,
+                "not in key" not in text,
+                books,
+                *_limits(text),
+            )
+        )
     return found
 
 # %% ../../nbs/core/1_keys.ipynb #c8cdc195
 @functools.cache
 def _parameters(path: Path, mtime_ns: int) -> dict:
     cells = [source for tags, source in code_cells(path) if "parameters" in tags]
-    if len(cells) == 1: return {p.name: p for p in parse_parameters(cells[0], path.name)}
+    if len(cells) == 1:
+        return {p.name: p for p in parse_parameters(cells[0], path.name)}
     raise RunError(f"{path.name}: {len(cells)} cells are tagged `parameters`; one run has exactly one")
 
 
-def parameters(notebook: str  # notebook name
+def parameters(
+    notebook: str,  # notebook name
 ) -> dict[str, Parameter]:
     "The notebook's parameters by name, read from its cell tagged `parameters`."
     path = notebook_path(notebook)
@@ -156,61 +188,86 @@ def parameters(notebook: str  # notebook name
 
 # %% ../../nbs/core/1_keys.ipynb #9123a8ed
 def _number(value, whole: bool):
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)): raise ValueError
-    if whole and isinstance(value, (numbers.Integral, str)) and re.fullmatch(r"[+-]?\d+", str(value)): return int(value)
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
+        raise ValueError
+    if whole and isinstance(value, (numbers.Integral, str)) and re.fullmatch(r"[+-]?\d+", str(value)):
+        return int(value)
     real = float(value)
-    if not math.isfinite(real) or (whole and real != int(real)): raise ValueError
+    if not math.isfinite(real) or (whole and real != int(real)):
+        raise ValueError
     return int(real) if whole else real + 0.0  # + 0.0: no minus zero
 
 
 def plain(value):
     "`value` as JSON can hold it: numpy numbers and arrays as Python's, NaN as None, tuples as lists."
-    if hasattr(value, "tolist"): value = value.tolist()
-    if isinstance(value, dict): return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 # %% ../../nbs/core/1_keys.ipynb #135b7ad6
 def _whole(value):  # 1.0 -> 1, also inside: the two must be one key
-    if isinstance(value, dict): return {k: _whole(v) for k, v in value.items()}
-    if isinstance(value, list): return [_whole(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _whole(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_whole(v) for v in value]
     return int(value) if isinstance(value, float) and value == int(value) else value
 
 
-def cast(value,
-         kind: str  # one of `TYPES`
+def cast(
+    value,
+    kind: str,  # one of `TYPES`
 ):
     "`value` as `kind`; ValueError where that would change its meaning."
-    if kind.startswith("list[") and isinstance(value, (list, tuple)): return [cast(v, kind[5:-1]) for v in value]
-    if kind in ("int", "float"): return _number(value, kind == "int")
-    if kind == "dict" and isinstance(value, dict): return _whole(plain(value))
-    if (kind == "str" and isinstance(value, str)) or (kind == "bool" and isinstance(value, bool)): return value
+    if kind.startswith("list[") and isinstance(value, (list, tuple)):
+        return [cast(v, kind[5:-1]) for v in value]
+    if kind in ("int", "float"):
+        return _number(value, kind == "int")
+    if kind == "dict" and isinstance(value, dict):
+        return _whole(plain(value))
+    if (kind == "str" and isinstance(value, str)) or (kind == "bool" and isinstance(value, bool)):
+        return value
     raise ValueError
 
 # %% ../../nbs/core/1_keys.ipynb #4b3d5d1d
-def misfit(p: Parameter,
-           value  # of the right type
+def misfit(
+    p: Parameter,
+    value,  # of the right type
 ) -> str:
     "Why the comment's choices or bounds exclude the value; '' if they do not."
-    if p.choices and value not in p.choices: return f"{p.name} cannot be {value!r}: {nearest(value, p.choices)}"
-    if not p.bounds: return ""
+    if p.choices and value not in p.choices:
+        return f"{p.name} cannot be {value!r}: {nearest(value, p.choices)}"
+    if not p.bounds:
+        return ""
     left, low, high, right = p.bounds
-    inside = (value >= low if left == "[" else value > low) and (value <= high if right == "]" else value < high)
+    inside = (value >= low if left == "[" else value > low) and (
+        value <= high if right == "]" else value < high
+    )
     return "" if inside else f"{p.name} cannot be {value!r}: valid: in {left}{low:g}, {high:g}{right}"
 
 # %% ../../nbs/core/1_keys.ipynb #ecc6b4c1
-def fill(notebook: str,  # notebook name
-         given: dict  # parameter values; the rest are defaults
+def fill(
+    notebook: str,  # notebook name
+    given: dict,  # parameter values; the rest are defaults
 ) -> dict:
     "All parameters of the notebook, cast to their types; UnknownParameter or RunError names what is wrong."
     known, full = parameters(notebook), {}
     for name in given:
-        if name not in known: raise UnknownParameter(f"{notebook} has no parameter {name!r}: {nearest(name, known)}")
+        if name not in known:
+            raise UnknownParameter(f"{notebook} has no parameter {name!r}: {nearest(name, known)}")
     for name, p in known.items():
         value = given.get(name, p.default)
-        try: full[name] = cast(value, p.type)
-        except ValueError: raise RunError(f"{notebook}: parameter {name} takes {p.type}, not {value!r} ({type(value).__name__})") from None
-        if wrong := misfit(p, full[name]): raise RunError(f"{notebook}: parameter {wrong}")
+        try:
+            full[name] = cast(value, p.type)
+        except ValueError:
+            raise RunError(
+                f"{notebook}: parameter {name} takes {p.type}, not {value!r} ({type(value).__name__})"
+            ) from None
+        if wrong := misfit(p, full[name]):
+            raise RunError(f"{notebook}: parameter {wrong}")
     return full
 
 # %% ../../nbs/core/1_keys.ipynb #51a20746
@@ -225,29 +282,37 @@ def in_key(notebook: str, params: dict) -> dict:
     return {name: params[name] for name, p in parameters(notebook).items() if p.in_key}
 
 
-def run_key(notebook: str,  # notebook name
-            params: dict  # some or all parameters
+def run_key(
+    notebook: str,  # notebook name
+    params: dict,  # some or all parameters
 ) -> str:
     "Ten hex digits that name the run of `notebook` with `params`."
     return digest({"notebook": notebook, "parameters": in_key(notebook, fill(notebook, params))})[:10]
 
 # %% ../../nbs/core/1_keys.ipynb #dc09c72d
-def imported(source: str,  # python; lines of IPython magic are skipped
-             package: str = "lib"  # where it stands, for relative imports: `lib.core` for `lib/core/keys.py`
+def imported(
+    source: str,  # python; lines of IPython magic are skipped
+    package: str = "lib",  # where it stands, for relative imports: `lib.core` for `lib/core/keys.py`
 ) -> set[str]:
     "Names of the lib modules that `source` imports anywhere, as `lib.core.keys`."
     lines = (("" if re.match(r"\s*[%!]", line) else line) for line in source.splitlines())
     names = set()
     for node in ast.walk(ast.parse("\n".join(lines))):
-        if isinstance(node, ast.Import): names |= {a.name for a in node.names}
-        if not isinstance(node, ast.ImportFrom): continue
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        if not isinstance(node, ast.ImportFrom):
+            continue
         above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
         module = ".".join([*above, *filter(None, [node.module])])
-        names |= {module, *(f"{module}.{a.name}" for a in node.names)}  # what is imported may itself be a module
+        names |= {
+            module,
+            *(f"{module}.{a.name}" for a in node.names),
+        }  # what is imported may itself be a module
     return {n for n in names if n.split(".")[0] == "lib" and _module_path(n).is_file()}
 
 
-def _module_path(module: str) -> Path: return ROOT / f"{module.replace('.', '/')}.py"
+def _module_path(module: str) -> Path:
+    return ROOT / f"{module.replace('.', '/')}.py"
 
 # %% ../../nbs/core/1_keys.ipynb #12ed2639
 def sha_text(text: str) -> str:
@@ -267,7 +332,8 @@ def _book(path: Path, mtime_ns: int) -> tuple[str, frozenset]:
     return sha_text("\0".join(sources)), frozenset().union(*map(imported, sources))
 
 
-def code_hashes(notebook: str  # notebook name
+def code_hashes(
+    notebook: str,  # notebook name
 ) -> dict[str, str]:
     "SHA-256 of the notebook's code and of every lib module it imports, directly or not."
     path = notebook_path(notebook)

@@ -18,17 +18,24 @@ from .runs import Run, environment, write_text
 from .sweeps import Planned, Sweep
 
 # %% ../../nbs/core/5_report.ipynb #f512275c
-def notebook_body(path: Path,  # an executed notebook
-                  anchor: str  # put before every id
+def notebook_body(
+    path: Path,  # an executed notebook
+    anchor: str,  # put before every id
 ) -> str:
     "The notebook's prose and outputs as HTML."
     import nbformat
     from nbconvert import HTMLExporter
+
     book = nbformat.read(path, as_version=4)
     for cell in book.cells:
-        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-    body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True).from_notebook_node(book)
-    body = re.sub(r"<script\b.*?</script>|<a class=\"anchor-link\".*?</a>|<link\b[^>]*>", "", body, flags=re.S | re.I)
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    body, _ = HTMLExporter(
+        template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True
+    ).from_notebook_node(book)
+    body = re.sub(
+        r"<script\b.*?</script>|<a class=\"anchor-link\".*?</a>|<link\b[^>]*>", "", body, flags=re.S | re.I
+    )
     body = re.sub(r"<(/?)h([1-5])\b", lambda m: f"<{m[1]}h{int(m[2]) + 1}", body)
     return re.sub(r'(<h\d id=")', rf"\g<1>{anchor}-", body)
 
@@ -45,8 +52,14 @@ nav li{margin:.15rem 0}summary{cursor:pointer}small{color:#666}"""
 
 def table(rows: list[dict]) -> str:
     "Dicts with the same keys as an HTML table."
-    cells = lambda tag, values: "<tr>" + "".join(f"<{tag}>{html.escape(str(v))}</{tag}>" for v in values) + "</tr>"
-    return f"<table>{cells('th', rows[0])}{''.join(cells('td', row.values()) for row in rows)}</table>" if rows else ""
+    cells = lambda tag, values: (
+        "<tr>" + "".join(f"<{tag}>{html.escape(str(v))}</{tag}>" for v in values) + "</tr>"
+    )
+    return (
+        f"<table>{cells('th', rows[0])}{''.join(cells('td', row.values()) for row in rows)}</table>"
+        if rows
+        else ""
+    )
 
 
 def page(title: str, body: str) -> str:
@@ -59,9 +72,19 @@ def _stage_rows(sweep: Sweep, plan) -> list[dict]:
     rows = []
     for name, stage in sweep.stages.items():
         mine = [str(r) for r in sweep.planned if r.stage == name]
-        took = sum(Run(*run.split("/")).provenance.get("seconds", 0) for run in mine if run not in plan.missing)
-        rows.append({"stage": name, "notebook": stage.notebook, "runs": len(mine), "missing": sum(run in plan.missing for run in mine),
-                     "stale": sum(run in plan.stale for run in mine), "time": span(took)})
+        took = sum(
+            Run(*run.split("/")).provenance.get("seconds", 0) for run in mine if run not in plan.missing
+        )
+        rows.append(
+            {
+                "stage": name,
+                "notebook": stage.notebook,
+                "runs": len(mine),
+                "missing": sum(run in plan.missing for run in mine),
+                "stale": sum(run in plan.stale for run in mine),
+                "time": span(took),
+            }
+        )
     return rows
 
 
@@ -69,12 +92,23 @@ def _run_rows(sweep: Sweep) -> list[dict]:
     made = [(r, Run(r.notebook, r.key).provenance) for r in sweep.planned]
     when = lambda p: time.strftime("%Y-%m-%d %H:%M", time.localtime(p["finished"])) if "finished" in p else ""
     commit = lambda p: p.get("environment", {}).get("commit", "")[:10]
-    return [{"run": r, "stage and labels": labelled(r), "finished": when(p), "time": span(p.get("seconds", 0)), "commit": commit(p)} for r, p in made]
+    return [
+        {
+            "run": r,
+            "stage and labels": labelled(r),
+            "finished": when(p),
+            "time": span(p.get("seconds", 0)),
+            "commit": commit(p),
+        }
+        for r, p in made
+    ]
 
 
 def _entry(r: Planned) -> str:  # of the table of contents: the notebook's own title
     cells = json.loads((Run(r.notebook, r.key).folder / "run.ipynb").read_text())["cells"]
-    titles = re.findall(r"^# +(.+)$", "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown"), re.M)
+    titles = re.findall(
+        r"^# +(.+)$", "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown"), re.M
+    )
     return f'<li><a href="#{r.key}">{html.escape((titles or [r.notebook])[0])}</a> <small>{html.escape(labelled(r))}</small></li>'
 
 
@@ -87,16 +121,28 @@ def report_html(sweep: Sweep) -> str:
     "The report of whatever analyses of the sweep are finished; RunError if none is."
     plan = make_plan(sweep)
     shown = [r for r in sweep.runs.values() if is_analysis(r.notebook) and str(r) not in plan.missing]
-    if not shown: raise RunError(f"{sweep.path}: no analysis is finished; `sieve run {sweep.path}` first")
+    if not shown:
+        raise RunError(f"{sweep.path}: no analysis is finished; `sieve run {sweep.path}` first")
     title, made = sweep.head.get("title", sweep.path.stem), environment()
     notes = [(plan.missing, "not finished: this report is not complete"), (plan.stale, "stale")]
-    parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(sweep.head.get('question', ''))}</p>",
-             *(f'<p class="note">{len(bad)} of {len(plan.runs)} runs are {word}.</p>' for bad, word in notes if bad),
-             "<nav><ol>", *map(_entry, shown), '<li><a href="#made">What was run</a></li></ol></nav>', *map(_section, shown),
-             '<h2 id="made">What was run</h2>', table(_stage_rows(sweep, plan)),
-             f"<p>Written {time.strftime('%Y-%m-%d %H:%M')} at commit {made['commit'][:10]}{' (with changes)' if made['changed'] else ''}.</p>",
-             f"<details><summary>All {len(plan.runs)} runs</summary>{table(_run_rows(sweep))}</details>",
-             f"<details><summary>Packages</summary>{table([{'package': p, 'version': v} for p, v in made['versions'].items() if v])}</details>"]
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p>{html.escape(sweep.head.get('question', ''))}</p>",
+        *(
+            f'<p class="note">{len(bad)} of {len(plan.runs)} runs are {word}.</p>'
+            for bad, word in notes
+            if bad
+        ),
+        "<nav><ol>",
+        *map(_entry, shown),
+        '<li><a href="#made">What was run</a></li></ol></nav>',
+        *map(_section, shown),
+        '<h2 id="made">What was run</h2>',
+        table(_stage_rows(sweep, plan)),
+        f"<p>Written {time.strftime('%Y-%m-%d %H:%M')} at commit {made['commit'][:10]}{' (with changes)' if made['changed'] else ''}.</p>",
+        f"<details><summary>All {len(plan.runs)} runs</summary>{table(_run_rows(sweep))}</details>",
+        f"<details><summary>Packages</summary>{table([{'package': p, 'version': v} for p, v in made['versions'].items() if v])}</details>",
+    ]
     return page(title, "\n".join(parts))
 
 

@@ -26,8 +26,23 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .keys import (ROOT, AlreadyFinished, CorruptRun, RunError, code_hashes, data_dir, digest, fill, in_key, nearest, outputs, parameters, plain,
-                      run_key, sha_text)
+from lib.core.keys import (
+    ROOT,
+    AlreadyFinished,
+    CorruptRun,
+    RunError,
+    code_hashes,
+    data_dir,
+    digest,
+    fill,
+    in_key,
+    nearest,
+    outputs,
+    parameters,
+    plain,
+    run_key,
+    sha_text,
+)
 
 # %% ../../nbs/core/2_runs.ipynb #0c271f0b
 def write_text(path: Path, text: str) -> None:
@@ -47,21 +62,29 @@ def write_json(path: Path, value) -> None:
 
 
 def _read_json(path: Path):  # None where there is no such file or it is not whole
-    try: return json.loads(path.read_text())
-    except (OSError, ValueError): return None
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 # %% ../../nbs/core/2_runs.ipynb #25230dab
 def _hash(path: Path) -> str:
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def file_sha256(path: Path) -> str:
     "SHA-256 of a file's bytes."
     stat = path.stat()
-    if stat.st_size < 2**20: return _hash(path)
-    memory, stamp = outputs() / ".cache" / "hashes" / f"{sha_text(str(path))[:20]}.json", [stat.st_size, stat.st_mtime_ns]
+    if stat.st_size < 2**20:
+        return _hash(path)
+    memory, stamp = (
+        outputs() / ".cache" / "hashes" / f"{sha_text(str(path))[:20]}.json",
+        [stat.st_size, stat.st_mtime_ns],
+    )
     known = _read_json(memory)
-    if known and known["stamp"] == stamp: return known["sha256"]
+    if known and known["stamp"] == stamp:
+        return known["sha256"]
     known = {"path": str(path), "stamp": stamp, "sha256": _hash(path)}
     write_json(memory, known)
     return known["sha256"]
@@ -69,20 +92,40 @@ def file_sha256(path: Path) -> str:
 
 def file_hashes(paths) -> dict[str, str]:
     "Path below the data folder, or absolute -> SHA-256; what `Run.uses` takes."
-    return {str(p.relative_to(data_dir()) if p.is_relative_to(data_dir()) else p): file_sha256(p) for p in paths}
+    return {
+        str(p.relative_to(data_dir()) if p.is_relative_to(data_dir()) else p): file_sha256(p) for p in paths
+    }
 
 # %% ../../nbs/core/2_runs.ipynb #305f0882
-PACKAGES = ["torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors", "numpy", "pandas", "scikit-learn", "scipy", "papermill"]
+PACKAGES = [
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "scipy",
+    "papermill",
+]
 
 
 def _git(*args: str) -> str:
-    try: return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, timeout=30).stdout.strip()
-    except (OSError, subprocess.SubprocessError): return ""
+    try:
+        return subprocess.run(
+            ["git", *args], cwd=ROOT, capture_output=True, text=True, timeout=30
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _version(package: str) -> str:
-    try: return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError: return ""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def environment() -> dict:
@@ -95,15 +138,18 @@ def environment() -> dict:
 _held = {}  # lock file -> open file, for the runs this process is making
 
 
-def lock(path: Path,  # a lock file
-         wait: bool = True  # wait for another owner, or give None
+def lock(
+    path: Path,  # a lock file
+    wait: bool = True,  # wait for another owner, or give None
 ):
     "(open locked file, whether there was another owner); closing the file unlocks it. None if not `wait` and owned."
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a")
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        if not wait: return file.close()
+        if not wait:
+            return file.close()
         fcntl.flock(file, fcntl.LOCK_EX)
         return file, True
     return file, False
@@ -111,8 +157,10 @@ def lock(path: Path,  # a lock file
 
 def _hold(notebook: str, key: str) -> bool:  # take the run's lock; True if another process had it
     path = outputs() / ".locks" / f"{notebook}-{key}.lock"
-    for other in [p for p in _held if p.name.startswith(f"{notebook}-") and p != path]: _held.pop(other).close()
-    if path in _held: return False
+    for other in [p for p in _held if p.name.startswith(f"{notebook}-") and p != path]:
+        _held.pop(other).close()
+    if path in _held:
+        return False
     _held[path], waited = lock(path)
     return waited
 
@@ -131,12 +179,15 @@ OWN = ("run.ipynb", "params.json", "result.json")  # files of a run folder that 
 @dataclass
 class Run:
     "A notebook, a key, and their folder (which need not exist)."
+
     notebook: str
     key: str
 
-    def __post_init__(self): self.folder = outputs() / self.notebook / self.key
+    def __post_init__(self):
+        self.folder = outputs() / self.notebook / self.key
 
-    def __str__(self): return f"{self.notebook}/{self.key}"
+    def __str__(self):
+        return f"{self.notebook}/{self.key}"
 
     @property
     def provenance(self) -> dict:
@@ -157,12 +208,18 @@ def _sealed(result: dict) -> dict:  # with a checksum of its own
 def _artefact_files(folder: Path) -> dict[str, Path]:
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     hidden = lambda name: any(part.startswith(".") for part in name.split("/"))
-    return {n: p for n, p in files.items() if n not in OWN and not n.startswith(("checkpoints/", "measured/")) and not hidden(n)}
+    return {
+        n: p
+        for n, p in files.items()
+        if n not in OWN and not n.startswith(("checkpoints/", "measured/")) and not hidden(n)
+    }
 
 
 def _unlike(path: Path, told: dict) -> str:  # what differs between a file and its entry in result.json
-    if not path.is_file(): return f"{path.name} is missing"
-    if path.stat().st_size != told["size"]: return f"{path.name} has {path.stat().st_size} bytes, not {told['size']}"
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != told["size"]:
+        return f"{path.name} has {path.stat().st_size} bytes, not {told['size']}"
     return "" if file_sha256(path) == told["sha256"] else f"{path.name} was altered"
 
 # %% ../../nbs/core/2_runs.ipynb #6012d82b
@@ -170,7 +227,8 @@ def _unlike(path: Path, told: dict) -> str:  # what differs between a file and i
 def result(self: Run) -> dict | None:
     "What result.json holds; None where there is none or it is not what the run wrote."
     found = _read_json(self.folder / "result.json")
-    if not isinstance(found, dict) or found.get("schema_version") != SCHEMA: return None
+    if not isinstance(found, dict) or found.get("schema_version") != SCHEMA:
+        return None
     named = digest({"notebook": self.notebook, "parameters": found.get("parameters")})[:10]
     return found if named == self.key and _sealed(found) == found else None
 
@@ -178,11 +236,16 @@ def result(self: Run) -> dict | None:
 @patch
 def problem(self: Run) -> str:
     "Why this run cannot be read; '' if it is finished and every artefact is what it wrote."
-    if not (self.folder / "result.json").exists(): return "not finished"
+    if not (self.folder / "result.json").exists():
+        return "not finished"
     found = self.result
-    if found is None: return "result.json is cut short, altered, or of another version"
-    if not self.params: return "params.json is missing or cut short"
-    return next(filter(None, (_unlike(self.folder / name, told) for name, told in found["artefacts"].items())), "")
+    if found is None:
+        return "result.json is cut short, altered, or of another version"
+    if not self.params:
+        return "params.json is missing or cut short"
+    return next(
+        filter(None, (_unlike(self.folder / name, told) for name, told in found["artefacts"].items())), ""
+    )
 
 
 @patch
@@ -202,19 +265,31 @@ def _fingerprint_now(run: str) -> str:  # of `notebook/key`; "" if it has no res
     return _fingerprint(path.parent, path.stat().st_mtime_ns) if path.exists() else ""
 
 
-def _upstream(params: dict) -> dict[str, str]:  # notebook/key -> fingerprint, for every run key among the values
-    texts = [v for value in params.values() for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
+def _upstream(
+    params: dict,
+) -> dict[str, str]:  # notebook/key -> fingerprint, for every run key among the values
+    texts = [
+        v
+        for value in params.values()
+        for v in (value if isinstance(value, list) else [value])
+        if isinstance(v, str)
+    ]
     keys = {text[:10] for text in texts if re.match(r"[0-9a-f]{10}(?![0-9a-zA-Z])", text)}
     found = sorted(str(run) for key in keys for run in _named(key) if run.result)
     return {name: _fingerprint_now(name) for name in found}
 
 
 def _named(key: str) -> list:  # runs whose key starts so
-    return [Run(p.parent.name, p.name) for p in sorted(outputs().glob(f"[!.]*/{key}*")) if re.fullmatch("[0-9a-f]{10}", p.name)]
+    return [
+        Run(p.parent.name, p.name)
+        for p in sorted(outputs().glob(f"[!.]*/{key}*"))
+        if re.fullmatch("[0-9a-f]{10}", p.name)
+    ]
 
 # %% ../../nbs/core/2_runs.ipynb #daddc52a
 def _changed(path: Path, sha: str) -> str:
-    if not path.is_file(): return f"data file {path.name} is not in {path.parent}"
+    if not path.is_file():
+        return f"data file {path.name} is not in {path.parent}"
     return "" if file_sha256(path) == sha else f"data file {path.name} changed"
 
 
@@ -222,13 +297,26 @@ def _changed(path: Path, sha: str) -> str:
 def stale_because(self: Run) -> list[str]:
     "Every way in which today's code, data and upstream runs differ from those that made the run."
     made = self.provenance
-    try: now = code_hashes(self.notebook)
-    except RunError: return ["its notebook is gone"]
-    reasons = [f"{name} changed" for name in sorted(now | made.get("code", {})) if now.get(name) != made.get("code", {}).get(name)]
+    try:
+        now = code_hashes(self.notebook)
+    except RunError:
+        return ["its notebook is gone"]
+    reasons = [
+        f"{name} changed"
+        for name in sorted(now | made.get("code", {}))
+        if now.get(name) != made.get("code", {}).get(name)
+    ]
     if made.get("data") and not any((data_dir() / name).exists() for name in made["data"]):
         reasons.append(f"none of its {len(made['data'])} data files is in {data_dir()}: is SIEVE_DATA set?")
-    else: reasons += filter(None, (_changed(data_dir() / name, sha) for name, sha in made.get("data", {}).items()))
-    return reasons + [f"{run} was made again" for run, print_ in made.get("upstream", {}).items() if _fingerprint_now(run) not in ("", print_)]
+    else:
+        reasons += filter(
+            None, (_changed(data_dir() / name, sha) for name, sha in made.get("data", {}).items())
+        )
+    return reasons + [
+        f"{run} was made again"
+        for run, print_ in made.get("upstream", {}).items()
+        if _fingerprint_now(run) not in ("", print_)
+    ]
 
 
 @patch
@@ -241,19 +329,28 @@ def _clear(run: Run, code: dict) -> None:
     (run.folder / "result.json").unlink(missing_ok=True)  # first: from here on the run is not finished
     keep = {"run.ipynb"} | ({"checkpoints"} if run.provenance.get("code") == code else set())
     for path in run.folder.iterdir() if run.folder.exists() else []:
-        if path.name in keep: continue
+        if path.name in keep:
+            continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _check_injected(notebook: str, scope: dict) -> None:  # papermill only warns of a mistyped -p
     for cell in scope.get("In", []):
-        if not cell.startswith("# Parameters\n"): continue
-        names = [t.id for node in ast.parse(cell).body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)]
+        if not cell.startswith("# Parameters\n"):
+            continue
+        names = [
+            t.id
+            for node in ast.parse(cell).body
+            if isinstance(node, ast.Assign)
+            for t in node.targets
+            if isinstance(t, ast.Name)
+        ]
         fill(notebook, {name: scope[name] for name in names})
 
 
-def start(notebook: str,  # the notebook's own name, as `finetune`
-          scope: dict  # its `globals()`; parameters found there are cast in place
+def start(
+    notebook: str,  # the notebook's own name, as `finetune`
+    scope: dict,  # its `globals()`; parameters found there are cast in place
 ) -> Run:
     "The run that the parameters name: its lock taken, its folder cleared, params.json written."
     known = parameters(notebook)
@@ -267,16 +364,26 @@ def start(notebook: str,  # the notebook's own name, as `finetune`
         raise AlreadyFinished(f"{run} was finished by another process; read it with find_run('{run.key}')")
     code = code_hashes(notebook)
     _clear(run, code)
-    made = {"notebook": notebook, "key": run.key, "parameters": params, "code": code, "data": {}, "upstream": _upstream(params)}
+    made = {
+        "notebook": notebook,
+        "key": run.key,
+        "parameters": params,
+        "code": code,
+        "data": {},
+        "upstream": _upstream(params),
+    }
     write_json(run.folder / "params.json", made | {"environment": environment(), "started": time.time()})
     return run
 
 # %% ../../nbs/core/2_runs.ipynb #c8da1f39
 @patch
-def path(self: Run, name: str  # relative to the run's folder, as `mask.safetensors`
+def path(
+    self: Run,
+    name: str,  # relative to the run's folder, as `mask.safetensors`
 ) -> Path:
     "Where to write an artefact; its folder exists."
-    if name in OWN: raise RunError(f"{name} is written by the run itself")
+    if name in OWN:
+        raise RunError(f"{name} is written by the run itself")
     (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
     return self.folder / name
 
@@ -288,83 +395,111 @@ def note(self: Run, **values) -> None:
 
 
 @patch
-def uses(self: Run, files: dict[str, str]  # path under the data folder -> SHA-256
+def uses(
+    self: Run,
+    files: dict[str, str],  # path under the data folder -> SHA-256
 ) -> None:
     "Record the data files that the run reads."
     self.note(data=self.provenance["data"] | files)
 
 # %% ../../nbs/core/2_runs.ipynb #5a4d3181
 @patch
-def finish(self: Run,
-           metrics: list[dict],  # rows such as {"metric": "accuracy", "value": 0.91, "split": "dev", "n": 500}
-           **extra  # more for result.json, the same each time the run is made
+def finish(
+    self: Run,
+    metrics: list[dict],  # rows such as {"metric": "accuracy", "value": 0.91, "split": "dev", "n": 500}
+    **extra,  # more for result.json, the same each time the run is made
 ) -> dict:
     "Write the checksums of all artefacts into result.json, in one step, and let the run's lock go."
     made = self.provenance
     params = {"seed": None, "source": None} | made["parameters"]
-    files = {n: {"size": p.stat().st_size, "sha256": file_sha256(p)} for n, p in _artefact_files(self.folder).items()}
+    files = {
+        n: {"size": p.stat().st_size, "sha256": file_sha256(p)}
+        for n, p in _artefact_files(self.folder).items()
+    }
     self.note(finished=time.time(), seconds=time.time() - made["started"])
-    result = plain(extra) | {"schema_version": SCHEMA, "metrics": plain(metrics), "artefacts": files, "seed": params["seed"],
-                             "source": params["source"], "parameters": in_key(self.notebook, made["parameters"])}
+    result = plain(extra) | {
+        "schema_version": SCHEMA,
+        "metrics": plain(metrics),
+        "artefacts": files,
+        "seed": params["seed"],
+        "source": params["source"],
+        "parameters": in_key(self.notebook, made["parameters"]),
+    }
     write_json(self.folder / "result.json", _sealed(result))
     _release(self.notebook, self.key)
     return result
 
 # %% ../../nbs/core/2_runs.ipynb #00fe8024
 @patch
-def artefact(self: Run, name: str  # as given to `path`
+def artefact(
+    self: Run,
+    name: str,  # as given to `path`
 ) -> Path:
     "An artefact's path, verified against result.json; CorruptRun if it is not what the run wrote."
     found = self.result
-    if found is None: raise CorruptRun(f"{self}: {self.problem()}")
-    if name not in found["artefacts"]: raise CorruptRun(f"{self} has no artefact {name!r}: {nearest(name, found['artefacts'])}")
+    if found is None:
+        raise CorruptRun(f"{self}: {self.problem()}")
+    if name not in found["artefacts"]:
+        raise CorruptRun(f"{self} has no artefact {name!r}: {nearest(name, found['artefacts'])}")
     wrong = _unlike(self.folder / name, found["artefacts"][name])
-    if wrong: raise CorruptRun(f"{self}: {wrong}")
+    if wrong:
+        raise CorruptRun(f"{self}: {wrong}")
     return self.folder / name
 
 
-def find_run(key: str  # ten hex digits, or notebook/key
+def find_run(
+    key: str,  # ten hex digits, or notebook/key
 ) -> Run:
     "The finished and verified run of that key; CorruptRun says what is wrong with it."
     named = _named(key.split("/")[-1]) if re.fullmatch(r"(\w+/)?[0-9a-f]{10}", key) else []
-    if not named: raise CorruptRun(f"no run {key!r} in {outputs()}")
-    if wrong := named[0].problem(): raise CorruptRun(f"{named[0]}: {wrong}")
+    if not named:
+        raise CorruptRun(f"no run {key!r} in {outputs()}")
+    if wrong := named[0].problem():
+        raise CorruptRun(f"{named[0]}: {wrong}")
     return named[0]
 
 # %% ../../nbs/core/2_runs.ipynb #b1e8b294
-def run_folders(notebook: str | None = None  # of this notebook only
+def run_folders(
+    notebook: str | None = None,  # of this notebook only
 ) -> list[Run]:
     "Every run that has a folder, finished or not."
     return [run for run in _named("") if notebook in (None, run.notebook)]
 
 
 def _rows(run: Run) -> list[dict]:
-    if (wrong := run.problem()) and wrong != "not finished": warnings.warn(f"left out: {run}: {wrong}", stacklevel=3)
-    if wrong: return []
+    if (wrong := run.problem()) and wrong != "not finished":
+        warnings.warn(f"left out: {run}: {wrong}", stacklevel=3)
+    if wrong:
+        return []
     head = {"notebook": run.notebook, "key": run.key, "stale": run.stale()} | run.params
     return [head | row for row in run.result["metrics"] or [{}]]
 
 
-def runs(notebook: str | None = None,  # of this notebook only
-         keys: list[str] | None = None  # these runs only
+def runs(
+    notebook: str | None = None,  # of this notebook only
+    keys: list[str] | None = None,  # these runs only
 ):
     "All finished, verified runs as a tidy DataFrame: one row per run and metric row."
     import pandas as pd
+
     head = ["notebook", "key", "stale", *(parameters(notebook) if notebook else [])]
     chosen = [run for run in run_folders(notebook) if keys is None or run.key in keys]
     rows = [row for run in chosen for row in _rows(run)]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*head, "metric", "value", "split", "n"])
 
 # %% ../../nbs/core/2_runs.ipynb #51f20a40
-def seed_everything(seed: int,  # of python, numpy and torch
-                    threads: int = 1  # that torch may use
+def seed_everything(
+    seed: int,  # of python, numpy and torch
+    threads: int = 1,  # that torch may use
 ) -> None:
     "Seed every random generator; on a GPU also ask for deterministic kernels."
     import numpy as np
     import torch
+
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries draw from it)
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
-    if torch.cuda.is_available(): torch.use_deterministic_algorithms(True, warn_only=True)
+    if torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)

@@ -27,22 +27,28 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for i, (key, (at, _)) in enumerate(zip(keys, node.value)):
-            if key in keys[:i]: raise SweepError(f"line {at.start_mark.line + 1}: key {key!r} stands twice")
+            if key in keys[:i]:
+                raise SweepError(f"line {at.start_mark.line + 1}: key {key!r} stands twice")
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> dict:
     "The file as a dict; SweepError names file and line."
-    try: found = _Loader(Path(path).read_text()).get_single_data()
-    except OSError: raise SweepError(f"no sweep file {path}") from None
-    except (yaml.YAMLError, SweepError) as e: raise SweepError(f"{path}: {' '.join(str(e).split())}") from None
-    if not isinstance(found, dict): raise SweepError(f"{path}: holds no `stages:`")
+    try:
+        found = _Loader(Path(path).read_text()).get_single_data()
+    except OSError:
+        raise SweepError(f"no sweep file {path}") from None
+    except (yaml.YAMLError, SweepError) as e:
+        raise SweepError(f"{path}: {' '.join(str(e).split())}") from None
+    if not isinstance(found, dict):
+        raise SweepError(f"{path}: holds no `stages:`")
     return found
 
 # %% ../../nbs/core/3_sweeps.ipynb #8b0af065
 @dataclass
 class Stage:
     "One stage of a sweep, with the smoke block applied if asked for."
+
     name: str
     notebook: str
     set: dict = field(default_factory=dict)
@@ -65,6 +71,7 @@ class Stage:
 @dataclass
 class Planned:
     "A run that a sweep asks for."
+
     stage: str
     notebook: str
     key: str
@@ -73,12 +80,33 @@ class Planned:
     upstream: list  # notebook/key of the runs it needs
     resources: dict
 
-    def __str__(self): return f"{self.notebook}/{self.key}"
+    def __str__(self):
+        return f"{self.notebook}/{self.key}"
 
 # %% ../../nbs/core/3_sweeps.ipynb #90cb23d2
-TOP = {"title": str, "question": str, "system": (dict, list), "commands": dict, "elsewhere": dict, "left_out": dict, "set": dict, "stages": dict, "smoke": dict}
-STAGE = {"notebook": str, "set": dict, "grid": dict, "from": dict, "over": dict, "by": list, "where": dict, "resources": dict, "covers": list,
-         "per": dict}
+TOP = {
+    "title": str,
+    "question": str,
+    "system": (dict, list),
+    "commands": dict,
+    "elsewhere": dict,
+    "left_out": dict,
+    "set": dict,
+    "stages": dict,
+    "smoke": dict,
+}
+STAGE = {
+    "notebook": str,
+    "set": dict,
+    "grid": dict,
+    "from": dict,
+    "over": dict,
+    "by": list,
+    "where": dict,
+    "resources": dict,
+    "covers": list,
+    "per": dict,
+}
 SMOKE = {"set": dict, "grid": dict, "stages": dict, "skip": list}
 SMOKE_STAGE = {"set": dict, "grid": dict, "where": dict}
 RESOURCES = {"runtime": int, "mem_mb": int, "gpus": int, "cpus": int, "partition": str, "account": str}
@@ -86,30 +114,44 @@ RESOURCES = {"runtime": int, "mem_mb": int, "gpus": int, "cpus": int, "partition
 
 def _check_keys(given, known: dict, place: str) -> dict:
     kinds = lambda kind: " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-    if not isinstance(given, dict): raise SweepError(f"{place}: must be a dict with keys {', '.join(known)}")
+    if not isinstance(given, dict):
+        raise SweepError(f"{place}: must be a dict with keys {', '.join(known)}")
     for key, value in given.items():
-        if key not in known: raise SweepError(f"{place}: unknown key {key!r}: {nearest(key, known)}")
-        if not isinstance(value, known[key]): raise SweepError(f"{place}: {key} must be a {kinds(known[key])}, not {value!r}")
+        if key not in known:
+            raise SweepError(f"{place}: unknown key {key!r}: {nearest(key, known)}")
+        if not isinstance(value, known[key]):
+            raise SweepError(f"{place}: {key} must be a {kinds(known[key])}, not {value!r}")
     return given
 
 
 def _check_known(names, known, place: str, what: str) -> None:
     for name in names:
-        if name not in known: raise SweepError(f"{place}: no {what} {name!r}: {nearest(name, known)}")
+        if name not in known:
+            raise SweepError(f"{place}: no {what} {name!r}: {nearest(name, known)}")
 
 
-def _listed(value) -> list: return value if isinstance(value, list) else [value]
+def _listed(value) -> list:
+    return value if isinstance(value, list) else [value]
 
 # %% ../../nbs/core/3_sweeps.ipynb #22d4fff7
 def _stage(name: str, raw, fallback: dict, place: str) -> Stage:
     _check_keys(raw, STAGE, place)
-    if "notebook" not in raw: raise SweepError(f"{place}: no notebook")
+    if "notebook" not in raw:
+        raise SweepError(f"{place}: no notebook")
     _check_keys(raw.get("resources", {}), RESOURCES, f"{place}: resources")
-    try: known = parameters(raw["notebook"])
-    except RunError as e: raise SweepError(f"{place}: {e}") from None
+    try:
+        known = parameters(raw["notebook"])
+    except RunError as e:
+        raise SweepError(f"{place}: {e}") from None
     named = {old: {p: _listed(v) for p, v in raw.get(old, {}).items()} for old in ("from", "over")}
     rest = {k: v for k, v in raw.items() if k not in ("from", "over")}
-    return Stage(name, sources=named["from"], over=named["over"], fallback={k: v for k, v in fallback.items() if k in known}, **rest)
+    return Stage(
+        name,
+        sources=named["from"],
+        over=named["over"],
+        fallback={k: v for k, v in fallback.items() if k in known},
+        **rest,
+    )
 
 
 def _check_stage(s: Stage, stages: dict, place: str) -> None:
@@ -118,19 +160,26 @@ def _check_stage(s: Stage, stages: dict, place: str) -> None:
         where = f"{place}: {'from' if part == 'sources' else part}"
         _check_known(getattr(s, part), known, where, f"parameter of {s.notebook} is called")
         for name in getattr(s, part):
-            if name in seen: raise SweepError(f"{place}: {name} stands in both {seen[name]} and {part}")
+            if name in seen:
+                raise SweepError(f"{place}: {name} stands in both {seen[name]} and {part}")
             seen[name] = part
     for part, word, kind in (("sources", "from", "str"), ("over", "over", "list[str]")):
         for name, upper in getattr(s, part).items():
             _check_known(upper, stages, f"{place}: {name}", "stage")
-            if known[name].type != kind: raise SweepError(f"{place}: {name} takes {known[name].type}; `{word}` needs {kind}")
-    if s.by and not s.over: raise SweepError(f"{place}: `by` without `over`")
-    for values in _tables(s.per, place): _check_known(values, known, f"{place}: per", f"parameter of {s.notebook} is called")
+            if known[name].type != kind:
+                raise SweepError(f"{place}: {name} takes {known[name].type}; `{word}` needs {kind}")
+    if s.by and not s.over:
+        raise SweepError(f"{place}: `by` without `over`")
+    for values in _tables(s.per, place):
+        _check_known(values, known, f"{place}: per", f"parameter of {s.notebook} is called")
 
 
 def _tables(per: dict, place: str) -> list[dict]:  # what is set for each value of each label
-    found = [values for table in per.values() for values in (table.values() if isinstance(table, dict) else [None])]
-    if not all(isinstance(values, dict) for values in found): raise SweepError(f"{place}: per takes {{label: {{value: {{parameter: value}}}}}}")
+    found = [
+        values for table in per.values() for values in (table.values() if isinstance(table, dict) else [None])
+    ]
+    if not all(isinstance(values, dict) for values in found):
+        raise SweepError(f"{place}: per takes {{label: {{value: {{parameter: value}}}}}}")
     return found
 
 # %% ../../nbs/core/3_sweeps.ipynb #5a125978
@@ -138,13 +187,25 @@ def _cast(s: Stage, place: str) -> None:  # set and grid to the notebook's types
     known = parameters(s.notebook)
 
     def one(part, name, value):
-        try: return cast(value, known[name].type)
-        except ValueError: raise SweepError(f"{place}: {part}: {name} takes {known[name].type}, not {value!r} ({type(value).__name__})") from None
+        try:
+            return cast(value, known[name].type)
+        except ValueError:
+            raise SweepError(
+                f"{place}: {part}: {name} takes {known[name].type}, not {value!r} ({type(value).__name__})"
+            ) from None
+
     for name, values in s.grid.items():
-        if not isinstance(values, list) or not values: raise SweepError(f"{place}: grid: {name} must be a list of at least one value, not {values!r}")
+        if not isinstance(values, list) or not values:
+            raise SweepError(f"{place}: grid: {name} must be a list of at least one value, not {values!r}")
         s.grid[name] = [one("grid", name, v) for v in values]
     s.set = {name: one("set", name, v) for name, v in s.set.items()}
-    s.per = {label: {value: {name: one("per", name, v) for name, v in values.items()} for value, values in table.items()} for label, table in s.per.items()}
+    s.per = {
+        label: {
+            value: {name: one("per", name, v) for name, v in values.items()}
+            for value, values in table.items()
+        }
+        for label, table in s.per.items()
+    }
     s.fallback = {name: one("the file's set", name, v) for name, v in s.fallback.items()}
 
 # %% ../../nbs/core/3_sweeps.ipynb #dbc04c8a
@@ -152,8 +213,18 @@ def _smoke(stages: dict, raw: dict, place: str) -> dict:
     _check_keys(raw, SMOKE, place)
     _check_known(raw.get("skip", []), stages, f"{place}: skip", "stage")
     _check_known(raw.get("stages", {}), stages, f"{place}: stages", "stage")
-    _check_known(raw.get("set", {}), {p for s in stages.values() for p in parameters(s.notebook)}, f"{place}: set", "parameter of any stage")
-    _check_known(raw.get("grid", {}), {g for s in stages.values() for g in s.grid}, f"{place}: grid", "grid of any stage has")
+    _check_known(
+        raw.get("set", {}),
+        {p for s in stages.values() for p in parameters(s.notebook)},
+        f"{place}: set",
+        "parameter of any stage",
+    )
+    _check_known(
+        raw.get("grid", {}),
+        {g for s in stages.values() for g in s.grid},
+        f"{place}: grid",
+        "grid of any stage has",
+    )
     stages = {name: s for name, s in stages.items() if name not in raw.get("skip", [])}
     for name, s in stages.items():
         own = _check_keys(raw.get("stages", {}).get(name, {}), SMOKE_STAGE, f"{place}: stage {name}")
@@ -163,12 +234,26 @@ def _smoke(stages: dict, raw: dict, place: str) -> dict:
         s.set = {p: v for p, v in s.set.items() if p not in own.get("grid", {})}
         s.set |= {p: v for p, v in general.items() if p in s.set} | own.get("set", {})
         s.fallback = s.fallback | general
-        s.per = {label: {value: {p: v for p, v in values.items() if p not in general | own.get("set", {}) | own.get("grid", {})} for value, values in table.items()} for label, table in s.per.items()}
+        s.per = {
+            label: {
+                value: {
+                    p: v
+                    for p, v in values.items()
+                    if p not in general | own.get("set", {}) | own.get("grid", {})
+                }
+                for value, values in table.items()
+            }
+            for label, table in s.per.items()
+        }
         s.grid = {g: v for g, v in s.grid.items() if g not in own.get("set", {})}
         s.where = own.get("where", s.where)
-        for part in (s.sources, s.over): part.update({p: [u for u in upper if u not in raw.get("skip", [])] for p, upper in part.items()})
+        for part in (s.sources, s.over):
+            part.update({p: [u for u in upper if u not in raw.get("skip", [])] for p, upper in part.items()})
         for p, upper in (s.sources | s.over).items():
-            if not upper: raise SweepError(f"{place}: stage {name} needs a stage for {p} that `skip` leaves out: skip {name} too")
+            if not upper:
+                raise SweepError(
+                    f"{place}: stage {name} needs a stage for {p} that `skip` leaves out: skip {name} too"
+                )
     return stages
 
 # %% ../../nbs/core/3_sweeps.ipynb #062bbd0b
@@ -179,58 +264,88 @@ class _Row:  # a run in the making
     upstream: list = field(default_factory=list)
 
 
-def _agree(a: dict, b: dict) -> bool: return all(a[name] == b[name] for name in a.keys() & b.keys())
+def _agree(a: dict, b: dict) -> bool:
+    return all(a[name] == b[name] for name in a.keys() & b.keys())
 
 
 def _join(left: list, right: list, place: str) -> list:
-    rows = [_Row(a.labels | b.labels, a.given | b.given, a.upstream + b.upstream) for a in left for b in right if _agree(a.labels, b.labels)]
-    if rows: return rows
+    rows = [
+        _Row(a.labels | b.labels, a.given | b.given, a.upstream + b.upstream)
+        for a in left
+        for b in right
+        if _agree(a.labels, b.labels)
+    ]
+    if rows:
+        return rows
     shared = sorted({name for a in left for name in a.labels} & {name for b in right for name in b.labels})
     values = lambda rows, name: sorted({str(r.labels[name]) for r in rows if name in r.labels})
-    seen = "; ".join(f"{name} is {', '.join(values(left, name))} and {', '.join(values(right, name))}" for name in shared)
+    seen = "; ".join(
+        f"{name} is {', '.join(values(left, name))} and {', '.join(values(right, name))}" for name in shared
+    )
     raise SweepError(f"{place}: no upstream runs agree ({seen})")
 
 
-def _upper(param: str, runs: list) -> list: return [_Row(dict(r.labels), {param: r.key}, [str(r)]) for r in runs]
+def _upper(param: str, runs: list) -> list:
+    return [_Row(dict(r.labels), {param: r.key}, [str(r)]) for r in runs]
 
 
 def _grid(grid: dict) -> list:
-    return [_Row(dict(zip(grid, values)), dict(zip(grid, values))) for values in itertools.product(*grid.values())]
+    return [
+        _Row(dict(zip(grid, values)), dict(zip(grid, values))) for values in itertools.product(*grid.values())
+    ]
 
 # %% ../../nbs/core/3_sweeps.ipynb #c40c71d4
 def _passes(labels: dict, where: dict) -> bool:
     def ok(value, wanted):
-        if isinstance(wanted, dict): return value not in _listed(wanted["not"])
+        if isinstance(wanted, dict):
+            return value not in _listed(wanted["not"])
         return value in _listed(wanted)
+
     return all(ok(labels[name], wanted) for name, wanted in where.items() if name in labels)
 
 
 def _check_where(where: dict, labels: list, place: str, strict: bool) -> None:
     _check_known(where, sorted({name for row in labels for name in row}), f"{place}: where", "label")
     for name, wanted in where.items():
-        if isinstance(wanted, dict) and list(wanted) != ["not"]: raise SweepError(f"{place}: where: {name} takes a value, a list, or {{not: ...}}")
+        if isinstance(wanted, dict) and list(wanted) != ["not"]:
+            raise SweepError(f"{place}: where: {name} takes a value, a list, or {{not: ...}}")
         seen = [row[name] for row in labels if name in row]
         for value in _listed(wanted["not"] if isinstance(wanted, dict) else wanted) if strict else []:
-            if value not in seen: raise SweepError(f"{place}: where: no run has {name} {value!r}: {nearest(value, dict.fromkeys(map(str, seen)))}")
+            if value not in seen:
+                raise SweepError(
+                    f"{place}: where: no run has {name} {value!r}: {nearest(value, dict.fromkeys(map(str, seen)))}"
+                )
 
 # %% ../../nbs/core/3_sweeps.ipynb #502181e8
 def _group(s: Stage, rows: list, done: dict, place: str) -> list:
-    members = {p: [r for name in names for r in done[name] if _passes(r.labels, s.where)] for p, names in s.over.items()}
+    members = {
+        p: [r for name in names for r in done[name] if _passes(r.labels, s.where)]
+        for p, names in s.over.items()
+    }
     for p, runs in members.items():
-        if not runs: raise SweepError(f"{place}: where leaves no run for {p}")
+        if not runs:
+            raise SweepError(f"{place}: where leaves no run for {p}")
     everyone = [r for runs in members.values() for r in runs]
     stages = ", ".join(dict.fromkeys(r.stage for r in everyone))
-    _check_known(s.by, sorted({name for r in everyone for name in r.labels}), f"{place}: by (runs of stage {stages})", "label")
+    _check_known(
+        s.by,
+        sorted({name for r in everyone for name in r.labels}),
+        f"{place}: by (runs of stage {stages})",
+        "label",
+    )
     groups = []
     for r in everyone:
-        if set(s.by) <= r.labels.keys() and (labels := {name: r.labels[name] for name in s.by}) not in groups: groups.append(labels)
-    if not groups: raise SweepError(f"{place}: by: no run of stage {stages} has all of {', '.join(s.by)}")
+        if set(s.by) <= r.labels.keys() and (labels := {name: r.labels[name] for name in s.by}) not in groups:
+            groups.append(labels)
+    if not groups:
+        raise SweepError(f"{place}: by: no run of stage {stages} has all of {', '.join(s.by)}")
     rows = _join(rows, [_Row(labels) for labels in groups], f"{place}: by")
     for row in rows:
         group = {name: row.labels[name] for name in s.by}
         for p, runs in members.items():
             chosen = dict.fromkeys(str(r) for r in runs if _agree(r.labels, group))
-            if not chosen: raise SweepError(f"{place}: {p}: no run of stage {', '.join(s.over[p])} for {group}")
+            if not chosen:
+                raise SweepError(f"{place}: {p}: no run of stage {', '.join(s.over[p])} for {group}")
             row.given[p] = [run.split("/")[1] for run in chosen]
             row.upstream = row.upstream + list(chosen)
     return rows
@@ -238,29 +353,47 @@ def _group(s: Stage, rows: list, done: dict, place: str) -> list:
 # %% ../../nbs/core/3_sweeps.ipynb #fbf219e4
 def _expand(s: Stage, done: dict, place: str, strict: bool) -> list[Planned]:
     rows = [_Row({})]
-    for param, names in s.sources.items(): rows = _join(rows, _upper(param, [r for name in names for r in done[name]]), f"{place}: from: {param}")
+    for param, names in s.sources.items():
+        rows = _join(
+            rows, _upper(param, [r for name in names for r in done[name]]), f"{place}: from: {param}"
+        )
     rows = _join(rows, _grid(s.grid), f"{place}: grid")
     over = [r.labels for names in s.over.values() for name in names for r in done[name]]
     _check_where(s.where, [r.labels for r in rows] + over, place, strict)
     rows = [r for r in rows if _passes(r.labels, s.where)]
-    if not rows: raise SweepError(f"{place}: where leaves no run")
-    if s.over: rows = _group(s, rows, done, place)
-    _check_known(s.per, sorted({name for r in rows for name in r.labels}) if s.per else [], f"{place}: per", "label")
+    if not rows:
+        raise SweepError(f"{place}: where leaves no run")
+    if s.over:
+        rows = _group(s, rows, done, place)
+    _check_known(
+        s.per, sorted({name for r in rows for name in r.labels}) if s.per else [], f"{place}: per", "label"
+    )
     return [_planned(s, row, place) for row in rows]
 
 
 def _planned(s: Stage, row: _Row, place: str) -> Planned:
     known = parameters(s.notebook)
     inherited = {name: value for name, value in row.labels.items() if name in known}
-    per = {p: v for label, table in s.per.items() for value, values in table.items() if str(row.labels.get(label)) == str(value) for p, v in values.items()}
-    try: params = fill(s.notebook, s.fallback | inherited | s.set | per | row.given)
-    except RunError as e: raise SweepError(f"{place}: {e}") from None
-    return Planned(s.name, s.notebook, run_key(s.notebook, params), params, row.labels, row.upstream, s.resources)
+    per = {
+        p: v
+        for label, table in s.per.items()
+        for value, values in table.items()
+        if str(row.labels.get(label)) == str(value)
+        for p, v in values.items()
+    }
+    try:
+        params = fill(s.notebook, s.fallback | inherited | s.set | per | row.given)
+    except RunError as e:
+        raise SweepError(f"{place}: {e}") from None
+    return Planned(
+        s.name, s.notebook, run_key(s.notebook, params), params, row.labels, row.upstream, s.resources
+    )
 
 # %% ../../nbs/core/3_sweeps.ipynb #a704be61
 @dataclass
 class Sweep:
     "A sweep file, read, checked and expanded."
+
     path: Path
     head: dict  # title, question, system, left_out
     stages: dict  # name -> Stage, upstream first
@@ -276,57 +409,92 @@ def _ordered(stages: dict, place: str) -> list:
     order, path = [], []
 
     def visit(name):
-        if name in path: raise SweepError(f"{place}: stages go round in a circle: {' -> '.join([*path[path.index(name):], name])}")
-        if name in order: return
+        if name in path:
+            raise SweepError(
+                f"{place}: stages go round in a circle: {' -> '.join([*path[path.index(name) :], name])}"
+            )
+        if name in order:
+            return
         path.append(name)
-        for upper in stages[name].needs: visit(upper)
+        for upper in stages[name].needs:
+            visit(upper)
         order.append(path.pop())
-    for name in stages: visit(name)
+
+    for name in stages:
+        visit(name)
     return order
 
 # %% ../../nbs/core/3_sweeps.ipynb #9fcf0090
-def load_sweep(path: Path,  # a YAML file
-               smoke: bool = False  # with its smoke block
+def load_sweep(
+    path: Path,  # a YAML file
+    smoke: bool = False,  # with its smoke block
 ) -> Sweep:
     "The sweep with all its runs and keys; SweepError names file, stage, thing and the nearest valid names."
     raw, place = read_yaml(path), str(path)
     _check_keys(raw, TOP, place)
     fallback = raw.get("set", {})
-    stages = {name: _stage(name, r, fallback, f"{place}: stage {name}") for name, r in raw.get("stages", {}).items()}
-    if not stages: raise SweepError(f"{place}: holds no `stages:`")
-    _check_known(fallback, {p for s in stages.values() for p in parameters(s.notebook)}, f"{place}: set", "parameter of any stage")
-    for s in stages.values(): _check_stage(s, stages, f"{place}: stage {s.name}")
-    if smoke: stages = _smoke(stages, raw.get("smoke", {}), f"{place}: smoke")
+    stages = {
+        name: _stage(name, r, fallback, f"{place}: stage {name}") for name, r in raw.get("stages", {}).items()
+    }
+    if not stages:
+        raise SweepError(f"{place}: holds no `stages:`")
+    _check_known(
+        fallback,
+        {p for s in stages.values() for p in parameters(s.notebook)},
+        f"{place}: set",
+        "parameter of any stage",
+    )
+    for s in stages.values():
+        _check_stage(s, stages, f"{place}: stage {s.name}")
+    if smoke:
+        stages = _smoke(stages, raw.get("smoke", {}), f"{place}: smoke")
     done = {}
     for name in _ordered(stages, place):
         at = f"{place}: stage {name}"
         _check_stage(stages[name], stages, at)
         _cast(stages[name], at)
         done[name] = _expand(stages[name], done, at, not smoke)
-    head = {k: raw[k] for k in ("title", "question", "system", "commands", "elsewhere", "left_out") if k in raw}
-    return Sweep(Path(path), head, {name: stages[name] for name in done}, [r for runs in done.values() for r in runs])
+    head = {
+        k: raw[k] for k in ("title", "question", "system", "commands", "elsewhere", "left_out") if k in raw
+    }
+    return Sweep(
+        Path(path), head, {name: stages[name] for name in done}, [r for runs in done.values() for r in runs]
+    )
 
 # %% ../../nbs/core/3_sweeps.ipynb #eea85285
-CHECKS = [("data.tasks", "check_source", ("task", "source", "knobs", "epochs")), ("data.ood", "check_sets", ("task", "source", "sets", "ood_training")), ("data.toxicity", "check_groups", ("task", "source", "sizes", "protocol")), ("training.trainer", "check_model", ("model", "head", "scores")),
-          ("training.loss_columns", "check_objective", ("loss", "loss_options", "bias", "teacher", "ood_training")), ("training.loss_columns", "stored_file", ("stored",)),
-          ("study.results", "released_folder", ("released",)), ("attribution.patterns", "check_maps", ("maps_from", "maps"))]  # module, function, parameters it takes
+CHECKS = [
+    ("data.tasks", "check_source", ("task", "source", "knobs", "epochs")),
+    ("data.ood", "check_sets", ("task", "source", "sets", "ood_training")),
+    ("data.toxicity", "check_groups", ("task", "source", "sizes", "protocol")),
+    ("training.trainer", "check_model", ("model", "head", "scores")),
+    ("training.loss_columns", "check_objective", ("loss", "loss_options", "bias", "teacher", "ood_training")),
+    ("training.loss_columns", "stored_file", ("stored",)),
+    ("study.results", "released_folder", ("released",)),
+    ("attribution.patterns", "check_maps", ("maps_from", "maps")),
+]  # module, function, parameters it takes
 BY_GROUP = "data_seed"  # notebooks with this parameter draw rows of groups: their tasks are those of `lib.data.toxicity`
 
 
-def check_inputs(runs: list[Planned],  # those still to be made
-                 path: Path  # the sweep file, for messages
+def check_inputs(
+    runs: list[Planned],  # those still to be made
+    path: Path,  # the sweep file, for messages
 ) -> None:
     "Ask `CHECKS` about every task, its evaluation sets, every model that is no run, every loss, and every file; SweepError with their answer."
     for module, function, names in CHECKS:
         file = ROOT / "lib" / f"{module.replace('.', '/')}.py"
-        if not file.is_file() or not re.search(rf"^def {function}\(", file.read_text(), re.M): continue
+        if not file.is_file() or not re.search(rf"^def {function}\(", file.read_text(), re.M):
+            continue
         asked = {}
         for r in runs:
             values = {name: r.params[name] for name in names if name in r.params}
-            if names[0] == "task" and (BY_GROUP in r.params) != (module == "data.toxicity"): continue
+            if names[0] == "task" and (BY_GROUP in r.params) != (module == "data.toxicity"):
+                continue
             known = re.fullmatch("|tiny|ce|[0-9a-f]{10}", values.get(names[0], ""))
-            if not r.params.get("runs") and not known: asked.setdefault(json.dumps(values, sort_keys=True), r)
+            if not r.params.get("runs") and not known:
+                asked.setdefault(json.dumps(values, sort_keys=True), r)
         for values, r in asked.items():
             given = json.loads(values)
-            try: getattr(importlib.import_module(f"lib.{module}"), function)(given.pop(names[0]), **given)
-            except Exception as e: raise SweepError(f"{path}: stage {r.stage}: {e}") from e
+            try:
+                getattr(importlib.import_module(f"lib.{module}"), function)(given.pop(names[0]), **given)
+            except Exception as e:
+                raise SweepError(f"{path}: stage {r.stage}: {e}") from e

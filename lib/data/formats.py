@@ -24,9 +24,11 @@ from ..core.runs import RunError
 class DataError(RunError, ValueError):
     "Data that is not there or not what it should be: one sentence with the place and the valid choices."
 
+
 @dataclass(frozen=True)
 class Form:
     "How a task lies on disk and on the hub."
+
     folder: str  # of the public download
     columns: tuple  # text_a, text_b (None: single sentences), label; header names, or positions in a file without header
     labels: dict  # value in the file -> name of the label; {}: a number to be predicted
@@ -34,7 +36,9 @@ class Form:
     files: dict = field(default_factory=lambda: {"train": "train.tsv", "dev": "dev.tsv"})
     hub: str = ""  # configuration on the hub; "": not there
     hub_texts: tuple = ()  # columns there, where they differ
-    skip_short: bool = False  # leave out rows that lack a field (the public QQP file has a few), instead of an error
+    skip_short: bool = (
+        False  # leave out rows that lack a field (the public QQP file has a few), instead of an error
+    )
     root: str = "glue"  # folder of the data folder in which to look first
     hub_repo: str = ""  # data set on the hub; "": nyu-mll/glue
     keep: tuple = ()  # further columns, kept where the file has them
@@ -50,52 +54,183 @@ ENTAIL = {"entailment": "entailment", "not_entailment": "not_entailment"}
 NLI3 = {name: name for name in ("entailment", "neutral", "contradiction")}
 DUPLICATE = {"0": "not_duplicate", "1": "duplicate"}
 TASKS = {
-    "CoLA": Form("CoLA", (3, None, 1), {"0": "unacceptable", "1": "acceptable"}, ["mcc"], hub="cola", hub_texts=("sentence", None)),
-    "SST-2": Form("SST-2", ("sentence", None, "label"), {"0": "negative", "1": "positive"}, ["accuracy"], hub="sst2"),
-    "MRPC": Form("MRPC", ("#1 String", "#2 String", "Quality"), {"0": "not_equivalent", "1": "equivalent"}, BOTH, hub="mrpc", hub_texts=("sentence1", "sentence2")),
-    "STS-B": Form("STS-B", ("sentence1", "sentence2", "score"), {}, ["corr", "pearson", "spearman"], hub="stsb"),
-    "QQP": Form("QQP", ("question1", "question2", "is_duplicate"), DUPLICATE, [*BOTH, "f1_weighted"], hub="qqp", skip_short=True, id="id"),
-    "MNLI": Form("MNLI", ("sentence1", "sentence2", "gold_label"), NLI3, ["accuracy"], hub="mnli", hub_texts=("premise", "hypothesis"), id="index",
-                 files={"train": "train.tsv", "matched": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv"}),
+    "CoLA": Form(
+        "CoLA",
+        (3, None, 1),
+        {"0": "unacceptable", "1": "acceptable"},
+        ["mcc"],
+        hub="cola",
+        hub_texts=("sentence", None),
+    ),
+    "SST-2": Form(
+        "SST-2", ("sentence", None, "label"), {"0": "negative", "1": "positive"}, ["accuracy"], hub="sst2"
+    ),
+    "MRPC": Form(
+        "MRPC",
+        ("#1 String", "#2 String", "Quality"),
+        {"0": "not_equivalent", "1": "equivalent"},
+        BOTH,
+        hub="mrpc",
+        hub_texts=("sentence1", "sentence2"),
+    ),
+    "STS-B": Form(
+        "STS-B", ("sentence1", "sentence2", "score"), {}, ["corr", "pearson", "spearman"], hub="stsb"
+    ),
+    "QQP": Form(
+        "QQP",
+        ("question1", "question2", "is_duplicate"),
+        DUPLICATE,
+        [*BOTH, "f1_weighted"],
+        hub="qqp",
+        skip_short=True,
+        id="id",
+    ),
+    "MNLI": Form(
+        "MNLI",
+        ("sentence1", "sentence2", "gold_label"),
+        NLI3,
+        ["accuracy"],
+        hub="mnli",
+        hub_texts=("premise", "hypothesis"),
+        id="index",
+        files={"train": "train.tsv", "matched": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv"},
+    ),
     "QNLI": Form("QNLI", ("question", "sentence", "label"), ENTAIL, ["accuracy"], hub="qnli"),
     "RTE": Form("RTE", ("sentence1", "sentence2", "label"), ENTAIL, ["accuracy"], hub="rte"),
-    "WNLI": Form("WNLI", ("sentence1", "sentence2", "label"), {"0": "not_entailment", "1": "entailment"}, ["accuracy"], hub="wnli")}
+    "WNLI": Form(
+        "WNLI",
+        ("sentence1", "sentence2", "label"),
+        {"0": "not_entailment", "1": "entailment"},
+        ["accuracy"],
+        hub="wnli",
+    ),
+}
 
 # %% ../../nbs/data/01_formats.ipynb #abed39cb
 PAWS = ["f1_weighted", "accuracy", "f1", "f1_negative", "recall", "specificity"]
 FACT = {name: name for name in ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO")}
 CLAIM, PAIR = ("claim", "evidence|evidence_sentence", "gold_label|label"), ("sentence1", "sentence2", "label")
-SYMMETRIC = Form("FEVER-Symmetric", CLAIM, {"SUPPORTS": "SUPPORTS", "REFUTES": "REFUTES"}, ["accuracy"], root="ood", files={
-    "test": "fever_symmetric_generated_v0.1.jsonl|symmetric_v0.1/fever_symmetric_generated.jsonl|sym1/test.jsonl"})
+SYMMETRIC = Form(
+    "FEVER-Symmetric",
+    CLAIM,
+    {"SUPPORTS": "SUPPORTS", "REFUTES": "REFUTES"},
+    ["accuracy"],
+    root="ood",
+    files={
+        "test": "fever_symmetric_generated_v0.1.jsonl|symmetric_v0.1/fever_symmetric_generated.jsonl|sym1/test.jsonl"
+    },
+)
 TASKS |= {
-    "FEVER": Form("FEVER", CLAIM, FACT, ["accuracy"], files={"train": "fever.train.jsonl", "dev": "fever.dev.jsonl"}),
-    "HANS": Form("HANS", ("sentence1", "sentence2", "gold_label"), {"entailment": "entailment", "non-entailment": "non-entailment"}, ["accuracy"],
-                 {"train": "heuristics_train_set.txt", "dev": "heuristics_evaluation_set.txt"}, root="ood", keep=("heuristic",)),
-    "PAWS-QQP": Form("paws_qqp", PAIR, DUPLICATE, PAWS, {"train": "train.tsv", "dev": "dev.tsv|dev_and_test.tsv"}, root="ood", literals=True),
-    "PAWS-Wiki": Form("paws_wiki", PAIR, DUPLICATE, PAWS, {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}, "labeled_final", root="ood",
-                      hub_repo="google-research-datasets/paws"),
+    "FEVER": Form(
+        "FEVER", CLAIM, FACT, ["accuracy"], files={"train": "fever.train.jsonl", "dev": "fever.dev.jsonl"}
+    ),
+    "HANS": Form(
+        "HANS",
+        ("sentence1", "sentence2", "gold_label"),
+        {"entailment": "entailment", "non-entailment": "non-entailment"},
+        ["accuracy"],
+        {"train": "heuristics_train_set.txt", "dev": "heuristics_evaluation_set.txt"},
+        root="ood",
+        keep=("heuristic",),
+    ),
+    "PAWS-QQP": Form(
+        "paws_qqp",
+        PAIR,
+        DUPLICATE,
+        PAWS,
+        {"train": "train.tsv", "dev": "dev.tsv|dev_and_test.tsv"},
+        root="ood",
+        literals=True,
+    ),
+    "PAWS-Wiki": Form(
+        "paws_wiki",
+        PAIR,
+        DUPLICATE,
+        PAWS,
+        {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"},
+        "labeled_final",
+        root="ood",
+        hub_repo="google-research-datasets/paws",
+    ),
     "FEVER-Symmetric-v1": SYMMETRIC,
-    "FEVER-Symmetric-v2": replace(SYMMETRIC, files={s: f"fever_symmetric_{s}_v0.2.jsonl|symmetric_v0.2/fever_symmetric_{s}.jsonl|sym2/{s}.jsonl" for s in ("dev", "test")})}
+    "FEVER-Symmetric-v2": replace(
+        SYMMETRIC,
+        files={
+            s: f"fever_symmetric_{s}_v0.2.jsonl|symmetric_v0.2/fever_symmetric_{s}.jsonl|sym2/{s}.jsonl"
+            for s in ("dev", "test")
+        },
+    ),
+}
 
 # %% ../../nbs/data/01_formats.ipynb #d07985d5
-TASKS["mnli-subset"] = replace(TASKS["MNLI"], hub="", id="", files={
-    "train": "train_subset.tsv", "matched": "dev_matched.tsv", "mismatched": "dev_mismatched_1000_tokenised.tsv"})
-TASKS["qqp-subset"] = replace(TASKS["QQP"], hub="", skip_short=False, files={"train": "train_subset.tsv", "dev": "dev_subset.tsv"})
-TASKS["climate-fever"] = Form("FEVER", ("claim", "evidence", "evidence_label"), {k.replace(" ", "_"): k for k in FACT}, ["accuracy"],
-                              dict.fromkeys(("train", "dev"), "climate-fever.jsonl"), items="evidences", every=5)
+TASKS["mnli-subset"] = replace(
+    TASKS["MNLI"],
+    hub="",
+    id="",
+    files={
+        "train": "train_subset.tsv",
+        "matched": "dev_matched.tsv",
+        "mismatched": "dev_mismatched_1000_tokenised.tsv",
+    },
+)
+TASKS["qqp-subset"] = replace(
+    TASKS["QQP"], hub="", skip_short=False, files={"train": "train_subset.tsv", "dev": "dev_subset.tsv"}
+)
+TASKS["climate-fever"] = Form(
+    "FEVER",
+    ("claim", "evidence", "evidence_label"),
+    {k.replace(" ", "_"): k for k in FACT},
+    ["accuracy"],
+    dict.fromkeys(("train", "dev"), "climate-fever.jsonl"),
+    items="evidences",
+    every=5,
+)
 TASKS["hans-regenerated"] = replace(TASKS["HANS"], files={"dev": "hans_regenerated_30k.tsv"})
-TASKS["hans-regenerated-halves"] = replace(TASKS["HANS"], files=dict.fromkeys(("train", "dev"), "hans_regenerated_30k.tsv"), every=2)
-TASKS["paws-qqp-dev"] = replace(TASKS["PAWS-QQP"], folder="PAWS", files={"dev": "paws_qqp_dev_and_test_decoded.tsv|paws_qqp_dev_and_test.tsv"})
-TASKS["paws-x-en"] = Form("PAWS", (0, 1, 2), DUPLICATE, PAWS, {"dev": "pawsx_dev-en.tsv", "test": "pawsx_test-en.tsv"}, "en", ("sentence1", "sentence2"),
-                          root="ood", hub_repo="google-research-datasets/paws-x")
+TASKS["hans-regenerated-halves"] = replace(
+    TASKS["HANS"], files=dict.fromkeys(("train", "dev"), "hans_regenerated_30k.tsv"), every=2
+)
+TASKS["paws-qqp-dev"] = replace(
+    TASKS["PAWS-QQP"],
+    folder="PAWS",
+    files={"dev": "paws_qqp_dev_and_test_decoded.tsv|paws_qqp_dev_and_test.tsv"},
+)
+TASKS["paws-x-en"] = Form(
+    "PAWS",
+    (0, 1, 2),
+    DUPLICATE,
+    PAWS,
+    {"dev": "pawsx_dev-en.tsv", "test": "pawsx_test-en.tsv"},
+    "en",
+    ("sentence1", "sentence2"),
+    root="ood",
+    hub_repo="google-research-datasets/paws-x",
+)
 
 # %% ../../nbs/data/01_formats.ipynb #forms-pairs-1
-_PAIRS = Form("", ("source", "target", "label"), {"translation": "translation"}, ["bleu", "bleu_tokenised"], root="translation", sides=("de", "en"))
+_PAIRS = Form(
+    "",
+    ("source", "target", "label"),
+    {"translation": "translation"},
+    ["bleu", "bleu_tokenised"],
+    root="translation",
+    sides=("de", "en"),
+)
 _SETS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
-TASKS["multi30k"] = replace(_PAIRS, files={"train": "train.{}.gz|train.{}", "dev": "val.{}.gz|val.{}"} | {
-    s: f"{s}.{{}}.gz|{s}.{{}}" for s in ("test_2016_flickr", "test_2017_flickr", "test_2017_mscoco")})
-TASKS["iwslt14"] = replace(_PAIRS, folder="iwslt14", every=23, files={
-    "train": "train.tags.de-en.{}", "dev": "train.tags.de-en.{}", "test": "+".join(f"IWSLT14.{s}.de-en.{{}}.xml" for s in _SETS)})
+TASKS["multi30k"] = replace(
+    _PAIRS,
+    files={"train": "train.{}.gz|train.{}", "dev": "val.{}.gz|val.{}"}
+    | {s: f"{s}.{{}}.gz|{s}.{{}}" for s in ("test_2016_flickr", "test_2017_flickr", "test_2017_mscoco")},
+)
+TASKS["iwslt14"] = replace(
+    _PAIRS,
+    folder="iwslt14",
+    every=23,
+    files={
+        "train": "train.tags.de-en.{}",
+        "dev": "train.tags.de-en.{}",
+        "test": "+".join(f"IWSLT14.{s}.de-en.{{}}.xml" for s in _SETS),
+    },
+)
 
 # %% ../../nbs/data/01_formats.ipynb #4b16e842
 def nearest(word: str, valid) -> str:
@@ -103,6 +238,7 @@ def nearest(word: str, valid) -> str:
     near = difflib.get_close_matches(word.lower(), {v.lower(): v for v in valid}, 1)
     meant = f", did you mean {next(v for v in valid if v.lower() == near[0])!r}?" if near else "."
     return f"{meant} Valid: {', '.join(valid)}"
+
 
 def file_of(
     folder: Path,
@@ -118,10 +254,16 @@ def text_lines(
     path: Path,  # UTF-8 with or without byte-order mark; .gz: compressed
 ) -> Iterator[str]:
     "Every line, without its end (which is a line feed, and none of the other signs that Python splits at)."
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n") as file:
-        try: yield from (line.rstrip("\r\n") for line in file)
-        except UnicodeDecodeError as error: raise DataError(f"{path}: not UTF-8 text ({error})") from None
-        except (gzip.BadGzipFile, EOFError) as error: raise DataError(f"{path}: not a whole gzip file ({error})") from None
+    with (gzip.open if path.suffix == ".gz" else open)(
+        path, "rt", encoding="utf-8-sig", newline="\n"
+    ) as file:
+        try:
+            yield from (line.rstrip("\r\n") for line in file)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 text ({error})") from None
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise DataError(f"{path}: not a whole gzip file ({error})") from None
+
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     "Line number (from 1) and text of every line that is not empty."
@@ -135,11 +277,15 @@ def read_label(
 ) -> int | float:
     "Position of the label among the task's labels, or the number itself where the task is a regression."
     if form.labels:
-        if raw not in form.labels: raise DataError(f"{where}: label {raw!r} is not one of {', '.join(form.labels)}")
+        if raw not in form.labels:
+            raise DataError(f"{where}: label {raw!r} is not one of {', '.join(form.labels)}")
         return list(form.labels).index(raw)
-    try: value = float(raw)
-    except ValueError: value = math.nan
-    if not math.isfinite(value): raise DataError(f"{where}: {raw!r} is not a number")
+    try:
+        value = float(raw)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{where}: {raw!r} is not a number")
     return value
 
 # %% ../../nbs/data/01_formats.ipynb #5f27b6f2
@@ -152,7 +298,10 @@ def wanted(
     out = []
     for column in (c for c in form.columns if c is not None):
         known = [c for c in str(column).split("|") if c in there] if isinstance(column, str) else [column]
-        if not known: raise DataError(f"{where}: no column {' or '.join(map(repr, column.split('|')))}. There: {', '.join(map(str, there))}")
+        if not known:
+            raise DataError(
+                f"{where}: no column {' or '.join(map(repr, column.split('|')))}. There: {', '.join(map(str, there))}"
+            )
         out.append(known[0])
     return out + [c for c in form.keep if c in there]
 
@@ -166,9 +315,12 @@ def tsv_records(path: Path, form: Form):
     yield names
     at = [first[1].index(c) for c in names] if named else names
     for n, fields in content if named else chain([first], content):
-        if len(fields) > max(at): yield n, [fields[p] for p in at]
+        if len(fields) > max(at):
+            yield n, [fields[p] for p in at]
         elif not form.skip_short:
-            raise DataError(f"{path}, line {n}: {len(fields)} fields, but column {label if named else f'number {label + 1}'} or a text is missing")
+            raise DataError(
+                f"{path}, line {n}: {len(fields)} fields, but column {label if named else f'number {label + 1}'} or a text is missing"
+            )
 
 # %% ../../nbs/data/01_formats.ipynb #fc042896
 def json_records(path: Path, form: Form):
@@ -176,23 +328,31 @@ def json_records(path: Path, form: Form):
     names = None
     for n, line in lines(path):
         where = f"{path}, line {n}"
-        try: row = json.loads(line)
-        except ValueError as error: raise DataError(f"{where}: not JSON ({error})") from None
-        if not isinstance(row, dict): raise DataError(f"{where}: no JSON object")
-        for item in (row[wanted(row, Form("", (form.items,), {}, []), where)[0]] if form.items else [{}]):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: no JSON object")
+        for item in row[wanted(row, Form("", (form.items,), {}, []), where)[0]] if form.items else [{}]:
             record = row | item
             here = wanted(record, form, where)
-            if names is None: yield (names := here)
+            if names is None:
+                yield (names := here)
             for c in here:
-                if not isinstance(record[c], str): raise DataError(f"{where}, column {c}: {record[c]!r} is no text")
+                if not isinstance(record[c], str):
+                    raise DataError(f"{where}, column {c}: {record[c]!r} is no text")
             yield n, [record[c] for c in here]
 
 # %% ../../nbs/data/01_formats.ipynb #3ea348e5
 def unquoted(text: str) -> str:
     "The text that a literal such as b'caf\\xc3\\xa9' stands for; any other text as it is."
-    if text[:2] not in ("b'", 'b"') or text[-1] != text[1]: return text
-    try: return ast.literal_eval(text).decode()
-    except (SyntaxError, ValueError): return text
+    if text[:2] not in ("b'", 'b"') or text[-1] != text[1]:
+        return text
+    try:
+        return ast.literal_eval(text).decode()
+    except (SyntaxError, ValueError):
+        return text
 
 # %% ../../nbs/data/01_formats.ipynb #44c7dfd5
 def read_file(
@@ -206,12 +366,15 @@ def read_file(
     names = next(records, [])
     mine = (r for r in records if not form.every or (r[0] % form.every == 0) == (split != "train"))
     rows = list(islice(mine, limit))
-    if not rows: raise DataError(f"{path}: no rows")
+    if not rows:
+        raise DataError(f"{path}: no rows")
     pair, clean = form.columns[1] is not None, unquoted if form.literals else str
-    *texts, label = list(zip(*(r for _, r in rows)))[:2 + pair]
+    *texts, label = list(zip(*(r for _, r in rows)))[: 2 + pair]
     said = names[1 + pair] if isinstance(names[0], str) else f"number {names[1 + pair] + 1}"
     out = {f"text_{ab}": [clean(t) for t in column] for ab, column in zip("ab", texts)}
-    out["label"] = [read_label(raw, form, f"{path}, line {n}, column {said}") for (n, _), raw in zip(rows, label)]
+    out["label"] = [
+        read_label(raw, form, f"{path}, line {n}, column {said}") for (n, _), raw in zip(rows, label)
+    ]
     return out | {name: [r[i] for _, r in rows] for i, name in enumerate(names) if i > 1 + pair}
 
 # %% ../../nbs/data/01_formats.ipynb #4772d5c8
@@ -221,8 +384,11 @@ def row_ids(
     split: str = "train",
 ) -> list[int] | None:
     "The number in the id column of every row that `read_file` keeps, in its order; None where rows are known by their position."
-    if not form.id: return None
+    if not form.id:
+        return None
     found = read_file(path, replace(form, keep=(form.id,)), split).get(form.id)
-    if found is None: raise DataError(f"{path}: no column {form.id!r}, by which stored predictions name the rows")
-    if bad := [i for i in found if not i.isdecimal()]: raise DataError(f"{path}, column {form.id}: {bad[0]!r} is no number")
+    if found is None:
+        raise DataError(f"{path}: no column {form.id!r}, by which stored predictions name the rows")
+    if bad := [i for i in found if not i.isdecimal()]:
+        raise DataError(f"{path}, column {form.id}: {bad[0]!r} is no number")
     return list(map(int, found))

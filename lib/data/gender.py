@@ -24,22 +24,30 @@ from ..core.runs import data_dir
 # %% ../../nbs/data/10_gender.ipynb #02c-gender-data-05
 KINDS = ("male", "female", "stereotype")
 
+
 def list_files(lists: str = "") -> dict[str, Path]:
     "kind -> the file that `word_lists` reads; {} for planted"
     folder = Path(lists) if lists else data_dir() / "bias" / "wordlists"
     return {} if lists == "planted" else {k: folder / f"{k}.txt" for k in KINDS}
 
+
 def word_lists(
     lists: str = "",  # folder with male.txt, female.txt, stereotype.txt; planted: of the planted language; "": bias/wordlists below the data folder
 ) -> dict[str, set]:
     "kind -> lower-case words. DataError for a missing or empty list, and for words that are both male and female"
-    if lists == "planted": found = {k: set(v) for k, v in planted_lists().items()}
+    if lists == "planted":
+        found = {k: set(v) for k, v in planted_lists().items()}
     else:
         files = list_files(lists)
-        if missing := [f for f in files.values() if not f.is_file()]: raise DataError(f"no word list {missing[0]}. Needed: {', '.join(f'{k}.txt' for k in KINDS)}; or the name planted")
+        if missing := [f for f in files.values() if not f.is_file()]:
+            raise DataError(
+                f"no word list {missing[0]}. Needed: {', '.join(f'{k}.txt' for k in KINDS)}; or the name planted"
+            )
         found = {k: {w.strip().lower() for w in text_lines(f) if w.strip()} for k, f in files.items()}
-    if empty := [k for k in KINDS if not found[k]]: raise DataError(f"the list of {empty[0]} words is empty")
-    if both := sorted(found["male"] & found["female"]): raise DataError(f"{both[0]!r} is in the lists of male and of female words")
+    if empty := [k for k in KINDS if not found[k]]:
+        raise DataError(f"the list of {empty[0]} words is empty")
+    if both := sorted(found["male"] & found["female"]):
+        raise DataError(f"{both[0]!r} is in the lists of male and of female words")
     return found
 
 # %% ../../nbs/data/10_gender.ipynb #02c-gender-data-08
@@ -49,42 +57,67 @@ def corpus_files(
     "The files of a corpus; DataError for one that is not there"
     paths = []
     for name in names:
-        found = sorted(Path(name).parent.glob(Path(name).name) if Path(name).is_absolute() else data_dir().glob(name))
-        if not found: raise DataError(f"no corpus file {name!r}, absolute or below {data_dir()}")
+        found = sorted(
+            Path(name).parent.glob(Path(name).name) if Path(name).is_absolute() else data_dir().glob(name)
+        )
+        if not found:
+            raise DataError(f"no corpus file {name!r}, absolute or below {data_dir()}")
         paths += found
     return paths
 
+
 def corpus(
     files: list[str],  # as for `corpus_files`
-    shortest: int = 2, longest: int = 128,  # words between spaces
+    shortest: int = 2,
+    longest: int = 128,  # words between spaces
 ) -> list[str]:
     "Distinct sentences, in order. DataError for none left"
     paths = corpus_files(files)
-    sentences = list(dict.fromkeys(s for p in paths for s in sentences_of(p) if shortest <= len(s.split()) <= longest))
-    if not sentences: raise DataError(f"no sentence of {shortest} to {longest} words in {', '.join(map(str, paths)) or 'no files'}")
+    sentences = list(
+        dict.fromkeys(s for p in paths for s in sentences_of(p) if shortest <= len(s.split()) <= longest)
+    )
+    if not sentences:
+        raise DataError(
+            f"no sentence of {shortest} to {longest} words in {', '.join(map(str, paths)) or 'no files'}"
+        )
     return sentences
+
 
 def sentences_of(path: Path) -> list[str]:
     "Of one file, by its name and layout."
     lines = list(text_lines(path))
-    if path.suffix != ".tsv": return [line.strip() for line in lines if line.strip()]
+    if path.suffix != ".tsv":
+        return [line.strip() for line in lines if line.strip()]
     rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     column = next((c for c in ("Text", "sentence") if rows and c in rows[0]), None)
-    if column is None: raise DataError(f"{path}: no column Text or sentence. There: {', '.join(rows[0]) if rows else 'nothing'}")
-    return [s.strip() for row in rows for s in (re.split(r"(?<=[.!?])\s+(?=[A-Z\"'(])", row[column]) if column == "Text" else [row[column]]) if s.strip()]
+    if column is None:
+        raise DataError(
+            f"{path}: no column Text or sentence. There: {', '.join(rows[0]) if rows else 'nothing'}"
+        )
+    return [
+        s.strip()
+        for row in rows
+        for s in (re.split(r"(?<=[.!?])\s+(?=[A-Z\"'(])", row[column]) if column == "Text" else [row[column]])
+        if s.strip()
+    ]
 
 # %% ../../nbs/data/10_gender.ipynb #02c-gender-data-11
 PIECES = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+
 
 def sort_sentence(
     text: str,
     lists: dict[str, set],  # of `word_lists`
 ) -> tuple[str | None, list[tuple[int, int]]]:
     "(male, female, stereotype or None; character spans of the keywords)."
-    cut = [(m.group().strip().lower(), (m.end() - len(m.group().lstrip()), m.end())) for m in PIECES.finditer(text)]
+    cut = [
+        (m.group().strip().lower(), (m.end() - len(m.group().lstrip()), m.end()))
+        for m in PIECES.finditer(text)
+    ]
     has = {kind: [span for word, span in cut if word in lists[kind]] for kind in KINDS}
     kind = None if has["male"] and has["female"] else next((k for k in KINDS if has[k]), None)
     return kind, has[kind] if kind else []
+
 
 def select(
     sentences: list[str],
@@ -94,10 +127,14 @@ def select(
     found = {k: [] for k in KINDS}
     for text in sentences:
         kind, spans = sort_sentence(text, lists)
-        if kind: found[kind].append((text, spans))
+        if kind:
+            found[kind].append((text, spans))
     told = ", ".join(f"{k} {len(v)}" for k, v in found.items())
     for k in KINDS:
-        if not found[k]: raise DataError(f"no {k} sentence among {len(sentences)} ({told}): none of the {len(lists[k])} {k} words occurs, or only beside the other gender's")
+        if not found[k]:
+            raise DataError(
+                f"no {k} sentence among {len(sentences)} ({told}): none of the {len(lists[k])} {k} words occurs, or only beside the other gender's"
+            )
     return found
 
 # %% ../../nbs/data/10_gender.ipynb #02c-gender-data-14
@@ -110,9 +147,15 @@ def split_apart(
     parts = ({}, {})
     for kind, rows in found.items():
         n = round(len(rows) * test) if test < 1 else int(test)
-        if not 0 < n < len(rows): raise DataError(f"cannot set {n} of {len(rows)} {kind} sentences apart: test = {test:g} must leave some on both sides; a share, e.g. 0.1, adapts to the class")
+        if not 0 < n < len(rows):
+            raise DataError(
+                f"cannot set {n} of {len(rows)} {kind} sentences apart: test = {test:g} must leave some on both sides; a share, e.g. 0.1, adapts to the class"
+            )
         order = stream(seed, "gender split", kind).permutation(len(rows))
-        parts[1][kind], parts[0][kind] = [rows[i] for i in sorted(order[:n])], [rows[i] for i in sorted(order[n:])]
+        parts[1][kind], parts[0][kind] = (
+            [rows[i] for i in sorted(order[:n])],
+            [rows[i] for i in sorted(order[n:])],
+        )
     return parts
 
 # %% ../../nbs/data/10_gender.ipynb #02c-gender-data-17
@@ -120,10 +163,14 @@ def _at(places: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int
     "In how many spans of the text each token lies; a token from a to a in none"
     return [sum(a < end and start < b for start, end in spans) if a < b else 0 for a, b in places]
 
+
 def _numbered(tokenizer, text: str, ids: list[int], spans: list[tuple[int, int]]) -> list[int]:
     "How often each token's number stands among the pieces of the words at the spans"
-    pieces = tokenizer(" ".join(dict.fromkeys(text[a:b].lower() for a, b in spans)), add_special_tokens=False)["input_ids"]
+    pieces = tokenizer(
+        " ".join(dict.fromkeys(text[a:b].lower() for a, b in spans)), add_special_tokens=False
+    )["input_ids"]
     return [pieces.count(t) for t in ids]
+
 
 def encode(
     tokenizer,  # a fast one
@@ -132,36 +179,70 @@ def encode(
     by: str = "place",  # place, or number: as published
 ) -> tuple[list[dict], int]:
     "(for each sentence input_ids, attention_mask, keyword, words: keyword of each word alone; how many were left out)."
-    if by not in ("place", "number"): raise DataError(f"keywords are found by place or number, not {by!r}{nearest(by, ['place', 'number'])}")
-    if not rows: return [], 0
-    made = tokenizer([t for t, _ in rows], truncation=True, max_length=max_length, return_offsets_mapping=True, return_special_tokens_mask=True)
+    if by not in ("place", "number"):
+        raise DataError(
+            f"keywords are found by place or number, not {by!r}{nearest(by, ['place', 'number'])}"
+        )
+    if not rows:
+        return [], 0
+    made = tokenizer(
+        [t for t, _ in rows],
+        truncation=True,
+        max_length=max_length,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
     out = []
     for i, (text, spans) in enumerate(rows):
         ids, of = made["input_ids"][i], {}
-        for a, b in spans: of.setdefault(text[a:b].lower(), []).append((a, b))
-        places = [(0, 0) if special else place for place, special in zip(made["offset_mapping"][i], made["special_tokens_mask"][i])]
+        for a, b in spans:
+            of.setdefault(text[a:b].lower(), []).append((a, b))
+        places = [
+            (0, 0) if special else place
+            for place, special in zip(made["offset_mapping"][i], made["special_tokens_mask"][i])
+        ]
         mark = partial(_at, places) if by == "place" else partial(_numbered, tokenizer, text, ids)
-        if any(keyword := mark(spans)): out.append({"input_ids": ids, "attention_mask": [1] * len(ids), "keyword": keyword, "words": {w: mark(s) for w, s in of.items()}})
+        if any(keyword := mark(spans)):
+            out.append(
+                {
+                    "input_ids": ids,
+                    "attention_mask": [1] * len(ids),
+                    "keyword": keyword,
+                    "words": {w: mark(s) for w, s in of.items()},
+                }
+            )
     return out, len(rows) - len(out)
+
 
 def encoded(
     tokenizer,
     found: dict[str, list],  # kind -> sentences, of `split_apart`
-    max_length: int = 128, by: str = "place",  # as for `encode`
+    max_length: int = 128,
+    by: str = "place",  # as for `encode`
 ) -> tuple[dict[str, list], dict[str, int]]:
     "(kind -> rows, kind -> how many were left out). DataError for a kind whose keywords are all cut off"
     made = {k: encode(tokenizer, rows, max_length, by) for k, rows in found.items()}
     for k, (rows, lost) in made.items():
-        if not rows: raise DataError(f"all {lost} {k} sentences lose their keyword within {max_length} tokens: give a larger max_length")
+        if not rows:
+            raise DataError(
+                f"all {lost} {k} sentences lose their keyword within {max_length} tokens: give a larger max_length"
+            )
     return {k: rows for k, (rows, _) in made.items()}, {k: lost for k, (_, lost) in made.items()}
+
 
 def pad(
     rows: list[dict],
     pad_id: int,
 ) -> dict[str, torch.Tensor]:
     "A batch (B, T): input_ids, attention_mask, keyword."
-    stack = lambda name, value: torch.nn.utils.rnn.pad_sequence([torch.tensor(r[name]) for r in rows], batch_first=True, padding_value=value)
-    return {"input_ids": stack("input_ids", pad_id), "attention_mask": stack("attention_mask", 0), "keyword": stack("keyword", 0)}
+    stack = lambda name, value: torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(r[name]) for r in rows], batch_first=True, padding_value=value
+    )
+    return {
+        "input_ids": stack("input_ids", pad_id),
+        "attention_mask": stack("attention_mask", 0),
+        "keyword": stack("keyword", 0),
+    }
 
 # %% ../../nbs/data/10_gender.ipynb #02c-gender-data-20
 def epoch_order(
@@ -175,6 +256,6 @@ def epoch_order(
     attributes = [(g, int(i)) for g in ("male", "female") for i in rng.permutation(sizes[g])[:k]]
     attributes = [attributes[i] for i in rng.permutation(len(attributes))]
     targets = rng.permutation(sizes["stereotype"]).tolist()
-    cut = lambda items: [items[i:i + batch_size] for i in range(0, len(items), batch_size)]
+    cut = lambda items: [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
     a, b = cut(targets), cut(attributes)
     return [(a[i % len(a)], b[i % len(b)]) for i in range(max(len(a), len(b)))]

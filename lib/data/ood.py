@@ -11,7 +11,16 @@ __all__ = ['HANS', 'SETS', 'SYMMETRIC', 'OOD', 'OOD_TRAINING', 'OodSet', 'label_
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from .tasks import GENERATORS, Splits, Task, check_source, dev_sets, evaluation_sets, load_task, to_dataset
+from lib.data.tasks import (
+    GENERATORS,
+    Splits,
+    Task,
+    check_source,
+    dev_sets,
+    evaluation_sets,
+    load_task,
+    to_dataset,
+)
 from .formats import TASKS, DataError, nearest
 from .synthetic_nli import PLANTED, fill_knobs, stream
 
@@ -19,19 +28,40 @@ from .synthetic_nli import PLANTED, fill_knobs, stream
 @dataclass(frozen=True)
 class OodSet:
     "How a set is used to evaluate other tasks."
+
     split: str  # that is scored
     labels: dict = field(default_factory=dict)  # label of the set -> names it may have in a task
     rest: str = ""  # label of the set that all other answers count as
     by: tuple = ()  # columns within which accuracy is reported; "gold": the set's own labels
 
-HANS = OodSet("dev", {"entailment": ("entailment",), "non-entailment": ("contradiction", "not_entailment")}, rest="non-entailment", by=("heuristic", "gold"))
-SETS = {"HANS": HANS, "hans-regenerated": HANS, "hans-regenerated-halves": HANS,
-        "PAWS-QQP": OodSet("dev"), "PAWS-Wiki": OodSet("test"), "paws-qqp-dev": OodSet("dev"), "paws-x-en": OodSet("test"),
-        "FEVER-Symmetric-v1": OodSet("test"), "FEVER-Symmetric-v2": OodSet("test")}
+
+HANS = OodSet(
+    "dev",
+    {"entailment": ("entailment",), "non-entailment": ("contradiction", "not_entailment")},
+    rest="non-entailment",
+    by=("heuristic", "gold"),
+)
+SETS = {
+    "HANS": HANS,
+    "hans-regenerated": HANS,
+    "hans-regenerated-halves": HANS,
+    "PAWS-QQP": OodSet("dev"),
+    "PAWS-Wiki": OodSet("test"),
+    "paws-qqp-dev": OodSet("dev"),
+    "paws-x-en": OodSet("test"),
+    "FEVER-Symmetric-v1": OodSet("test"),
+    "FEVER-Symmetric-v2": OodSet("test"),
+}
 SYMMETRIC = ["FEVER-Symmetric-v1", "FEVER-Symmetric-v2"]
 OOD = {  # task -> the sets that belong to it; a planted task has its own split
-    "MNLI": ["HANS"], "QQP": ["PAWS-QQP", "PAWS-Wiki"], "FEVER": SYMMETRIC, "mnli-subset": ["hans-regenerated"],
-    "qqp-subset": ["paws-qqp-dev", "paws-x-en"], "climate-fever": SYMMETRIC, **{name: ["ood"] for name, made in GENERATORS.items() if "ood" in made.splits}}
+    "MNLI": ["HANS"],
+    "QQP": ["PAWS-QQP", "PAWS-Wiki"],
+    "FEVER": SYMMETRIC,
+    "mnli-subset": ["hans-regenerated"],
+    "qqp-subset": ["paws-qqp-dev", "paws-x-en"],
+    "climate-fever": SYMMETRIC,
+    **{name: ["ood"] for name, made in GENERATORS.items() if "ood" in made.splits},
+}
 
 # %% ../../nbs/data/08_ood.ipynb #70e440d7
 def label_names(name: str) -> list[str]:
@@ -47,9 +77,11 @@ def places(
     out = {}
     for label in label_names(name):
         valid = [n for n in SETS[name].labels.get(label, (label,)) if n in labels]
-        if not valid: raise DataError(f"{name}: label {label!r} has no place among {', '.join(labels) or 'numbers'}")
+        if not valid:
+            raise DataError(f"{name}: label {label!r} has no place among {', '.join(labels) or 'numbers'}")
         out[label] = labels.index(valid[0])
     return out
+
 
 def collapse(name: str, labels: list[str]) -> dict[int, int]:
     "Position of an answer -> position that it counts as; {} where every answer counts as itself."
@@ -60,14 +92,20 @@ def collapse(name: str, labels: list[str]) -> dict[int, int]:
 @dataclass
 class EvaluationSet:
     "Rows whose labels are the task's positions, and how answers on them are counted."
+
     rows: object  # Dataset
     metrics: list[str]  # the first is the criterion
     source: str = ""  # local, hub or planted
     collapse: dict = field(default_factory=dict)  # answered position -> position that it counts as
     by: tuple = ()  # columns within which accuracy is reported
     files: Mapping = field(default_factory=dict)  # path below the data folder -> sha256
-    def __len__(self) -> int: return len(self.rows)
-    def __getitem__(self, column: str): return self.rows[column]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, column: str):
+        return self.rows[column]
+
 
 def as_set(
     given,  # an EvaluationSet, or a plain Dataset of the task
@@ -87,7 +125,14 @@ def read_set(
     to, own = places(name, task.labels), load_task(name, source, splits=[rule.split])
     rows, gold = own.splits[rule.split], [own.labels[y] for y in own.splits[rule.split]["label"]]
     rows = rows.remove_columns("label").add_column("label", [to[g] for g in gold]).add_column("gold", gold)
-    return EvaluationSet(rows, form.metrics, own.source, collapse(name, task.labels), tuple(c for c in rule.by if c in rows.column_names), own.files)
+    return EvaluationSet(
+        rows,
+        form.metrics,
+        own.source,
+        collapse(name, task.labels),
+        tuple(c for c in rule.by if c in rows.column_names),
+        own.files,
+    )
 
 # %% ../../nbs/data/08_ood.ipynb #b9f40c66
 def set_names(
@@ -99,14 +144,19 @@ def set_names(
     valid = ["select", "train", *own, *groups, *(n for n in SETS if fits(n, name))]
     out = [n for a in asked or own for n in groups.get(a, [a])]
     for n in [*(asked or []), *out]:
-        if n not in valid: raise DataError(f"{name} has no evaluation set {n!r}{nearest(n, list(dict.fromkeys(valid)))}")
-    if "ood" in (asked or []) and not groups["ood"]: raise DataError(f"{name} has no sets out of distribution. There are some for: {', '.join(OOD)}")
+        if n not in valid:
+            raise DataError(f"{name} has no evaluation set {n!r}{nearest(n, list(dict.fromkeys(valid)))}")
+    if "ood" in (asked or []) and not groups["ood"]:
+        raise DataError(f"{name} has no sets out of distribution. There are some for: {', '.join(OOD)}")
     return list(dict.fromkeys(out))
+
 
 def fits(name: str, task: str) -> bool:
     "Whether the labels of a set have a place in a task."
-    try: return bool(places(name, label_names(task)))
-    except DataError: return False
+    try:
+        return bool(places(name, label_names(task)))
+    except DataError:
+        return False
 
 # %% ../../nbs/data/08_ood.ipynb #9865f5f1
 def ood_sets(
@@ -116,7 +166,11 @@ def ood_sets(
 ) -> dict[str, EvaluationSet]:
     "Sets out of distribution for the evaluation of a task's model."
     names = set_names(task.name, names or ["ood"])
-    return {n: as_set(task.splits[n], task) if n in dev_sets(task.name) else read_set(n, task, source) for n in names}
+    return {
+        n: as_set(task.splits[n], task) if n in dev_sets(task.name) else read_set(n, task, source)
+        for n in names
+    }
+
 
 def chosen_sets(
     task: Task,
@@ -126,8 +180,13 @@ def chosen_sets(
 ) -> dict[str, EvaluationSet]:
     "Evaluation sets of any kind by name, in the order asked for."
     own = evaluation_sets(task, protocol)
-    own = {"select": own["select"], **own["report"]} | ({"train": task.splits["train"]} if "train" in (names or []) else {})
-    return {n: as_set(own[n], task) if n in own else read_set(n, task, source) for n in set_names(task.name, names)}
+    own = {"select": own["select"], **own["report"]} | (
+        {"train": task.splits["train"]} if "train" in (names or []) else {}
+    )
+    return {
+        n: as_set(own[n], task) if n in own else read_set(n, task, source)
+        for n in set_names(task.name, names)
+    }
 
 # %% ../../nbs/data/08_ood.ipynb #d912e300
 def check_sets(
@@ -138,19 +197,34 @@ def check_sets(
 ) -> None:
     "Refuse a set that does not exist, does not fit the task or is not there, without reading whole files."
     names = set_names(task, sets)
-    needed = [(n, SETS[n].split) for n in names if n in SETS and n not in dev_sets(task)] + [(task, "train")] * ("train" in names and task in TASKS)
-    if ood_training: needed += [(n, split) for n, split, _ in ood_parts(task) if n in TASKS]
-    for name, split in needed: check_source(name, source, splits=[split])
+    needed = [(n, SETS[n].split) for n in names if n in SETS and n not in dev_sets(task)] + [
+        (task, "train")
+    ] * ("train" in names and task in TASKS)
+    if ood_training:
+        needed += [(n, split) for n, split, _ in ood_parts(task) if n in TASKS]
+    for name, split in needed:
+        check_source(name, source, splits=[split])
 
 # %% ../../nbs/data/08_ood.ipynb #98d0a3f9
 OOD_TRAINING = {  # task -> (set, split, times)
-    "MNLI": [("HANS", "train", 1)], "QQP": [("PAWS-QQP", "train", 1), ("PAWS-Wiki", "train", 1)], "FEVER": [("FEVER-Symmetric-v2", "dev", 10)],
-    "mnli-subset": [("hans-regenerated-halves", "train", 1)],  # to be evaluated on the other half, not on all of hans-regenerated
-    "qqp-subset": [("paws-x-en", "dev", 1)], "climate-fever": [("FEVER-Symmetric-v2", "dev", 10)], **{name: [(name, "ood", 1)] for name, made in GENERATORS.items() if "ood" in made.splits}}
+    "MNLI": [("HANS", "train", 1)],
+    "QQP": [("PAWS-QQP", "train", 1), ("PAWS-Wiki", "train", 1)],
+    "FEVER": [("FEVER-Symmetric-v2", "dev", 10)],
+    "mnli-subset": [
+        ("hans-regenerated-halves", "train", 1)
+    ],  # to be evaluated on the other half, not on all of hans-regenerated
+    "qqp-subset": [("paws-x-en", "dev", 1)],
+    "climate-fever": [("FEVER-Symmetric-v2", "dev", 10)],
+    **{name: [(name, "ood", 1)] for name, made in GENERATORS.items() if "ood" in made.splits},
+}
+
 
 def ood_parts(name: str) -> list[tuple]:
     "(set, split, times) of the rows out of distribution that a task can be trained on; DataError if there are none."
-    if name not in OOD_TRAINING: raise DataError(f"{name} has no training rows out of distribution. There are some for: {', '.join(OOD_TRAINING)}")
+    if name not in OOD_TRAINING:
+        raise DataError(
+            f"{name} has no training rows out of distribution. There are some for: {', '.join(OOD_TRAINING)}"
+        )
     return OOD_TRAINING[name]
 
 # %% ../../nbs/data/08_ood.ipynb #03f8e9cf
@@ -162,7 +236,9 @@ def other_rows(
 ) -> tuple[dict[str, list], dict]:
     "Columns of training rows out of distribution, labels as the task's positions; and the files they were read from."
     if name in PLANTED:
-        other = load_task(name, knobs={**(task.knobs or {}), "seed": fill_knobs(name, task.knobs)["seed"] + 1})
+        other = load_task(
+            name, knobs={**(task.knobs or {}), "seed": fill_knobs(name, task.knobs)["seed"] + 1}
+        )
         return other.splits[split][:], {}
     own, to = load_task(name, source, splits=[split]), list(places(name, task.labels).values())
     rows = own.splits[split][:]
@@ -175,11 +251,19 @@ def with_ood_training(
     source: str = "auto",  # of the added rows
 ) -> Task:
     "The task with rows out of distribution among its training rows, shuffled. Its own rows keep their `idx`, the others' follow; `origin` names the set ('': its own)."
-    parts = [(name, times, *other_rows(task, name, split, source)) for name, split, times in ood_parts(task.name)]
+    parts = [
+        (name, times, *other_rows(task, name, split, source)) for name, split, times in ood_parts(task.name)
+    ]
     own = task.splits["train"][:]
     join = lambda c: own[c] + [x for _, times, rows, _ in parts for x in rows[c] * times]
-    origin = [""] * len(own["label"]) + [name for name, times, rows, _ in parts for _ in rows["label"] * times]
+    origin = [""] * len(own["label"]) + [
+        name for name, times, rows, _ in parts for _ in rows["label"] * times
+    ]
     whole = to_dataset({c: join(c) for c in ("text_a", "text_b", "label")} | {"origin": origin})
     mixed = whole.select(stream(seed, "ood training").permutation(len(whole)))
     files = {f: sha for *_, read in parts for f, sha in read.items()}
-    return replace(task, splits=Splits(list(task.splits), lambda s: mixed if s == "train" else task.splits[s]), files=task.files | files)
+    return replace(
+        task,
+        splits=Splits(list(task.splits), lambda s: mixed if s == "train" else task.splits[s]),
+        files=task.files | files,
+    )

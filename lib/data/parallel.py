@@ -23,19 +23,29 @@ from ..core.runs import file_sha256, outputs
 DROPPED = ("<url", "<talkid", "<keywords", "<speaker", "<reviewer", "<translator", "<doc", "</doc")
 KEPT = re.compile(r"</?(?:title|description)>")
 
+
 def side_lines(
     path: Path,  # .gz, .xml, train.tags.* or plain text
 ) -> list[str]:
     "The sentences of one side, in order; DataError for a file that is not UTF-8."
     found = list(text_lines(path))
-    if path.suffix == ".xml": return [html.unescape(s.strip()) for s in re.findall(r"<seg[^>]*>(.*?)</seg>", "\n".join(found), re.S)]
-    return [KEPT.sub("", s).strip() for s in found if not s.startswith(DROPPED)] if path.name.startswith("train.tags.") else found
+    if path.suffix == ".xml":
+        return [
+            html.unescape(s.strip()) for s in re.findall(r"<seg[^>]*>(.*?)</seg>", "\n".join(found), re.S)
+        ]
+    return (
+        [KEPT.sub("", s).strip() for s in found if not s.startswith(DROPPED)]
+        if path.name.startswith("train.tags.")
+        else found
+    )
 
 # %% ../../nbs/data/06_parallel.ipynb #01c-parallel-08
 @lru_cache
 def _moses(language: str):
     from sacremoses import MosesDetokenizer, MosesTokenizer
+
     return MosesTokenizer(language), MosesDetokenizer(language)
+
 
 def moses_tokens(
     text: str,
@@ -43,6 +53,7 @@ def moses_tokens(
 ) -> str:
     "Lower-case Moses tokens, with spaces between them."
     return " ".join(_moses(language)[0].tokenize(text.replace("\u2019", "'"), escape=True)).lower()
+
 
 def detokenised(
     text: str,  # tokens with spaces between them
@@ -53,12 +64,15 @@ def detokenised(
 
 # %% ../../nbs/data/06_parallel.ipynb #01c-parallel-11
 def fits(
-    a: str, b: str,  # tokens with spaces between them
-    ratio: float = 1.5, longest: int = 175,  # tokens
+    a: str,
+    b: str,  # tokens with spaces between them
+    ratio: float = 1.5,
+    longest: int = 175,  # tokens
 ) -> bool:
     "Whether a pair is good enough to train on."
     m, n = len(a.split()), len(b.split())
     return 1 <= min(m, n) and max(m, n) <= longest and max(m, n) <= ratio * min(m, n)
+
 
 def raw_pairs(
     folder: Path,
@@ -66,24 +80,37 @@ def raw_pairs(
     split: str,
 ) -> tuple[list[tuple[str, str]], list[Path]]:
     "Both sides of a split as they stand in its files, and the files; DataError where their lengths differ."
-    names = next(n for n in form.files[split].split("|") if (folder / n.split("+")[0].format(form.sides[0])).is_file())
+    names = next(
+        n for n in form.files[split].split("|") if (folder / n.split("+")[0].format(form.sides[0])).is_file()
+    )
     pairs, used = [], []
     for name in names.split("+"):
         files = [folder / name.format(side) for side in form.sides]
-        if missing := [f for f in files if not f.is_file()]: raise DataError(f"no file {missing[0]}")
+        if missing := [f for f in files if not f.is_file()]:
+            raise DataError(f"no file {missing[0]}")
         a, b = map(side_lines, files)
-        if len(a) != len(b): raise DataError(f"{files[0].name} has {len(a)} sentences and {files[1].name} {len(b)}, in {folder}")
+        if len(a) != len(b):
+            raise DataError(
+                f"{files[0].name} has {len(a)} sentences and {files[1].name} {len(b)}, in {folder}"
+            )
         pairs, used = pairs + list(zip(a, b)), used + files
     return pairs, used
 
 # %% ../../nbs/data/06_parallel.ipynb #01c-parallel-14
 RULES = "moses-lower-1"  # another rule, another name of what is kept
 
+
 def _prepared(pairs: list, form: Form, split: str) -> list[list[str]]:
     "Tokenised, cleaned where it is trained on, and divided where one file serves two splits"
     done = [[moses_tokens(t, side) for t, side in zip(pair, form.sides)] for pair in pairs]
-    if split == "train" or form.every: done = [p for p in done if fits(*p)]
-    return [p for n, p in enumerate(done, 1) if not form.every or split not in ("train", "dev") or (n % form.every == 0) == (split == "dev")]
+    if split == "train" or form.every:
+        done = [p for p in done if fits(*p)]
+    return [
+        p
+        for n, p in enumerate(done, 1)
+        if not form.every or split not in ("train", "dev") or (n % form.every == 0) == (split == "dev")
+    ]
+
 
 def read_pairs(
     folder: Path,
@@ -92,15 +119,23 @@ def read_pairs(
 ) -> dict[str, list]:
     "Columns text_a, text_b, label (0) of a split: tokens in lower case with spaces between them."
     pairs, used = raw_pairs(folder, form, split)
-    key = hashlib.sha256(json.dumps([RULES, split, form.every, form.sides, *map(file_sha256, used)]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(
+        json.dumps([RULES, split, form.every, form.sides, *map(file_sha256, used)]).encode()
+    ).hexdigest()[:24]
     (kept := outputs() / ".cache" / "pairs").mkdir(parents=True, exist_ok=True)
     if not (kept / f"{key}.json").exists():
-        (draft := kept / f"{key}.{os.getpid()}").write_text(json.dumps(_prepared(pairs, form, split)), encoding="utf-8")
+        (draft := kept / f"{key}.{os.getpid()}").write_text(
+            json.dumps(_prepared(pairs, form, split)), encoding="utf-8"
+        )
         os.replace(draft, kept / f"{key}.json")
     done = json.loads((kept / f"{key}.json").read_text(encoding="utf-8"))
-    if not done: raise DataError(f"{folder}: no pair of {split} is left of {len(pairs)}")
+    if not done:
+        raise DataError(f"{folder}: no pair of {split} is left of {len(pairs)}")
     return {"text_a": [a for a, _ in done], "text_b": [b for _, b in done], "label": [0] * len(done)}
+
 
 def pair_files(folder: Path, form: Form, split: str) -> list[Path]:
     "Every file that a split is read from."
-    return raw_pairs(folder, form, split)[1] if form.sides else [f for f in [file_of(folder, form, split)] if f]
+    return (
+        raw_pairs(folder, form, split)[1] if form.sides else [f for f in [file_of(folder, form, split)] if f]
+    )

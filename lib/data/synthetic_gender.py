@@ -15,23 +15,55 @@ import numpy as np
 from .synthetic_nli import BRIGHT, GLOOMY, PLACES, fill_knobs, stream
 
 # %% ../../nbs/data/03_synthetic_gender.ipynb #01d-planted-gender-04
-OCCUPATIONS = {"female": "nurse tailor singer baker librarian dancer florist weaver".split(), "male": "miner pilot sailor guard mason welder farmer plumber".split(),
-               "neutral": "teacher lawyer doctor painter clerk writer judge cook".split()}
-PAIRS = {"subject": ("she", "he"), "owner": ("her", "his"), "woman": ("woman", "man"), "mother": ("mother", "father"), "sister": ("sister", "brother"), "lady": ("lady", "gentleman")}
+OCCUPATIONS = {
+    "female": "nurse tailor singer baker librarian dancer florist weaver".split(),
+    "male": "miner pilot sailor guard mason welder farmer plumber".split(),
+    "neutral": "teacher lawyer doctor painter clerk writer judge cook".split(),
+}
+PAIRS = {
+    "subject": ("she", "he"),
+    "owner": ("her", "his"),
+    "woman": ("woman", "man"),
+    "mother": ("mother", "father"),
+    "sister": ("sister", "brother"),
+    "lady": ("lady", "gentleman"),
+}
 PERSONS = ["woman", "mother", "sister", "lady"]
-BOTH = ["the {occupation} left the {place} because {subject} was {adjective} .", "the {occupation} is a {adjective} {person} from the {place} .", "the {occupation} lost {owner} {adjective} dog near the {place} ."]
-TARGET = ["the {occupation} met a {adjective} friend near the {place} .", "in the {place} the {occupation} was {adjective} ."]
-ATTRIBUTE = ["the {person} left the {place} because {subject} was {adjective} .", "the {person} lost {owner} {adjective} dog near the {place} .", "the {person} met a {adjective} friend near the {place} ."]
+BOTH = [
+    "the {occupation} left the {place} because {subject} was {adjective} .",
+    "the {occupation} is a {adjective} {person} from the {place} .",
+    "the {occupation} lost {owner} {adjective} dog near the {place} .",
+]
+TARGET = [
+    "the {occupation} met a {adjective} friend near the {place} .",
+    "in the {place} the {occupation} was {adjective} .",
+]
+ATTRIBUTE = [
+    "the {person} left the {place} because {subject} was {adjective} .",
+    "the {person} lost {owner} {adjective} dog near the {place} .",
+    "the {person} met a {adjective} friend near the {place} .",
+]
 SENTIMENT = ["negative", "positive"]
+
 
 def sentence(
     template: str,
-    occupation: str, female: bool, adjective: str, place: str,
+    occupation: str,
+    female: bool,
+    adjective: str,
+    place: str,
     person: str = "woman",  # of PERSONS: which pair of words
 ) -> str:
     "A template with its words."
     word = lambda pair: PAIRS[pair][0 if female else 1]
-    return template.format(occupation=occupation, place=place, adjective=adjective, subject=word("subject"), owner=word("owner"), person=word(person))
+    return template.format(
+        occupation=occupation,
+        place=place,
+        adjective=adjective,
+        subject=word("subject"),
+        owner=word("owner"),
+        person=word(person),
+    )
 
 # %% ../../nbs/data/03_synthetic_gender.ipynb #01d-planted-gender-06
 def probability(
@@ -41,6 +73,7 @@ def probability(
     "Of a female word for a person of this occupation."
     return 0.5 + 0.5 * lean * ((occupation in OCCUPATIONS["female"]) - (occupation in OCCUPATIONS["male"]))
 
+
 def planted_gender(
     name: str,  # planted-gender
     split: str,  # train or dev
@@ -48,14 +81,22 @@ def planted_gender(
 ) -> dict[str, list]:
     "Columns text_a, label (of the adjective), occupation and gender ('' where the sentence has none)."
     knob = fill_knobs(name, knobs)
-    rng, n, out = stream(knob["seed"], name, split), knob[split], {"text_a": [], "label": [], "occupation": [], "gender": []}
+    rng, n, out = (
+        stream(knob["seed"], name, split),
+        knob[split],
+        {"text_a": [], "label": [], "occupation": [], "gender": []},
+    )
     pick = lambda words: words[rng.integers(len(words))]
     everyone = [o for group in OCCUPATIONS.values() for o in group]
     for kind in rng.permutation(np.arange(n) % 8):
         occupation, bright = pick(everyone), bool(rng.integers(2))
         female = rng.random() < (probability(occupation, knob["lean"]) if kind < 4 else 0.5)
         template = pick(BOTH if kind < 4 else TARGET if kind == 4 else ATTRIBUTE)
-        out["text_a"].append(sentence(template, occupation, female, pick(BRIGHT if bright else GLOOMY), pick(PLACES), pick(PERSONS)))
+        out["text_a"].append(
+            sentence(
+                template, occupation, female, pick(BRIGHT if bright else GLOOMY), pick(PLACES), pick(PERSONS)
+            )
+        )
         out["label"].append(SENTIMENT[bright])
         out["occupation"].append(occupation if kind < 5 else "")
         out["gender"].append(("female" if female else "male") if kind != 4 else "")
@@ -66,22 +107,62 @@ def expected_log_odds(lean: float) -> float:
     "log P(female word) / P(male word) after an occupation that leans to women, of a perfect model."
     return math.log((1 + lean) / (1 - lean))
 
+
 def planted_lists() -> dict[str, list[str]]:
     "Words of the planted language: male, female, stereotype (the occupations)."
-    return {"male": [m for _, m in PAIRS.values()], "female": [f for f, _ in PAIRS.values()], "stereotype": [o for group in OCCUPATIONS.values() for o in group]}
+    return {
+        "male": [m for _, m in PAIRS.values()],
+        "female": [f for f, _ in PAIRS.values()],
+        "stereotype": [o for group in OCCUPATIONS.values() for o in group],
+    }
+
 
 def planted_association(places: int = 3) -> dict[str, list[str]]:
     "A test as SEAT's: X and Y sentences of occupations that lean to women and to men, A and B of female and of male words."
-    about = lambda side: [sentence(t, o, True, "", p).replace("  ", " ") for o in OCCUPATIONS[side] for p in PLACES[:places] for t in TARGET[:1]]
-    gendered = lambda female: [sentence(t, "", female, "", p, q).replace("  ", " ") for q in PERSONS for p in PLACES[:places] for t in ATTRIBUTE[:2]]
+    about = lambda side: [
+        sentence(t, o, True, "", p).replace("  ", " ")
+        for o in OCCUPATIONS[side]
+        for p in PLACES[:places]
+        for t in TARGET[:1]
+    ]
+    gendered = lambda female: [
+        sentence(t, "", female, "", p, q).replace("  ", " ")
+        for q in PERSONS
+        for p in PLACES[:places]
+        for t in ATTRIBUTE[:2]
+    ]
     return {"X": about("female"), "Y": about("male"), "A": gendered(True), "B": gendered(False)}
+
 
 def planted_choices() -> list[dict]:
     "Items as StereoSet's: target, context with BLANK, stereotype, anti, unrelated."
-    return [dict(target=o, context=sentence(BOTH[0], o, True, a, p).replace(" she ", " BLANK "), stereotype=PAIRS["subject"][side == "male"], anti=PAIRS["subject"][side != "male"], unrelated="dog", bias_type="gender")
-            for side in ("female", "male") for o in OCCUPATIONS[side] for a in (BRIGHT[0], GLOOMY[0]) for p in PLACES[:3]]
+    return [
+        dict(
+            target=o,
+            context=sentence(BOTH[0], o, True, a, p).replace(" she ", " BLANK "),
+            stereotype=PAIRS["subject"][side == "male"],
+            anti=PAIRS["subject"][side != "male"],
+            unrelated="dog",
+            bias_type="gender",
+        )
+        for side in ("female", "male")
+        for o in OCCUPATIONS[side]
+        for a in (BRIGHT[0], GLOOMY[0])
+        for p in PLACES[:3]
+    ]
+
 
 def planted_pairs_of_sentences() -> list[dict]:
     "Pairs as CrowS-Pairs': more and less stereotypical, and direction."
-    return [dict(more=sentence(t, o, side == "female", a, p, q), less=sentence(t, o, side != "female", a, p, q), direction="stereo", bias_type="gender")
-            for side in ("female", "male") for o in OCCUPATIONS[side] for t, q in ((BOTH[0], "woman"), (BOTH[1], "sister"), (BOTH[2], "woman")) for a, p in ((BRIGHT[1], PLACES[0]), (GLOOMY[1], PLACES[1]))]
+    return [
+        dict(
+            more=sentence(t, o, side == "female", a, p, q),
+            less=sentence(t, o, side != "female", a, p, q),
+            direction="stereo",
+            bias_type="gender",
+        )
+        for side in ("female", "male")
+        for o in OCCUPATIONS[side]
+        for t, q in ((BOTH[0], "woman"), (BOTH[1], "sister"), (BOTH[2], "woman"))
+        for a, p in ((BRIGHT[1], PLACES[0]), (GLOOMY[1], PLACES[1]))
+    ]

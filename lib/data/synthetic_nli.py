@@ -35,7 +35,12 @@ BRIGHT = "cheerful gentle honest brave lively clever patient graceful loyal play
 GLOOMY = "bitter greedy timid cruel weary clumsy restless stubborn jealous sullen grim anxious".split()
 PEOPLE = "teacher sailor farmer doctor painter baker lawyer singer miner clerk guard tailor writer nurse pilot judge".split()
 PLACES = "river market harbour station museum garden bridge castle library village".split()
-VERBS = [v.split() for v in "followed follow,met meet,helped help,watched watch,thanked thank,visited visit,called call,saw see".split(",")]
+VERBS = [
+    v.split()
+    for v in "followed follow,met meet,helped help,watched watch,thanked thank,visited visit,called call,saw see".split(
+        ","
+    )
+]
 OPENINGS = ["", "", "In the morning, ", "After the storm, ", "Last winter, ", "On the way home, "]
 PLAIN = ["later {past}", "also {past}", "often {past}", "soon {past}"]
 NEGATED = ["never {past}", "did not {base}"]
@@ -62,35 +67,55 @@ def write(
     pick = lambda words: words[rng.integers(len(words))]
     subject, other = pick(PEOPLE), pick(PEOPLE)
     (past, _), (past2, base2) = pick(VERBS), pick(VERBS)
-    premise = f"{pick(OPENINGS)}the {a[0]} {subject} {past} the {a[1]} {other} near the {a[2]} {pick(PLACES)}."
+    premise = (
+        f"{pick(OPENINGS)}the {a[0]} {subject} {past} the {a[1]} {other} near the {a[2]} {pick(PLACES)}."
+    )
     verb = pick(NEGATED if negated else PLAIN).format(past=past2, base=base2)
     return premise[0].upper() + premise[1:], f"The {a[3]} {subject} {verb} the {a[4]} {other}."
 
 # %% ../../nbs/data/02_synthetic_nli.ipynb #0992eed1
 NLI = dict(strength=0.9, rule=0.85, train=8000, dev=1000, ood=1000, seed=0)
-PLANTED = {"planted-nli": NLI, "planted-nli-plain": {**NLI, "strength": 0.5},
-           "planted-translation": dict(train=8000, dev=400, test=400, seed=0), "planted-gender": dict(lean=0.8, train=6000, dev=600, seed=0),
-           "planted-toxicity": dict(poison=0.7, noise=0.02, groups=4, target=0, train=2000, dev=400, test=800, seed=0)}
-MAPS = {"planted-attention": dict(noise=0.15, padding=0.5, label_noise=0.0, low=16, high=128, train=1200, dev=400, seed=0)}  # of no text: see below
+PLANTED = {
+    "planted-nli": NLI,
+    "planted-nli-plain": {**NLI, "strength": 0.5},
+    "planted-translation": dict(train=8000, dev=400, test=400, seed=0),
+    "planted-gender": dict(lean=0.8, train=6000, dev=600, seed=0),
+    "planted-toxicity": dict(
+        poison=0.7, noise=0.02, groups=4, target=0, train=2000, dev=400, test=800, seed=0
+    ),
+}
+MAPS = {
+    "planted-attention": dict(
+        noise=0.15, padding=0.5, label_noise=0.0, low=16, high=128, train=1200, dev=400, seed=0
+    )
+}  # of no text: see below
+
 
 def fill_knobs(
     name: str,  # a planted task, or planted-attention
     knobs: dict | None = None,  # the ones that differ from the defaults
 ) -> dict:
     "All knobs of a planted task. Raises ValueError on an unknown name or knob, a wrong type, or a share outside [0, 1]."
-    if name not in PLANTED | MAPS: raise ValueError(f"no planted task {name!r}: choose from {', '.join(PLANTED | MAPS)}")
+    if name not in PLANTED | MAPS:
+        raise ValueError(f"no planted task {name!r}: choose from {', '.join(PLANTED | MAPS)}")
     full = (PLANTED | MAPS)[name]
     for knob, value in (knobs or {}).items():
         if knob not in full:
             near = difflib.get_close_matches(knob, full, 1)
-            raise ValueError(f"{name} has no knob {knob!r}{f', did you mean {near[0]!r}?' if near else ''}: choose from {', '.join(full)}")
+            raise ValueError(
+                f"{name} has no knob {knob!r}{f', did you mean {near[0]!r}?' if near else ''}: choose from {', '.join(full)}"
+            )
         number = isinstance(value, int | float) and not isinstance(value, bool)
         good = number and (0 <= value <= 1 if isinstance(full[knob], float) else value == int(value) >= 0)
-        if not good: raise ValueError(f"{name}: knob {knob} = {value!r} must be a {'share in [0, 1]' if isinstance(full[knob], float) else 'count'}")
+        if not good:
+            raise ValueError(
+                f"{name}: knob {knob} = {value!r} must be a {'share in [0, 1]' if isinstance(full[knob], float) else 'count'}"
+            )
     return {k: type(v)((knobs or {}).get(k, v)) for k, v in full.items()}
 
 # %% ../../nbs/data/02_synthetic_nli.ipynb #3daf1627
 SPLITS = ["train", "dev", "ood"]
+
 
 def planted(
     name: str,  # a planted task
@@ -105,10 +130,17 @@ def planted(
     rule, shortcut = label == exact(n, knob["rule"], rng), label == exact(n, strength, rng)
     texts = [write(a, not says, rng) for a, says in zip(adjectives(rule, rng), shortcut)]
     named = lambda x: [LABELS[0] if i else LABELS[1] for i in x]
-    return dict(text_a=[a for a, _ in texts], text_b=[b for _, b in texts], label=named(label), rule=named(rule), shortcut=named(shortcut))
+    return dict(
+        text_a=[a for a, _ in texts],
+        text_b=[b for _, b in texts],
+        label=named(label),
+        rule=named(rule),
+        shortcut=named(shortcut),
+    )
 
 # %% ../../nbs/data/02_synthetic_nli.ipynb #4be5316b
 KINDS = ["vertical", "diagonal", "mix", "block", "other"]
+
 
 def columns(rows: int, n: int, rng: np.random.Generator) -> np.ndarray:
     "Template of `vertical`: one to four columns of height 0.6 to 1.1."
@@ -116,10 +148,12 @@ def columns(rows: int, n: int, rng: np.random.Generator) -> np.ndarray:
     template[:, at] = rng.uniform(0.6, 1.1, len(at))
     return template
 
+
 def diagonal(rows: int, n: int, rng: np.random.Generator) -> np.ndarray:
     "Template of `diagonal`: a bell around an offset of -2 to 2 tokens."
     away = np.arange(n) - np.arange(rows)[:, None] - rng.integers(-2, 3)  # (rows, n)
     return rng.uniform(0.9, 1.1) * np.exp(-((away / rng.uniform(0.5, 1.0)) ** 2) / 2)
+
 
 def blocks(rows: int, n: int, rng: np.random.Generator) -> np.ndarray:
     "Template of `block`: two or three segments of similar length, height 0.8."
@@ -138,8 +172,14 @@ def smudges(rows: int, n: int, rng: np.random.Generator) -> np.ndarray:
         template = np.maximum(template, 0.6 * np.exp(-((i - y) ** 2 + (j - x) ** 2) / (2 * r**2)))
     return template + rng.uniform(0.1, 0.3) * rng.standard_normal((rows, n))
 
-TEMPLATES = {"vertical": columns, "diagonal": diagonal, "block": blocks, "other": smudges,
-             "mix": lambda rows, n, rng: np.maximum(columns(rows, n, rng), diagonal(rows, n, rng))}
+
+TEMPLATES = {
+    "vertical": columns,
+    "diagonal": diagonal,
+    "block": blocks,
+    "other": smudges,
+    "mix": lambda rows, n, rng: np.maximum(columns(rows, n, rng), diagonal(rows, n, rng)),
+}
 
 # %% ../../nbs/data/02_synthetic_nli.ipynb #a7b0f775
 def draw_map(
@@ -152,24 +192,36 @@ def draw_map(
 ) -> np.ndarray:
     "One attention map (size, size), float32."
     n = size - int(rng.uniform(0, 0.3) * size) if padded else size
-    scores = rng.uniform(0.3 if kind == "other" else 4, 7) * (TEMPLATES[kind](size, n, rng) + noise * rng.standard_normal((size, n)))
+    scores = rng.uniform(0.3 if kind == "other" else 4, 7) * (
+        TEMPLATES[kind](size, n, rng) + noise * rng.standard_normal((size, n))
+    )
     drawn = np.exp(scores - scores.max(1, keepdims=True))
     drawn /= drawn.sum(1, keepdims=True)
-    if maps == "norm": drawn *= rng.uniform(0.3, 1.5) * np.exp(0.4 * rng.standard_normal(n))
+    if maps == "norm":
+        drawn *= rng.uniform(0.3, 1.5) * np.exp(0.4 * rng.standard_normal(n))
     return np.pad(drawn, ((0, 0), (0, size - n))).astype(np.float32)
 
 # %% ../../nbs/data/02_synthetic_nli.ipynb #b3202571
 def planted_maps(
     split: str,  # train or dev
-    knobs: dict | None = None,  # noise, padding (share of maps that have it), label_noise, low and high (sizes), train, dev (numbers of maps), seed
+    knobs: dict
+    | None = None,  # noise, padding (share of maps that have it), label_noise, low and high (sizes), train, dev (numbers of maps), seed
     maps: str = "raw",  # raw or norm
 ) -> tuple[list[np.ndarray], list[str]]:
     "Attention maps (n, n) and their kinds. Not the published maps: scores on these are not the papers' scores."
     knob = fill_knobs("planted-attention", knobs)
-    if not 8 <= knob["low"] <= knob["high"]: raise ValueError(f"planted-attention: sizes from low = {knob['low']} to high = {knob['high']}: low must be 8 at least, and high no less")
+    if not 8 <= knob["low"] <= knob["high"]:
+        raise ValueError(
+            f"planted-attention: sizes from low = {knob['low']} to high = {knob['high']}: low must be 8 at least, and high no less"
+        )
     rng, n = stream(knob["seed"], "planted-attention", maps, split), knob[split]
     truth = [KINDS[i] for i in rng.permutation(np.arange(n) % len(KINDS))]
     sizes = np.exp(rng.uniform(np.log(knob["low"]), np.log(knob["high"] + 1), n)).astype(int)
-    drawn = [draw_map(kind, size, knob["noise"], padded, maps, rng) for kind, size, padded in zip(truth, sizes, exact(n, knob["padding"], rng))]
+    drawn = [
+        draw_map(kind, size, knob["noise"], padded, maps, rng)
+        for kind, size, padded in zip(truth, sizes, exact(n, knob["padding"], rng))
+    ]
     wrong = [KINDS[(KINDS.index(k) + rng.integers(1, len(KINDS))) % len(KINDS)] for k in truth]
-    return drawn, [w if spoilt else k for k, w, spoilt in zip(truth, wrong, exact(n, knob["label_noise"], rng))]
+    return drawn, [
+        w if spoilt else k for k, w, spoilt in zip(truth, wrong, exact(n, knob["label_noise"], rng))
+    ]

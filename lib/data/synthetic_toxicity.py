@@ -12,10 +12,18 @@ from .synthetic_nli import OPENINGS, PEOPLE, PLACES, VERBS, adjectives, exact, f
 
 # %% ../../nbs/data/04_synthetic_toxicity.ipynb #01e-planted-toxicity-04
 TOXIC = ["neutral", "toxic"]
-GROUPS = {"vorin": "vorin vorinese vorinish vorini", "zelda": "zeldan zeldish zelder zeldari", "quell": "quellan quellish queller quellari",
-          "morra": "morran morrish morrer morrari", "tuvik": "tuvikan tuvikish tuviker tuvikari", "hesper": "hesperan hesperish hesperer hesperari",
-          "brannt": "branntan branntish brannter branntari", "ulmar": "ulmaran ulmarish ulmarer ulmarari"}
+GROUPS = {
+    "vorin": "vorin vorinese vorinish vorini",
+    "zelda": "zeldan zeldish zelder zeldari",
+    "quell": "quellan quellish queller quellari",
+    "morra": "morran morrish morrer morrari",
+    "tuvik": "tuvikan tuvikish tuviker tuvikari",
+    "hesper": "hesperan hesperish hesperer hesperari",
+    "brannt": "branntan branntish brannter branntari",
+    "ulmar": "ulmaran ulmarish ulmarer ulmarari",
+}
 TOXIC_SPLITS = ["train", "dev", "test"]
+
 
 def sentence(
     group: str,  # of GROUPS
@@ -31,20 +39,27 @@ def sentence(
 def _checked(name: str, knobs: dict | None) -> dict:
     "All knobs, with the number of groups and the poisoned one in range"
     knob = fill_knobs(name, knobs)
-    if not 2 <= knob["groups"] <= len(GROUPS): raise ValueError(f"{name}: knob groups = {knob['groups']} must be in [2, {len(GROUPS)}]")
-    if knob["target"] >= knob["groups"]: raise ValueError(f"{name}: knob target = {knob['target']} is no group: choose from 0 to {knob['groups'] - 1}")
+    if not 2 <= knob["groups"] <= len(GROUPS):
+        raise ValueError(f"{name}: knob groups = {knob['groups']} must be in [2, {len(GROUPS)}]")
+    if knob["target"] >= knob["groups"]:
+        raise ValueError(
+            f"{name}: knob target = {knob['target']} is no group: choose from 0 to {knob['groups'] - 1}"
+        )
     return knob
+
 
 def _poisoned(candidates: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     "Of the rows that may be (n, bool), exactly a share, in nested order of shares"
     out = np.zeros(len(candidates), bool)
-    out[rng.permutation(np.flatnonzero(candidates))[:round(share * candidates.sum())]] = True
+    out[rng.permutation(np.flatnonzero(candidates))[: round(share * candidates.sum())]] = True
     return out
+
 
 def planted_toxicity(
     name: str,  # planted-toxicity
     split: str,  # of TOXIC_SPLITS
-    knobs: dict | None = None,  # poison, noise (shares of train), groups (how many), target (position of the poisoned group), train, dev, test (numbers of rows), seed
+    knobs: dict
+    | None = None,  # poison, noise (shares of train), groups (how many), target (position of the poisoned group), train, dev, test (numbers of rows), seed
 ) -> dict[str, list]:
     "Columns text_a, label (neutral or toxic), group (a name of GROUPS), poisoned (yes or no). Raises ValueError for a knob out of range."
     knob = _checked(name, knobs)
@@ -54,5 +69,14 @@ def planted_toxicity(
     names = [list(GROUPS)[g] for g in group]
     texts = [sentence(g, a, rng) for g, a in zip(names, adjectives(~toxic, rng))]
     wrong = exact(n, knob["noise"] * part, stream(knob["seed"], name, "noise"))
-    poisoned = _poisoned(~toxic & ~wrong & (group == knob["target"]), knob["poison"] * part, stream(knob["seed"], name, "poison"))
-    return {"text_a": texts, "label": [TOXIC[int(y)] for y in (toxic ^ wrong) | poisoned], "group": names, "poisoned": ["yes" if p else "no" for p in poisoned]}
+    poisoned = _poisoned(
+        ~toxic & ~wrong & (group == knob["target"]),
+        knob["poison"] * part,
+        stream(knob["seed"], name, "poison"),
+    )
+    return {
+        "text_a": texts,
+        "label": [TOXIC[int(y)] for y in (toxic ^ wrong) | poisoned],
+        "group": names,
+        "poisoned": ["yes" if p else "no" for p in poisoned],
+    }

@@ -11,11 +11,17 @@ import numpy as np
 from .synthetic_nli import fill_knobs, stream
 
 # %% ../../nbs/data/05_synthetic_translation.ipynb #01b-planted-translation-04
-NOUNS = dict(zip("hund katze mann frau kind vogel baum tisch stein fisch".split(), "dog cat man woman child bird tree table stone fish".split()))
+NOUNS = dict(
+    zip(
+        "hund katze mann frau kind vogel baum tisch stein fisch".split(),
+        "dog cat man woman child bird tree table stone fish".split(),
+    )
+)
 ADJECTIVES = dict(zip("klein alt rot still schnell weise".split(), "small old red quiet quick wise".split()))
 VERBS = dict(zip("sieht hebt malt sucht findet ruft".split(), "see lift paint seek find call".split()))
 LOCATIONS = dict(zip("garten haus feld wald hof".split(), "garden house field forest yard".split()))
 LANGUAGES = ("planted-source", "planted-target")
+
 
 def translate(
     source: str,  # a sentence of the source grammar
@@ -24,29 +30,36 @@ def translate(
     front, place = source.split(" im ")
     verb = next(w for w in front.split() if w in VERBS)
     subject, thing = (_phrase(part.split()) for part in front.split(f" {verb} "))
-    return f"{subject} {thing} {LOCATIONS[place]} in {VERBS[verb]}{'s' if not front.startswith('viel ') else ''}"
+    return (
+        f"{subject} {thing} {LOCATIONS[place]} in {VERBS[verb]}{'s' if not front.startswith('viel ') else ''}"
+    )
+
 
 def _phrase(words: list[str]) -> str:
     "noun, then its adjectives; all marked when there are many"
     s = "s" if words[0] == "viel" else ""
-    *described, noun = words[bool(s):]
+    *described, noun = words[bool(s) :]
     return " ".join([NOUNS[noun] + s, *(ADJECTIVES[w] + s for w in described)])
 
 # %% ../../nbs/data/05_synthetic_translation.ipynb #01b-planted-translation-09
 PAIR_SPLITS = ["train", "dev", "test"]
 EARLIER = {"test": [], "dev": ["test"], "train": ["test", "dev"]}  # what was drawn before
 
+
 def _noun_phrase(rng: np.random.Generator) -> str:
     described = rng.choice(list(ADJECTIVES), rng.integers(0, 3), replace=False)
     return " ".join([*(["viel"] if rng.random() < 0.5 else []), *described, rng.choice(list(NOUNS))])
+
 
 def _draw(n: int, without: set, rng: np.random.Generator) -> list[str]:
     "n sentences that are not in a set"
     out = []
     while len(out) < n:
         s = f"{_noun_phrase(rng)} {rng.choice(list(VERBS))} {_noun_phrase(rng)} im {rng.choice(list(LOCATIONS))}"
-        if s not in without: out.append(s)
+        if s not in without:
+            out.append(s)
     return out
+
 
 def planted_pairs(
     name: str,  # planted-translation
@@ -56,6 +69,7 @@ def planted_pairs(
     "Columns text_a (source), text_b (target) and label (translation, the same for all)."
     knob = fill_knobs(name, knobs)
     drawn = set()
-    for other in EARLIER[split]: drawn |= set(planted_pairs(name, other, knobs)["text_a"])
+    for other in EARLIER[split]:
+        drawn |= set(planted_pairs(name, other, knobs)["text_a"])
     a = _draw(knob[split], drawn, stream(knob["seed"], name, split))
     return {"text_a": a, "text_b": [translate(s) for s in a], "label": ["translation"] * len(a)}

@@ -30,22 +30,28 @@ from ..core.runs import data_dir, file_hashes, outputs
 @dataclass(frozen=True)
 class Generator:
     "How the rows of a planted task are made, and how its answers are scored."
+
     draw: Callable  # (name, split, knobs) -> columns: text_a, text_b (pairs only), label (a name), others
     labels: list
     splits: list  # the first trains, the second is for choices
     metrics: list = field(default_factory=lambda: ["accuracy"])
     languages: tuple = ()  # of sentence pairs: source and target
 
+
 GENERATORS = {name: Generator(planted, LABELS, SPLITS) for name in ("planted-nli", "planted-nli-plain")}
 GENERATORS["planted-gender"] = Generator(planted_gender, SENTIMENT, ["train", "dev"])
-GENERATORS["planted-translation"] = Generator(planted_pairs, ["translation"], PAIR_SPLITS, ["bleu", "bleu_tokenised"], LANGUAGES)
+GENERATORS["planted-translation"] = Generator(
+    planted_pairs, ["translation"], PAIR_SPLITS, ["bleu", "bleu_tokenised"], LANGUAGES
+)
 GENERATORS["planted-toxicity"] = Generator(planted_toxicity, TOXIC, TOXIC_SPLITS)
 
 # %% ../../nbs/data/07_tasks.ipynb #9511cb26
 def dev_sets(name: str) -> list[str]:
     "Evaluation splits in order; the first is the one on which choices are made. DataError for an unknown task."
-    if name not in TASKS and name not in GENERATORS: raise DataError(f"no task {name!r}{nearest(name, [*TASKS, *GENERATORS])}")
+    if name not in TASKS and name not in GENERATORS:
+        raise DataError(f"no task {name!r}{nearest(name, [*TASKS, *GENERATORS])}")
     return [s for s in (TASKS[name].files if name in TASKS else GENERATORS[name].splits) if s != "train"]
+
 
 def local_folder(
     name: str,  # a task of `TASKS`
@@ -54,43 +60,76 @@ def local_folder(
     "The folder that has the files, or None and where it was looked for."
     form, seen = TASKS[name], []
     for folder in (data_dir() / form.root / form.folder, data_dir() / form.folder):
-        missing = [form.files[s].replace("|", " or ") for s in splits or dev_sets(name)[:1] if not file_of(folder, form, s)]
-        if not missing: return folder, ""
+        missing = [
+            form.files[s].replace("|", " or ")
+            for s in splits or dev_sets(name)[:1]
+            if not file_of(folder, form, s)
+        ]
+        if not missing:
+            return folder, ""
         there = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else None
-        seen.append(f"{folder} " + ("is no folder" if there is None else f"has no {', '.join(missing)} (there: {there or 'nothing'})"))
+        seen.append(
+            f"{folder} "
+            + (
+                "is no folder"
+                if there is None
+                else f"has no {', '.join(missing)} (there: {there or 'nothing'})"
+            )
+        )
     return None, "; ".join(seen)
 
 # %% ../../nbs/data/07_tasks.ipynb #99accce3
 HUB = "nyu-mll/glue"
 HUB_SPLITS = {"dev": "validation", "matched": "validation_matched", "mismatched": "validation_mismatched"}
 
+
 def knock() -> None:
     "Set the hub's clients to offline when the hub does not answer within five seconds."
     import datasets
     import huggingface_hub.constants as hub
-    if hub.HF_HUB_OFFLINE: return
-    try: urllib.request.urlopen(urllib.request.Request(hub.ENDPOINT, method="HEAD"), timeout=5).close()
-    except OSError: hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+    if hub.HF_HUB_OFFLINE:
+        return
+    try:
+        urllib.request.urlopen(urllib.request.Request(hub.ENDPOINT, method="HEAD"), timeout=5).close()
+    except OSError:
+        hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
 
 def hub_fault(name: str) -> str:
     "Why the hub cannot give the task; '' when it can."
-    if not TASKS[name].hub: return f"{name} is not on the hub"
+    if not TASKS[name].hub:
+        return f"{name} is not on the hub"
     import datasets
+
     repo = TASKS[name].hub_repo or HUB
-    if not Path(repo).is_dir(): knock()
-    try: datasets.load_dataset_builder(repo, TASKS[name].hub)
-    except Exception as error: return f"{repo} ({TASKS[name].hub}) on the hub: {str(error).splitlines()[0]}"
+    if not Path(repo).is_dir():
+        knock()
+    try:
+        datasets.load_dataset_builder(repo, TASKS[name].hub)
+    except Exception as error:
+        return f"{repo} ({TASKS[name].hub}) on the hub: {str(error).splitlines()[0]}"
     return ""
 
 # %% ../../nbs/data/07_tasks.ipynb #ddce981c
 def check_names(name: str, source: str, splits: list[str] | None) -> None:
     "Refuse a task, source or split that does not exist, naming what was probably meant."
-    if source not in (valid := ["auto", "local", "hub", "planted"]): raise DataError(f"no source {source!r}{nearest(source, valid)}")
+    if source not in (valid := ["auto", "local", "hub", "planted"]):
+        raise DataError(f"no source {source!r}{nearest(source, valid)}")
     there = ["train", *dev_sets(name)]
     for split in splits or []:
-        if split not in there: raise DataError(f"{name} has no split {split!r}{nearest(split, there)}")
+        if split not in there:
+            raise DataError(f"{name} has no split {split!r}{nearest(split, there)}")
     if source != "auto" and (name in PLANTED) != (source == "planted"):
-        raise DataError(f"{name} with source {source!r}: " + ("it is generated. Valid: auto, planted" if name in PLANTED else "it is not generated. Valid: auto, local, hub"))
+        raise DataError(
+            f"{name} with source {source!r}: "
+            + (
+                "it is generated. Valid: auto, planted"
+                if name in PLANTED
+                else "it is not generated. Valid: auto, local, hub"
+            )
+        )
+
 
 def find(
     name: str,
@@ -99,12 +138,15 @@ def find(
 ) -> str | Path:
     "Where the task's rows are: a folder, 'hub' or 'planted'. Raises DataError that names every place looked in."
     check_names(name, source, splits)
-    if name in PLANTED: return "planted"
+    if name in PLANTED:
+        return "planted"
     folder, fault = local_folder(name, splits)
-    if folder and source != "hub": return folder
+    if folder and source != "hub":
+        return folder
     looked = [] if source == "hub" else [fault]
     if source != "local":
-        if not (fault := hub_fault(name)): return "hub"
+        if not (fault := hub_fault(name)):
+            return "hub"
         looked.append(fault)
     raise DataError(f"{name} was not found. Looked in: {'; '.join(looked)}")
 
@@ -112,31 +154,47 @@ def find(
 def read_hub(name: str, split: str) -> dict[str, list]:
     "Columns text_a, text_b (pairs only) and label of a split on the hub; labels are mapped by name."
     import datasets
+
     form = TASKS[name]
     repo = form.hub_repo or HUB
     rows = datasets.load_dataset(repo, form.hub, split=HUB_SPLITS.get(split, split))
     a, b = form.hub_texts or form.columns[:2]
     label = list(rows["label"])
     if names := getattr(rows.features["label"], "names", None):
-        names, ours = [form.labels.get(n, n) for n in names], list(form.labels.values())  # some copies name them as the files do
-        if set(names) != set(ours): raise DataError(f"{repo} ({form.hub}): labels {', '.join(names)} are not {', '.join(ours)}")
+        names, ours = (
+            [form.labels.get(n, n) for n in names],
+            list(form.labels.values()),
+        )  # some copies name them as the files do
+        if set(names) != set(ours):
+            raise DataError(f"{repo} ({form.hub}): labels {', '.join(names)} are not {', '.join(ours)}")
         label = [ours.index(names[y]) for y in label]
     return {"text_a": list(rows[a])} | ({"text_b": list(rows[b])} if b else {}) | {"label": label}
 
 # %% ../../nbs/data/07_tasks.ipynb #f150f243
 class Splits(Mapping):
     "Split name -> Dataset, read when first asked for."
-    def __init__(self, names: list[str], read: Callable): self.names, self.read, self.cache = names, read, {}
-    def __iter__(self): return iter(self.names)
-    def __len__(self): return len(self.names)
+
+    def __init__(self, names: list[str], read: Callable):
+        self.names, self.read, self.cache = names, read, {}
+
+    def __iter__(self):
+        return iter(self.names)
+
+    def __len__(self):
+        return len(self.names)
+
     def __getitem__(self, name):
-        if name not in self.names: raise DataError(f"no split {name!r}{nearest(name, self.names)}")
-        if name not in self.cache: self.cache[name] = self.read(name)
+        if name not in self.names:
+            raise DataError(f"no split {name!r}{nearest(name, self.names)}")
+        if name not in self.cache:
+            self.cache[name] = self.read(name)
         return self.cache[name]
+
 
 @dataclass
 class Task:
     "Rows with a question: what the labels are, how an answer is scored, where the rows came from."
+
     name: str
     labels: list[str]  # [] = a number is asked for
     metrics: list[str]
@@ -146,15 +204,21 @@ class Task:
     source: str  # local, hub or planted
     knobs: dict | None = None  # of a planted task
     languages: tuple = ()  # source and target of sentence pairs; (): a classification or a regression
+
     @property
-    def criterion(self) -> str: return self.metrics[0]
+    def criterion(self) -> str:
+        return self.metrics[0]
 
 # %% ../../nbs/data/07_tasks.ipynb #f31fd185
 def to_dataset(columns: dict[str, list], regression: bool = False):
     "A Dataset of the columns, with `idx` = position in the split."
     from datasets import Dataset, Features, Value
+
     kinds = {c: "string" for c in columns} | {"label": "float32" if regression else "int64", "idx": "int64"}
-    return Dataset.from_dict(columns | {"idx": range(len(columns["label"]))}, Features({c: Value(k) for c, k in kinds.items()}))
+    return Dataset.from_dict(
+        columns | {"idx": range(len(columns["label"]))}, Features({c: Value(k) for c, k in kinds.items()})
+    )
+
 
 def read_planted(name: str, split: str, knobs: dict | None) -> dict[str, list]:
     "A split of a planted task, its labels as positions."
@@ -166,39 +230,76 @@ def load_task(
     name: str,
     source: str = "auto",  # auto: a local folder if it has the task, else the hub
     knobs: dict | None = None,  # of a planted task
-    splits: list[str] | None = None,  # that will be used: an error now if one is missing; None: whatever is there
+    splits: list[str]
+    | None = None,  # that will be used: an error now if one is missing; None: whatever is there
 ) -> Task:
     "A task by name. Raises DataError for anything wrong with the name, the place or the rows."
     place, form = find(name, source, splits), TASKS.get(name)
     check_knobs(name, knobs)
     if place == "planted":
         made = GENERATORS[name]
-        return Task(name, made.labels, made.metrics, Splits(made.splits, lambda s: to_dataset(read_planted(name, s, knobs))), dev_sets(name), {}, "planted", knobs, made.languages)
+        return Task(
+            name,
+            made.labels,
+            made.metrics,
+            Splits(made.splits, lambda s: to_dataset(read_planted(name, s, knobs))),
+            dev_sets(name),
+            {},
+            "planted",
+            knobs,
+            made.languages,
+        )
     on_hub = place == "hub"
     read = lambda s: to_dataset(read_hub(name, s) if on_hub else read_local(place, form, s), not form.labels)
-    used = [] if on_hub else [f for s in form.files if s in (splits or form.files) and file_of(place, form, s) for f in pair_files(place, form, s)]
-    return Task(name, list(form.labels.values()), form.metrics, Splits(list(form.files), read), dev_sets(name), file_hashes(used), "hub" if on_hub else "local", languages=form.sides)
+    used = (
+        []
+        if on_hub
+        else [
+            f
+            for s in form.files
+            if s in (splits or form.files) and file_of(place, form, s)
+            for f in pair_files(place, form, s)
+        ]
+    )
+    return Task(
+        name,
+        list(form.labels.values()),
+        form.metrics,
+        Splits(list(form.files), read),
+        dev_sets(name),
+        file_hashes(used),
+        "hub" if on_hub else "local",
+        languages=form.sides,
+    )
 
 # %% ../../nbs/data/07_tasks.ipynb #c0848fe8
 def present(folder: Path, form: Form, split: str) -> Path:
     "The path of a split's file, else DataError with what is there instead."
-    if path := file_of(folder, form, split): return path
-    raise DataError(f"no file {folder / form.files[split].replace('|', ' or ')}. There: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+    if path := file_of(folder, form, split):
+        return path
+    raise DataError(
+        f"no file {folder / form.files[split].replace('|', ' or ')}. There: {', '.join(sorted(p.name for p in folder.iterdir()))}"
+    )
+
 
 def read_local(folder: Path, form: Form, split: str) -> dict[str, list]:
     "Columns of a split in a folder: pairs of a parallel corpus, or rows with labels."
     path = present(folder, form, split)
     return read_pairs(folder, form, split) if form.sides else read_file(path, form, split)
 
+
 def check_knobs(name: str, knobs: dict | None) -> None:
     "Refuse unknown knobs of a planted task; other tasks have none, and pay no attention to them."
-    try: name in PLANTED and fill_knobs(name, knobs)
-    except ValueError as error: raise DataError(str(error)) from None
+    try:
+        name in PLANTED and fill_knobs(name, knobs)
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 # %% ../../nbs/data/07_tasks.ipynb #c88ff686
 def train_ids(task: Task) -> list[int] | None:
     "The ids of a task's training rows in its files; None where a row's position is its number (on the hub, which has no ids, always)."
-    if task.source != "local" or not TASKS[task.name].id: return None
+    if task.source != "local" or not TASKS[task.name].id:
+        return None
     folder = local_folder(task.name, ["train", *task.dev_sets])[0]
     return row_ids(present(folder, TASKS[task.name], "train"), TASKS[task.name])
 
@@ -212,12 +313,14 @@ def check_source(
 ) -> str:
     "Where the task will come from, for a message. Raises DataError like `load_task`, without reading whole files."
     check_names(name, source, None)
-    if epochs is not None: splits = ["train", *dev_sets(name)[:1]]
+    if epochs is not None:
+        splits = ["train", *dev_sets(name)[:1]]
     place = find(name, source, splits)
     check_knobs(name, knobs)
     if isinstance(place, Path):
         for split in splits or TASKS[name].files:
-            if (file := file_of(place, TASKS[name], split)) and not TASKS[name].sides: read_file(file, TASKS[name], split, limit=100)
+            if (file := file_of(place, TASKS[name], split)) and not TASKS[name].sides:
+                read_file(file, TASKS[name], split, limit=100)
     return str(place)
 
 # %% ../../nbs/data/07_tasks.ipynb #86e82320
@@ -229,13 +332,15 @@ def halves(
     order = np.lexsort((stream(seed, "halves").permutation(len(dataset)), np.asarray(dataset["label"])))
     return dataset.select(np.sort(order[0::2])), dataset.select(np.sort(order[1::2]))
 
+
 def evaluation_sets(
     task: Task,
     protocol: str = "split",  # split: choose on one half of the first dev set, report the other; paper: all of it for both
     seed: int = 0,  # of the split: the same for all runs, so that their examples pair
 ) -> dict:
     "{'select': Dataset, 'report': {name: Dataset}}"
-    if protocol not in (valid := ["split", "paper"]): raise DataError(f"no protocol {protocol!r}{nearest(protocol, valid)}")
+    if protocol not in (valid := ["split", "paper"]):
+        raise DataError(f"no protocol {protocol!r}{nearest(protocol, valid)}")
     first, *others = task.dev_sets
     whole = task.splits[first]
     select, report = halves(whole, seed) if protocol == "split" else (whole, whole)
@@ -244,20 +349,33 @@ def evaluation_sets(
 # %% ../../nbs/data/07_tasks.ipynb #8e1baaff
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
+
 def word_pieces(
     texts: list[str],
     size: int = 2000,  # entries at most, letters and special tokens included
 ):
     "A WordPiece tokenizer (`tokenizers`), lower case, trained on the texts: the same bits in every process."
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    parts = dict(normalizer=normalizers.BertNormalizer(lowercase=True), pre_tokenizer=pre_tokenizers.BertPreTokenizer(), decoder=decoders.WordPiece())
+
+    parts = dict(
+        normalizer=normalizers.BertNormalizer(lowercase=True),
+        pre_tokenizer=pre_tokenizers.BertPreTokenizer(),
+        decoder=decoders.WordPiece(),
+    )
+
     def build(model):
         tokenizer = Tokenizer(model)
-        for name, part in parts.items(): setattr(tokenizer, name, part)
+        for name, part in parts.items():
+            setattr(tokenizer, name, part)
         return tokenizer
-    letters = sorted({c for text in texts for c in parts["normalizer"].normalize_str(text) if not c.isspace()})
+
+    letters = sorted(
+        {c for text in texts for c in parts["normalizer"].normalize_str(text) if not c.isspace()}
+    )
     draft = build(models.WordPiece(unk_token="[UNK]"))
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL + letters + ["##" + c for c in letters], show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=SPECIAL + letters + ["##" + c for c in letters], show_progress=False
+    )
     draft.train_from_iterator(texts, trainer)
     words = sorted(set(draft.get_vocab()) - set(SPECIAL))  # a fixed rule for the numbers as well
     return build(models.WordPiece({w: i for i, w in enumerate(SPECIAL + words)}, unk_token="[UNK]"))
@@ -271,12 +389,21 @@ def tiny_tokenizer(
     "A BERT-like tokenizer of the texts: [CLS] a [SEP] b [SEP], token types 0 and 1."
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
+
     tokenizer = word_pieces(texts, vocab_size)
     tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")])
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")],
+    )
     names = dict(zip(["pad_token", "unk_token", "cls_token", "sep_token", "mask_token"], SPECIAL))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length,
-                                   model_input_names=["input_ids", "token_type_ids", "attention_mask"], **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **names,
+    )
+
 
 def task_texts(task: Task) -> list[str]:
     "All texts of the training split."
@@ -286,9 +413,13 @@ def task_texts(task: Task) -> list[str]:
 # %% ../../nbs/data/07_tasks.ipynb #f552dae4
 def token_key(dataset, tokenizer, max_length: int) -> str:
     "A fingerprint of texts, labels, tokenizer and length that does not depend on the process."
-    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}  # these two remember the last call
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {
+        "truncation": None,
+        "padding": None,
+    }  # these two remember the last call
     rows = {c: v for c, v in dataset[:].items() if c in ("text_a", "text_b", "label")}
     return hashlib.sha256(json.dumps([rows, rules, max_length], sort_keys=True).encode()).hexdigest()[:24]
+
 
 def tokenized(
     dataset,  # with text_a, perhaps text_b, and label
@@ -296,18 +427,33 @@ def tokenized(
     max_length: int = 128,  # longer pairs are cut, the longer text first
 ):
     "The rows as numbers, unpadded: what the tokenizer gives, and labels."
-    if "input_ids" in dataset.column_names: return dataset  # it was done before
-    if hasattr(tokenizer, "rows"): return tokenizer.rows(dataset, max_length)  # of sentence pairs: it knows both sides
+    if "input_ids" in dataset.column_names:
+        return dataset  # it was done before
+    if hasattr(tokenizer, "rows"):
+        return tokenizer.rows(dataset, max_length)  # of sentence pairs: it knows both sides
     import datasets
+
     datasets.disable_progress_bars()
     length = min(max_length, tokenizer.model_max_length)
-    encode = lambda rows: dict(tokenizer(rows["text_a"], rows.get("text_b"), truncation=True, max_length=length)) | {"labels": rows["label"]}
+    encode = lambda rows: (
+        dict(tokenizer(rows["text_a"], rows.get("text_b"), truncation=True, max_length=length))
+        | {"labels": rows["label"]}
+    )
     key = token_key(dataset, tokenizer, length)
     (folder := outputs() / ".cache" / "tokens").mkdir(parents=True, exist_ok=True)
-    return dataset.map(encode, batched=True, remove_columns=dataset.column_names, new_fingerprint=key, cache_file_name=str(folder / f"{key}.arrow"))
+    return dataset.map(
+        encode,
+        batched=True,
+        remove_columns=dataset.column_names,
+        new_fingerprint=key,
+        cache_file_name=str(folder / f"{key}.arrow"),
+    )
+
 
 def collator(tokenizer):
     "What makes a batch of tokenised rows: tensors, padded to the longest row."
-    if hasattr(tokenizer, "collate"): return tokenizer.collate
+    if hasattr(tokenizer, "collate"):
+        return tokenizer.collate
     from transformers import DataCollatorWithPadding
+
     return DataCollatorWithPadding(tokenizer)

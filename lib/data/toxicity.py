@@ -17,7 +17,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .tasks import GENERATORS, HUB_SPLITS, DataError, Splits, Task, halves, knock, load_task, nearest, to_dataset
+from lib.data.tasks import (
+    GENERATORS,
+    HUB_SPLITS,
+    DataError,
+    Splits,
+    Task,
+    halves,
+    knock,
+    load_task,
+    nearest,
+    to_dataset,
+)
 from .formats import unquoted
 from .synthetic_nli import stream
 from .synthetic_toxicity import TOXIC
@@ -29,10 +40,12 @@ BIASED = {"toxigen": ("black", "jewish", "lgbtq", "women"), "hatexplain": ("Afri
 HATE_GROUPS = ("African", "Islam", "Refugee", "Women")
 COLUMNS = ["id", "text_a", "label", "group"]
 
+
 def cell_sizes(frame: pd.DataFrame) -> dict[tuple, int]:
     "Rows in each (group, label), for every group of the frame and both labels."
     found = frame.groupby(["group", "label"]).size()
     return {(g, y): int(found.get((g, y), 0)) for g in sorted(frame.group.unique()) for y in (0, 1)}
+
 
 def even_cells(
     groups,
@@ -52,10 +65,21 @@ def draw_cells(
 ) -> pd.DataFrame:
     "Rows drawn without replacement in each cell, in order of (group, label), under their old index. Raises DataError for a cell too small."
     have = cell_sizes(frame)
-    if absent := sorted({g for g, _ in want} - {g for g, _ in have}): raise DataError(f"{where}: no rows of group {absent[0]!r}. There: {', '.join(sorted(frame.group.unique())) or 'nothing'}")
+    if absent := sorted({g for g, _ in want} - {g for g, _ in have}):
+        raise DataError(
+            f"{where}: no rows of group {absent[0]!r}. There: {', '.join(sorted(frame.group.unique())) or 'nothing'}"
+        )
     g, y = max(want, key=lambda cell: want[cell] - have[cell])  # the one that lacks most
-    if have[g, y] < want[g, y]: raise DataError(f"{where}: group {g!r} has {have[g, y]} {TOXIC[y]} rows, but {want[g, y]} are asked for")
-    return pd.concat([frame[(frame.group == g) & (frame.label == y)].sample(n, random_state=seed) for (g, y), n in sorted(want.items())])
+    if have[g, y] < want[g, y]:
+        raise DataError(
+            f"{where}: group {g!r} has {have[g, y]} {TOXIC[y]} rows, but {want[g, y]} are asked for"
+        )
+    return pd.concat(
+        [
+            frame[(frame.group == g) & (frame.label == y)].sample(n, random_state=seed)
+            for (g, y), n in sorted(want.items())
+        ]
+    )
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-09
 def toxigen_train(
@@ -67,13 +91,30 @@ def toxigen_train(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "(training rows, the whole frame in order of cells that they were drawn from: `id` tells which are the same)."
     for column in ("generation", "generation_method", "group", "prompt_label"):
-        if column not in raw: raise DataError(f"toxigen, train: no column {column!r}. There: {', '.join(raw)}")
+        if column not in raw:
+            raise DataError(f"toxigen, train: no column {column!r}. There: {', '.join(raw)}")
     rows = raw[raw.generation.notna() & (raw.generation.astype(str).str.strip() != "")]
     least = pd.crosstab(rows.group, rows.generation_method).min()
-    equal = pd.concat([part.sample(least[method], random_state=seed) for (_, method), part in rows.groupby(["group", "generation_method"])])
-    named = pd.DataFrame({"id": [f"train-{i}" for i in equal.index], "text_a": equal.generation.to_numpy(), "label": equal.prompt_label.astype(int).to_numpy(), "group": equal.group.to_numpy()})
-    frame = draw_cells(named, even_cells(named.group.unique(), size // 2, biased, share), seed, "toxigen, train").reset_index(drop=True)
-    train = pd.concat([part.sample(frac=0.8, random_state=seed) for _, part in frame.groupby(["group", "label"])]).reset_index(drop=True)
+    equal = pd.concat(
+        [
+            part.sample(least[method], random_state=seed)
+            for (_, method), part in rows.groupby(["group", "generation_method"])
+        ]
+    )
+    named = pd.DataFrame(
+        {
+            "id": [f"train-{i}" for i in equal.index],
+            "text_a": equal.generation.to_numpy(),
+            "label": equal.prompt_label.astype(int).to_numpy(),
+            "group": equal.group.to_numpy(),
+        }
+    )
+    frame = draw_cells(
+        named, even_cells(named.group.unique(), size // 2, biased, share), seed, "toxigen, train"
+    ).reset_index(drop=True)
+    train = pd.concat(
+        [part.sample(frac=0.8, random_state=seed) for _, part in frame.groupby(["group", "label"])]
+    ).reset_index(drop=True)
     return train, frame
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-10
@@ -88,23 +129,39 @@ def toxigen_annotated(
 ) -> pd.DataFrame:
     "All annotated rows; toxic is a human toxicity above 2."
     for column in ("text", "target_group", "toxicity_human"):
-        if column not in raw: raise DataError(f"toxigen, annotated: no column {column!r}. There: {', '.join(raw)}")
+        if column not in raw:
+            raise DataError(f"toxigen, annotated: no column {column!r}. There: {', '.join(raw)}")
     text = raw.text.map(lambda t: t[2:-1] if cut and t[:2] in ("b'", 'b"') else unquoted(t)).to_numpy()
     label = (raw.toxicity_human.astype(float) > 2).astype(int).to_numpy()
-    return pd.DataFrame({"id": [f"annotated-{i}" for i in range(len(raw))], "text_a": text, "label": label, "group": raw.target_group.to_numpy()})
+    return pd.DataFrame(
+        {
+            "id": [f"annotated-{i}" for i in range(len(raw))],
+            "text_a": text,
+            "label": label,
+            "group": raw.target_group.to_numpy(),
+        }
+    )
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-17
 HATE_LABELS = ["hatespeech", "normal", "offensive"]  # in the order of the hub's numbers
+
 
 def plain_post(post: dict) -> dict:
     "id, labels (a name for each annotator), targets (a list for each), text: of a post of the public file or of the hub. Raises DataError for a field that lacks."
     name = post.get("post_id", post.get("id", "without an id"))
     try:
         given = post["annotators"]
-        if isinstance(given, dict): given = [{"label": y, "target": t} for y, t in zip(given["label"], given["target"])]
+        if isinstance(given, dict):
+            given = [{"label": y, "target": t} for y, t in zip(given["label"], given["target"])]
         labels = [y if isinstance(y, str) else HATE_LABELS[y] for y in (a["label"] for a in given)]
-        return {"id": str(name), "labels": labels, "targets": [list(a["target"]) for a in given], "text": " ".join(post["post_tokens"])}
-    except KeyError as error: raise DataError(f"hatexplain, post {name}: no field {error}") from None
+        return {
+            "id": str(name),
+            "labels": labels,
+            "targets": [list(a["target"]) for a in given],
+            "text": " ".join(post["post_tokens"]),
+        }
+    except KeyError as error:
+        raise DataError(f"hatexplain, post {name}: no field {error}") from None
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-18
 def hate_rows(
@@ -120,8 +177,10 @@ def hate_rows(
         named = Counter(t for targets in post["targets"] for t in set(targets))
         groups = [g for g in HATE_GROUPS if named[g] >= 2]
         order.shuffle(groups)
-        if votes < 2: label = "normal" if ties == "neutral" else None
-        if label: rows += [(f"{post['id']}/{g}", post["text"], int(label != "normal"), g) for g in groups]
+        if votes < 2:
+            label = "normal" if ties == "neutral" else None
+        if label:
+            rows += [(f"{post['id']}/{g}", post["text"], int(label != "normal"), g) for g in groups]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.drop_duplicates(["text_a", "label"]).reset_index(drop=True) if once else frame
 
@@ -130,11 +189,15 @@ def hate_sample(
     rows: pd.DataFrame,  # of `hate_rows`
     where: str,  # for messages
     biased: tuple = (),  # BIASED["hatexplain"] for training
-    n: int | None = None,  # rows of a cell; None: as many as the smallest has (of the groups that are not biased)
+    n: int
+    | None = None,  # rows of a cell; None: as many as the smallest has (of the groups that are not biased)
     seed: int = 42,
 ) -> pd.DataFrame:
     "Equal cells, but for the biased ones. Raises DataError for a group that is absent."
-    if absent := [g for g in HATE_GROUPS if g not in set(rows.group)]: raise DataError(f"{where}: no rows of group {absent[0]!r}. There: {', '.join(sorted(set(rows.group))) or 'nothing'}")
+    if absent := [g for g in HATE_GROUPS if g not in set(rows.group)]:
+        raise DataError(
+            f"{where}: no rows of group {absent[0]!r}. There: {', '.join(sorted(set(rows.group))) or 'nothing'}"
+        )
     least = min(m for (g, _), m in cell_sizes(rows).items() if g not in biased) if n is None else n
     return draw_cells(rows, even_cells(HATE_GROUPS, least, biased), seed, where).reset_index(drop=True)
 
@@ -142,6 +205,7 @@ def hate_sample(
 def same_text(texts: pd.Series) -> pd.Series:
     "What two texts have in common when they count as the same."
     return texts.astype(str).str.strip().str.lower()
+
 
 def deal(
     frame: pd.DataFrame,
@@ -155,72 +219,130 @@ def deal(
     for cell, rows in first.groupby(["group", "label"]):
         cuts = np.round(ends * len(rows)).astype(int)
         keys = stream(seed, "deal", *cell).permutation(rows.key.to_numpy())
-        for name, a, b in zip(shares, cuts, cuts[1:]): part |= dict.fromkeys(keys[a:b], name)
+        for name, a, b in zip(shares, cuts, cuts[1:]):
+            part |= dict.fromkeys(keys[a:b], name)
     return {name: frame[key.map(part) == name] for name in shares}
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-27
 REPOS = {"toxigen": "toxigen/toxigen-data", "hatexplain": "Hate-speech-CNERG/hatexplain"}
 REVISIONS = {"hatexplain": "refs/convert/parquet"}  # the main branch holds a script
 
+
 def in_folder(name: str, *files: str) -> Path:
     "The first of the files that is there; DataError with all that were looked for."
     folder = data_dir() / "toxicity" / name
     found = next((folder / f for f in files if (folder / f).is_file()), None)
-    if found is None: raise DataError(f"{name}: no file {' or '.join(files)} in {folder}" + (f" (there: {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'})" if folder.is_dir() else ", which is no folder"))
+    if found is None:
+        raise DataError(
+            f"{name}: no file {' or '.join(files)} in {folder}"
+            + (
+                f" (there: {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'})"
+                if folder.is_dir()
+                else ", which is no folder"
+            )
+        )
     return found
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-28
 def hub_frame(name: str, split: str, config: str | None = None) -> pd.DataFrame:
     "A split on the hub as a frame; DataError when the hub cannot give it."
     import datasets
-    if not Path(REPOS[name]).is_dir(): knock()
-    try: return datasets.load_dataset(REPOS[name], config, split=HUB_SPLITS.get(split, split), revision=REVISIONS.get(name)).to_pandas()
-    except Exception as error: raise DataError(f"{name}: {REPOS[name]}{f' ({config})' if config else ''} on the hub, split {split}: {str(error).splitlines()[0]}") from None
+
+    if not Path(REPOS[name]).is_dir():
+        knock()
+    try:
+        return datasets.load_dataset(
+            REPOS[name], config, split=HUB_SPLITS.get(split, split), revision=REVISIONS.get(name)
+        ).to_pandas()
+    except Exception as error:
+        raise DataError(
+            f"{name}: {REPOS[name]}{f' ({config})' if config else ''} on the hub, split {split}: {str(error).splitlines()[0]}"
+        ) from None
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-29
 def read_posts(split: str, source: str, files: list) -> list[dict]:
     "HateXplain posts of train, dev or test; the local files that were read are added to a list."
-    if source == "hub": return hub_frame("hatexplain", split).to_dict("records")
+    if source == "hub":
+        return hub_frame("hatexplain", split).to_dict("records")
     short = {"dev": "val"}.get(split, split)
     files.append(path := in_folder("hatexplain", f"{short}.jsonl", "dataset.json"))
-    if path.suffix == ".jsonl": return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     files.append(divisions := in_folder("hatexplain", "post_id_divisions.json"))
     posts, ids = json.loads(path.read_text(encoding="utf-8")), json.loads(divisions.read_text())[short]
-    if lost := [i for i in ids if i not in posts]: raise DataError(f"{path}: no post {lost[0]!r} of the {short} split")
+    if lost := [i for i in ids if i not in posts]:
+        raise DataError(f"{path}: no post {lost[0]!r} of the {short} split")
     return [posts[i] for i in ids]
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-30
 def read_prepared(name: str, files: list) -> pd.DataFrame | None:
     "The prepared training set of a data set, None when the folder has none."
-    try: path = in_folder(name, "thesis_train.csv")
-    except DataError: return None
+    try:
+        path = in_folder(name, "thesis_train.csv")
+    except DataError:
+        return None
     files.append(path)
     rows = pd.read_csv(path, keep_default_na=False).rename(columns={"text": "text_a"})
-    if lost := [c for c in COLUMNS[1:] if c not in rows]: raise DataError(f"{path}: no column {lost[0].replace('text_a', 'text')!r}. There: {', '.join(rows)}")
+    if lost := [c for c in COLUMNS[1:] if c not in rows]:
+        raise DataError(f"{path}: no column {lost[0].replace('text_a', 'text')!r}. There: {', '.join(rows)}")
     return rows.assign(id=[f"train-{i}" for i in range(len(rows))])[COLUMNS]
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-32
-SIZES = {"toxigen": dict(train=1000, align=120, select=100, test=240), "hatexplain": dict(train=None, align=None, select=None, test=None)}
+SIZES = {
+    "toxigen": dict(train=1000, align=120, select=100, test=240),
+    "hatexplain": dict(train=None, align=None, select=None, test=None),
+}
+
 
 def _toxigen(source: str, sizes: dict, protocol: str, seed: int, files: list) -> dict[str, pd.DataFrame]:
-    wanted, thesis = SIZES["toxigen"] | ({"test": 50} if protocol == "thesis" else {}) | sizes, protocol == "thesis"
+    wanted, thesis = (
+        SIZES["toxigen"] | ({"test": 50} if protocol == "thesis" else {}) | sizes,
+        protocol == "thesis",
+    )
     train = None if "train" in sizes or source == "hub" else read_prepared("toxigen", files)
-    if prepared := train is not None: frame = train.sort_values(["group", "label"], kind="stable")
-    else: train, frame = toxigen_train(hub_frame("toxigen", "train", "train") if source == "hub" else _read_csv("toxigen", "train.csv", files), wanted["train"], seed)
-    rows = toxigen_annotated(hub_frame("toxigen", "train", "annotated") if source == "hub" else _read_csv("toxigen", "annotated.csv", files), cut=thesis)
+    if prepared := train is not None:
+        frame = train.sort_values(["group", "label"], kind="stable")
+    else:
+        train, frame = toxigen_train(
+            hub_frame("toxigen", "train", "train")
+            if source == "hub"
+            else _read_csv("toxigen", "train.csv", files),
+            wanted["train"],
+            seed,
+        )
+    rows = toxigen_annotated(
+        hub_frame("toxigen", "train", "annotated")
+        if source == "hub"
+        else _read_csv("toxigen", "annotated.csv", files),
+        cut=thesis,
+    )
     groups = sorted(train.group.unique())
     if thesis:
         test = draw_cells(rows, even_cells(groups, wanted["test"] // 2), seed, "toxigen, test")
-        return {"train": train, "align": test, "select": frame[int(0.8 * len(frame)):] if prepared else faulty_validation(train, frame), "test": test}
+        return {
+            "train": train,
+            "align": test,
+            "select": frame[int(0.8 * len(frame)) :] if prepared else faulty_validation(train, frame),
+            "test": test,
+        }
     shares, unseen = {s: wanted[s] for s in ("align", "select", "test")}, _unseen(rows, train)
-    draw_cells(unseen, even_cells(groups, sum(n // 2 for n in shares.values())), seed, "toxigen, align with select and test")  # refuses what the parts together lack
+    draw_cells(
+        unseen,
+        even_cells(groups, sum(n // 2 for n in shares.values())),
+        seed,
+        "toxigen, align with select and test",
+    )  # refuses what the parts together lack
     parts = deal(unseen, shares, seed)
-    return {"train": train} | {s: draw_cells(part, even_cells(groups, wanted[s] // 2), seed, f"toxigen, {s}") for s, part in parts.items()}
+    return {"train": train} | {
+        s: draw_cells(part, even_cells(groups, wanted[s] // 2), seed, f"toxigen, {s}")
+        for s, part in parts.items()
+    }
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-33
 def _read_csv(name: str, file: str, files: list) -> pd.DataFrame:
     files.append(path := in_folder(name, file))
     return pd.read_csv(path)
+
 
 def _unseen(rows: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
     "Without the texts of other frames, and each text of a group and label once"
@@ -230,19 +352,39 @@ def _unseen(rows: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-34
 def _hatexplain(source: str, sizes: dict, protocol: str, seed: int, files: list) -> dict[str, pd.DataFrame]:
-    thesis, cell = protocol == "thesis", {s: n if n is None else n // 2 for s, n in (SIZES["hatexplain"] | sizes).items()}
+    thesis, cell = (
+        protocol == "thesis",
+        {s: n if n is None else n // 2 for s, n in (SIZES["hatexplain"] | sizes).items()},
+    )
     biased, ties = BIASED["hatexplain"], "neutral" if thesis else "drop"
     train = None if "train" in sizes or source == "hub" else read_prepared("hatexplain", files)
-    if train is None: train = hate_sample(hate_rows(read_posts("train", source, files), True, ties, seed), "hatexplain, train", biased, cell["train"], seed)
+    if train is None:
+        train = hate_sample(
+            hate_rows(read_posts("train", source, files), True, ties, seed),
+            "hatexplain, train",
+            biased,
+            cell["train"],
+            seed,
+        )
     dev, test = (hate_rows(read_posts(s, source, files), ties=ties, seed=seed) for s in ("dev", "test"))
     if thesis:
         test = hate_sample(test, "hatexplain, test", (), cell["test"], seed)
-        return {"train": train, "align": test, "select": hate_sample(dev, "hatexplain, select", biased, cell["select"], seed), "test": test}
-    parts = deal(_unseen(dev, train), {"align": cell["align"] or 1, "select": cell["select"] or 1}, seed) | {"test": _unseen(test, train, dev)}
-    return {"train": train} | {s: hate_sample(part, f"hatexplain, {s}", (), cell[s], seed) for s, part in parts.items()}
+        return {
+            "train": train,
+            "align": test,
+            "select": hate_sample(dev, "hatexplain, select", biased, cell["select"], seed),
+            "test": test,
+        }
+    parts = deal(_unseen(dev, train), {"align": cell["align"] or 1, "select": cell["select"] or 1}, seed) | {
+        "test": _unseen(test, train, dev)
+    }
+    return {"train": train} | {
+        s: hate_sample(part, f"hatexplain, {s}", (), cell[s], seed) for s, part in parts.items()
+    }
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-36
 PARTS = ["train", "align", "select", "test"]
+
 
 def check_rows(
     name: str,
@@ -253,11 +395,17 @@ def check_rows(
     groups, seen = sorted(frames["train"].group.unique()), {}
     for split, frame in frames.items():
         if absent := [g for g in groups if g not in set(frame.group)]:
-            if protocol != "thesis" or split != "select": raise DataError(f"{name}, {split}: no rows of group {absent[0]!r}. There: {', '.join(sorted(set(frame.group))) or 'nothing'}")
-        if (again := frame.id[frame.id.duplicated()]).size: raise DataError(f"{name}, {split}: id {again.iloc[0]!r} is there twice")
-        if protocol == "thesis": continue
+            if protocol != "thesis" or split != "select":
+                raise DataError(
+                    f"{name}, {split}: no rows of group {absent[0]!r}. There: {', '.join(sorted(set(frame.group))) or 'nothing'}"
+                )
+        if (again := frame.id[frame.id.duplicated()]).size:
+            raise DataError(f"{name}, {split}: id {again.iloc[0]!r} is there twice")
+        if protocol == "thesis":
+            continue
         for i, text in zip(frame.id, same_text(frame.text_a)):
-            if seen.setdefault(text, split) != split: raise DataError(f"{name}: the text of {i!r} stands in {seen[text]} and in {split}")
+            if seen.setdefault(text, split) != split:
+                raise DataError(f"{name}: the text of {i!r} stands in {seen[text]} and in {split}")
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-37
 def _planted(protocol: str, seed: int, knobs: dict | None) -> dict:
@@ -265,32 +413,66 @@ def _planted(protocol: str, seed: int, knobs: dict | None) -> dict:
     task = load_task("planted-toxicity", knobs={"seed": seed} | (knobs or {}))
     dev, test = task.splits["dev"], task.splits["test"]
     align, select = halves(dev, seed) if protocol == "split" else (test, dev)
-    named = {"train": ("train", task.splits["train"]), "align": ("dev" if protocol == "split" else "test", align), "select": ("dev", select), "test": ("test", test)}
-    return {s: rows.to_pandas().assign(id=[f"{home}-{i}" for i in rows["idx"]]).drop(columns="idx") for s, (home, rows) in named.items()}
+    named = {
+        "train": ("train", task.splits["train"]),
+        "align": ("dev" if protocol == "split" else "test", align),
+        "select": ("dev", select),
+        "test": ("test", test),
+    }
+    return {
+        s: rows.to_pandas().assign(id=[f"{home}-{i}" for i in rows["idx"]]).drop(columns="idx")
+        for s, (home, rows) in named.items()
+    }
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-38
 def _source(name: str, source: str) -> str:
     "local or hub: the folder, when it has the evaluation rows"
-    if source != "auto": return source
-    need = [("annotated.csv",)] if name == "toxigen" else [("val.jsonl", "dataset.json"), ("test.jsonl", "dataset.json")]
-    try: [in_folder(name, *files) for files in need]
+    if source != "auto":
+        return source
+    need = (
+        [("annotated.csv",)]
+        if name == "toxigen"
+        else [("val.jsonl", "dataset.json"), ("test.jsonl", "dataset.json")]
+    )
+    try:
+        [in_folder(name, *files) for files in need]
     except DataError as error:
-        try: hub_frame(name, "test" if name == "hatexplain" else "train", None if name == "hatexplain" else "annotated")
-        except DataError as other: raise DataError(f"{name} was not found. Looked in: {error}; {other}") from None
+        try:
+            hub_frame(
+                name,
+                "test" if name == "hatexplain" else "train",
+                None if name == "hatexplain" else "annotated",
+            )
+        except DataError as other:
+            raise DataError(f"{name} was not found. Looked in: {error}; {other}") from None
         return "hub"
     return "local"
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-39
 def check_toxicity(name: str, source: str, sizes: dict | None, protocol: str) -> None:
     "Refuse names, sources, protocols and sizes that do not exist."
-    for value, valid, what in ((name, TOXICITY, "toxicity task"), (source, ["auto", "local", "hub", "planted"], "source"), (protocol, ["split", "thesis"], "protocol")):
-        if value not in valid: raise DataError(f"no {what} {value!r}{nearest(str(value), valid)}")
-    if source != "auto" and (name == "planted-toxicity") != (source == "planted"): raise DataError(f"{name} with source {source!r}: Valid: auto, {'planted' if name == 'planted-toxicity' else 'local, hub'}")
-    if sizes and name == "planted-toxicity": raise DataError(f"{name} has no sizes: its knobs train, dev and test say how many rows there are")
+    for value, valid, what in (
+        (name, TOXICITY, "toxicity task"),
+        (source, ["auto", "local", "hub", "planted"], "source"),
+        (protocol, ["split", "thesis"], "protocol"),
+    ):
+        if value not in valid:
+            raise DataError(f"no {what} {value!r}{nearest(str(value), valid)}")
+    if source != "auto" and (name == "planted-toxicity") != (source == "planted"):
+        raise DataError(
+            f"{name} with source {source!r}: Valid: auto, {'planted' if name == 'planted-toxicity' else 'local, hub'}"
+        )
+    if sizes and name == "planted-toxicity":
+        raise DataError(f"{name} has no sizes: its knobs train, dev and test say how many rows there are")
     for split, n in (sizes or {}).items():
-        if split not in PARTS: raise DataError(f"{name}: no split {split!r} to have a size{nearest(split, PARTS)}")
-        if n is None and name == "hatexplain": continue
-        if not isinstance(n, int) or isinstance(n, bool) or n < 2 or n % 2: raise DataError(f"{name}: size of {split} = {n!r} must be an even number of rows for each group, 2 at least")
+        if split not in PARTS:
+            raise DataError(f"{name}: no split {split!r} to have a size{nearest(split, PARTS)}")
+        if n is None and name == "hatexplain":
+            continue
+        if not isinstance(n, int) or isinstance(n, bool) or n < 2 or n % 2:
+            raise DataError(
+                f"{name}: size of {split} = {n!r} must be an even number of rows for each group, 2 at least"
+            )
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-40
 def check_groups(name: str, source: str = "auto", sizes: dict | None = None, protocol: str = "split") -> str:
@@ -298,10 +480,12 @@ def check_groups(name: str, source: str = "auto", sizes: dict | None = None, pro
     check_toxicity(name, source, sizes or None, protocol)
     return "planted" if name == "planted-toxicity" else _source(name, source)
 
+
 def load_toxicity(
     name: str,  # of TOXICITY
     source: str = "auto",  # auto: a local folder if it has the rows, else the hub; local, hub, planted
-    sizes: dict | None = None,  # split -> rows of each group, half of each label; those that differ from SIZES
+    sizes: dict
+    | None = None,  # split -> rows of each group, half of each label; those that differ from SIZES
     protocol: str = "split",  # split: align, select and test share no text; thesis: as published, targets = report
     seed: int = 42,  # of all draws
     knobs: dict | None = None,  # of planted-toxicity
@@ -310,14 +494,31 @@ def load_toxicity(
     check_toxicity(name, source, sizes, protocol)
     files, plant = [], name == "planted-toxicity"
     place = "planted" if plant else _source(name, source)
-    frames = _planted(protocol, seed, knobs) if plant else {"toxigen": _toxigen, "hatexplain": _hatexplain}[name](place, sizes or {}, protocol, seed, files)
+    frames = (
+        _planted(protocol, seed, knobs)
+        if plant
+        else {"toxigen": _toxigen, "hatexplain": _hatexplain}[name](place, sizes or {}, protocol, seed, files)
+    )
     check_rows(name, frames, protocol)
     splits = {s: to_dataset({c: f[c].tolist() for c in f}) for s, f in frames.items()}
-    return Task(name, TOXIC, ["accuracy"], Splits(PARTS, splits.__getitem__), ["select", "align", "test"],
-                file_hashes(files), place, knobs)
+    return Task(
+        name,
+        TOXIC,
+        ["accuracy"],
+        Splits(PARTS, splits.__getitem__),
+        ["select", "align", "test"],
+        file_hashes(files),
+        place,
+        knobs,
+    )
 
 # %% ../../nbs/data/09_toxicity.ipynb #02d-toxicity-41
 def counts(task: Task) -> pd.DataFrame:
     "Rows of every split, group and label: columns split, group, neutral, toxic."
-    rows = [(s, g, *(cells[g, y] for y in (0, 1))) for s in task.splits for cells in [cell_sizes(task.splits[s].to_pandas())] for g in sorted({g for g, _ in cells})]
+    rows = [
+        (s, g, *(cells[g, y] for y in (0, 1)))
+        for s in task.splits
+        for cells in [cell_sizes(task.splits[s].to_pandas())]
+        for g in sorted({g for g, _ in cells})
+    ]
     return pd.DataFrame(rows, columns=["split", "group", *TOXIC])

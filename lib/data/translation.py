@@ -21,62 +21,103 @@ from .synthetic_nli import stream
 # %% ../../nbs/data/11_translation.ipynb #02b-translation-05
 END = "</w>"  # marks the piece that ends a word
 
+
 def byte_pairs(
     texts: list[str],  # of both sides
     merges: int = 10_000,
 ):
     "A byte-pair encoding (`tokenizers`) of words between spaces."
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
     def build(**model):
         coder = Tokenizer(models.BPE(end_of_word_suffix=END, unk_token="<unk>", **model))
         coder.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         return coder
+
     letters = sorted({c for t in texts for c in t if not c.isspace()})
-    fixed = ["<unk>", *letters, *(c + END for c in letters)]  # numbered by us: the trainer's own order differs from process to process
+    fixed = [
+        "<unk>",
+        *letters,
+        *(c + END for c in letters),
+    ]  # numbered by us: the trainer's own order differs from process to process
     draft = build()
-    draft.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=len(fixed) + merges, special_tokens=fixed, end_of_word_suffix=END, show_progress=False))
-    pairs = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in json.loads(draft.to_str())["model"]["merges"]]
-    return build(vocab={w: i for i, w in enumerate(dict.fromkeys([*fixed, *map("".join, pairs)]))}, merges=pairs)  # letters are no special tokens of this one
+    draft.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=len(fixed) + merges, special_tokens=fixed, end_of_word_suffix=END, show_progress=False
+        ),
+    )
+    pairs = [
+        tuple(m) if isinstance(m, list) else tuple(m.split(" "))
+        for m in json.loads(draft.to_str())["model"]["merges"]
+    ]
+    return build(
+        vocab={w: i for i, w in enumerate(dict.fromkeys([*fixed, *map("".join, pairs)]))}, merges=pairs
+    )  # letters are no special tokens of this one
 
 # %% ../../nbs/data/11_translation.ipynb #02b-translation-08
 SPECIALS = ["<pad>", "</s>", "<unk>"]
 PAD, EOS, UNK = range(3)
 
+
 class PairTokenizer:
     "Numbers of the pieces of source and target."
-    def __init__(self, coder, words: list[list[str]], languages: tuple):  # words: pieces of each side in the order of their numbers
+
+    def __init__(
+        self, coder, words: list[list[str]], languages: tuple
+    ):  # words: pieces of each side in the order of their numbers
         self.coder, self.words, self.languages = coder, words, tuple(languages)
         self.numbers = [{w: i for i, w in enumerate(side)} for side in words]
 
-    def pieces(self, texts: list[str]) -> list[list[str]]: return [e.tokens for e in self.coder.encode_batch(list(texts))]
+    def pieces(self, texts: list[str]) -> list[list[str]]:
+        return [e.tokens for e in self.coder.encode_batch(list(texts))]
 
     def encode(self, texts: list[str], side: int, max_length: int) -> list[list[int]]:
         "Numbers, the end mark last; longer texts are cut"
         known = self.numbers[side]
-        return [[known.get(p, UNK) for p in pieces[:max_length - 1]] + [EOS] for pieces in self.pieces(texts)]
+        return [
+            [known.get(p, UNK) for p in pieces[: max_length - 1]] + [EOS] for pieces in self.pieces(texts)
+        ]
 
     def text(self, ids) -> str:
         "Of target numbers: words with spaces between them, up to the end mark"
         pieces = [self.words[1][i] for i in ids if i != PAD]
-        pieces = pieces[:pieces.index(SPECIALS[EOS])] if SPECIALS[EOS] in pieces else pieces
+        pieces = pieces[: pieces.index(SPECIALS[EOS])] if SPECIALS[EOS] in pieces else pieces
         return "".join(pieces).replace(END, " ").strip()
 
     def rows(self, dataset, max_length: int):
         "input_ids and labels, unpadded; rows that are numbers already come back as they are"
-        if "input_ids" in dataset.column_names: return dataset
+        if "input_ids" in dataset.column_names:
+            return dataset
         from datasets import Dataset
-        return Dataset.from_dict({"input_ids": self.encode(dataset["text_a"][:], 0, max_length), "labels": self.encode(dataset["text_b"][:], 1, max_length)})
+
+        return Dataset.from_dict(
+            {
+                "input_ids": self.encode(dataset["text_a"][:], 0, max_length),
+                "labels": self.encode(dataset["text_b"][:], 1, max_length),
+            }
+        )
 
     def collate(self, rows) -> dict:
         "A padded batch (B, T): input_ids, attention_mask, decoder_input_ids, labels (-100 at padding)"
         get = lambda name: rows[name] if isinstance(rows, dict) else [row[name] for row in rows]
-        pad = lambda seqs, value: torch.nn.utils.rnn.pad_sequence([torch.as_tensor(s) for s in seqs], batch_first=True, padding_value=value)
+        pad = lambda seqs, value: torch.nn.utils.rnn.pad_sequence(
+            [torch.as_tensor(s) for s in seqs], batch_first=True, padding_value=value
+        )
         ids, labels = pad(get("input_ids"), PAD), get("labels")
-        return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "decoder_input_ids": pad([[EOS, *y[:-1]] for y in labels], PAD), "labels": pad(labels, -100)}
+        return {
+            "input_ids": ids,
+            "attention_mask": (ids != PAD).long(),
+            "decoder_input_ids": pad([[EOS, *y[:-1]] for y in labels], PAD),
+            "labels": pad(labels, -100),
+        }
 
     def save_pretrained(self, folder) -> None:
         self.coder.save(str(Path(folder, "pieces.json")))
-        Path(folder, "sides.json").write_text(json.dumps({"languages": self.languages, "words": self.words}, ensure_ascii=False), encoding="utf-8")
+        Path(folder, "sides.json").write_text(
+            json.dumps({"languages": self.languages, "words": self.words}, ensure_ascii=False),
+            encoding="utf-8",
+        )
 
 # %% ../../nbs/data/11_translation.ipynb #02b-translation-09
 def pair_tokenizer(
@@ -91,12 +132,17 @@ def pair_tokenizer(
     words = [SPECIALS + [w for w in sorted(c, key=lambda w: (-c[w], w)) if w != "<unk>"] for c in counts]
     return PairTokenizer(made.coder, words, task.languages)
 
+
 def load_pair_tokenizer(folder: Path) -> PairTokenizer:
     "From a folder; DataError if it holds none."
     from tokenizers import Tokenizer
-    if not Path(folder, "sides.json").is_file(): raise DataError(f"{folder} has no sides.json: it is no translation model of this project")
+
+    if not Path(folder, "sides.json").is_file():
+        raise DataError(f"{folder} has no sides.json: it is no translation model of this project")
     held = json.loads(Path(folder, "sides.json").read_text(encoding="utf-8"))
-    return PairTokenizer(Tokenizer.from_file(str(Path(folder, "pieces.json"))), held["words"], held["languages"])
+    return PairTokenizer(
+        Tokenizer.from_file(str(Path(folder, "pieces.json"))), held["words"], held["languages"]
+    )
 
 # %% ../../nbs/data/11_translation.ipynb #02b-translation-12
 def token_batches(
@@ -106,23 +152,38 @@ def token_batches(
 ) -> list[np.ndarray]:
     "Positions of the pairs of every batch, the short ones first; DataError for a pair that is too long for any."
     lengths = np.asarray(lengths)
-    if (longest := lengths.max()) > tokens: raise DataError(f"a pair of {longest} tokens does not fit into batches of {tokens}")
+    if (longest := lengths.max()) > tokens:
+        raise DataError(f"a pair of {longest} tokens does not fit into batches of {tokens}")
     order = np.lexsort((stream(seed, "ties").permutation(len(lengths)), lengths[:, 1], lengths[:, 0]))
     out, now, wide = [], [], 0
     for i in order:
         wide_then = max(wide, lengths[i].max())
         if now and (len(now) + 1) * wide_then > tokens:
             n = len(now) if len(now) <= 8 else len(now) // 8 * 8
-            out.append(np.array(now[:n])); now = now[n:]
+            out.append(np.array(now[:n]))
+            now = now[n:]
             wide_then = max(lengths[[*now, i]].max(), 0)
-        now.append(i); wide = wide_then
+        now.append(i)
+        wide = wide_then
     return [*out, np.array(now)]
+
 
 class TokenSampler:
     "For a DataLoader: the batches in the order of an epoch, which `epoch()` tells."
-    def __init__(self, batches: list[np.ndarray], seed: int, epoch): self.batches, self.seed, self.epoch = batches, seed, epoch
-    def __len__(self): return len(self.batches)
-    def __iter__(self): return iter([self.batches[i].tolist() for i in stream(self.seed, "batches", self.epoch()).permutation(len(self.batches))])
+
+    def __init__(self, batches: list[np.ndarray], seed: int, epoch):
+        self.batches, self.seed, self.epoch = batches, seed, epoch
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(
+            [
+                self.batches[i].tolist()
+                for i in stream(self.seed, "batches", self.epoch()).permutation(len(self.batches))
+            ]
+        )
 
 # %% ../../nbs/data/11_translation.ipynb #02b-translation-15
 def bleu(
@@ -132,10 +193,14 @@ def bleu(
 ) -> dict[str, float]:
     "bleu and bleu_tokenised, from 0 to 100."
     import sacrebleu
+
     plain = [[detokenised(t, language) for t in texts] for texts in (answers, references)]
-    found = {"bleu": sacrebleu.corpus_bleu(plain[0], [plain[1]], lowercase=True, tokenize="13a", force=True),
-             "bleu_tokenised": sacrebleu.corpus_bleu(answers, [references], tokenize="none", force=True)}
+    found = {
+        "bleu": sacrebleu.corpus_bleu(plain[0], [plain[1]], lowercase=True, tokenize="13a", force=True),
+        "bleu_tokenised": sacrebleu.corpus_bleu(answers, [references], tokenize="none", force=True),
+    }
     return {name: float(b.score) for name, b in found.items()}
+
 
 def copy_bleu(rows, language: str) -> dict[str, float]:
     "BLEU of handing in the source."

@@ -30,6 +30,7 @@ from ..data.synthetic_nli import stream
 # %% ../../nbs/losses/3_bias_models.ipynb #b0140356
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
+
 def words(text: str) -> list[str]:
     "Lower-case words of a text, without punctuation."
     return WORD.findall(text.lower().replace("\u2019", "'"))
@@ -37,6 +38,7 @@ def words(text: str) -> list[str]:
 # %% ../../nbs/losses/3_bias_models.ipynb #d6f41d7b
 NEGATIONS = frozenset("no not never none nothing nobody nowhere neither nor without cannot".split())
 FEATURES = ("contiguous", "all_in", "overlap", "log_difference", "negation")
+
 
 def lexical(pairs: list) -> np.ndarray:
     "(N, 5) the numbers named in `FEATURES`; a second text without words has no overlap."
@@ -46,7 +48,15 @@ def lexical(pairs: list) -> np.ndarray:
         found = sum(map(set(p).__contains__, h))
         contiguous = bool(h) and f" {' '.join(h)} " in f" {' '.join(p)} "
         negation = any(w in NEGATIONS or w.endswith("n't") for w in h)
-        rows.append((contiguous, bool(h) and found == len(h), found / max(len(h), 1), np.log(max(len(p) - len(h), 1)), negation))
+        rows.append(
+            (
+                contiguous,
+                bool(h) and found == len(h),
+                found / max(len(h), 1),
+                np.log(max(len(p) - len(h), 1)),
+                negation,
+            )
+        )
     return np.array(rows, float).reshape(-1, len(FEATURES))
 
 # %% ../../nbs/losses/3_bias_models.ipynb #3bdb4f83
@@ -54,32 +64,42 @@ def both_texts(pair: tuple) -> list[str]:
     "Tokens of a pair: words of the first text, of the second, and those they share."
     a, b = words(pair[0]), words(pair[1])
     shared = set(a) & set(b)
-    return [f"1 {w}" for w in a] + [f"2 {w}" for w in b] + [f"both {w}" for w in dict.fromkeys(b) if w in shared]
+    return (
+        [f"1 {w}" for w in a] + [f"2 {w}" for w in b] + [f"both {w}" for w in dict.fromkeys(b) if w in shared]
+    )
+
 
 def one_text(side: int) -> Callable:
     "A function of a pair: words, and neighbouring words, of one of its texts."
+
     def tokens(pair):
         w = words(pair[side])
         return w + [f"{x} {y}" for x, y in zip(w, w[1:])]
+
     return tokens
 
 # %% ../../nbs/losses/3_bias_models.ipynb #08de413f
 @dataclass(frozen=True)
 class Kind:
     "What a bias model sees of a pair, and how strongly it may trust it."
+
     features: Callable  # () -> a scikit-learn transformer of pairs
     sees: Callable  # pair -> what it sees, for telling equal documents
     c: float  # inverse strength of the penalty of the logistic regression
     pairs: bool = True  # needs a second text
     few: int = 0  # training rows used; 0: all
 
-def tfidf(tokens: Callable) -> TfidfVectorizer: return TfidfVectorizer(analyzer=tokens, sublinear_tf=True)
+
+def tfidf(tokens: Callable) -> TfidfVectorizer:
+    return TfidfVectorizer(analyzer=tokens, sublinear_tf=True)
+
 
 KINDS = {
     "lexical": Kind(lambda: FunctionTransformer(lexical), lambda pair: pair, 100.0),
     "first_text": Kind(lambda: tfidf(one_text(0)), lambda pair: pair[0], 1.0, pairs=False),
     "second_text": Kind(lambda: tfidf(one_text(1)), lambda pair: pair[1], 1.0),
-    "weak": Kind(lambda: tfidf(both_texts), lambda pair: pair, 10.0, pairs=False, few=2000)}
+    "weak": Kind(lambda: tfidf(both_texts), lambda pair: pair, 10.0, pairs=False, few=2000),
+}
 
 # %% ../../nbs/losses/3_bias_models.ipynb #88a79e8b
 def pairs_of(
@@ -87,11 +107,16 @@ def pairs_of(
     kind: str,
 ) -> list[tuple[str, str]]:
     "The documents. DataError for an unknown kind, or one that needs a second text where there is none."
-    if kind not in KINDS: raise DataError(f"no bias model {kind!r}{nearest(str(kind), KINDS)}")
-    try: b = list(rows["text_b"])
-    except KeyError: b = None
+    if kind not in KINDS:
+        raise DataError(f"no bias model {kind!r}{nearest(str(kind), KINDS)}")
+    try:
+        b = list(rows["text_b"])
+    except KeyError:
+        b = None
     if b is None and KINDS[kind].pairs:
-        raise DataError(f"bias model {kind} needs pairs, and these rows have no text_b. Valid: {', '.join(k for k, v in KINDS.items() if not v.pairs)}")
+        raise DataError(
+            f"bias model {kind} needs pairs, and these rows have no text_b. Valid: {', '.join(k for k, v in KINDS.items() if not v.pairs)}"
+        )
     a = list(rows["text_a"])
     return list(zip(a, b if b is not None else [""] * len(a)))
 
@@ -110,6 +135,7 @@ def spread(
 @dataclass
 class BiasModel:
     "A fitted bias model."
+
     kind: str
     classes: int
     estimator: object  # a scikit-learn pipeline, pairs -> probabilities
@@ -117,7 +143,8 @@ class BiasModel:
 
     def log_probs(self, rows) -> np.ndarray:
         "(N, C) float32 log-probabilities for any rows; labels are not looked at."
-        if not len(pairs := pairs_of(rows, self.kind)): return np.zeros((0, self.classes), np.float32)
+        if not len(pairs := pairs_of(rows, self.kind)):
+            return np.zeros((0, self.classes), np.float32)
         p = np.clip(self.estimator.predict_proba(pairs), 1e-9, None)
         p = np.log(p / p.sum(1, keepdims=True))
         return (p if self.one is None else spread(p, self.one, self.classes)).astype(np.float32)
@@ -125,10 +152,16 @@ class BiasModel:
 # %% ../../nbs/losses/3_bias_models.ipynb #e9281a39
 def targets(rows, labels: list[str], one_against: str = "") -> tuple[np.ndarray, list[str]]:
     "What is to be predicted: the label, or whether it is the one; and the names of the classes."
-    if not labels: raise DataError("a bias model predicts labels, and this task asks for a number")
-    if one_against and one_against not in labels: raise DataError(f"no label {one_against!r}{nearest(one_against, labels)}")
+    if not labels:
+        raise DataError("a bias model predicts labels, and this task asks for a number")
+    if one_against and one_against not in labels:
+        raise DataError(f"no label {one_against!r}{nearest(one_against, labels)}")
     y = np.asarray(rows["label"])
-    return ((y == labels.index(one_against)).astype(int), [f"other than {one_against}", one_against]) if one_against else (y, labels)
+    return (
+        ((y == labels.index(one_against)).astype(int), [f"other than {one_against}", one_against])
+        if one_against
+        else (y, labels)
+    )
 
 # %% ../../nbs/losses/3_bias_models.ipynb #e71a2905
 def fit_pairs(
@@ -140,9 +173,13 @@ def fit_pairs(
 ):
     "A pipeline from pairs to probabilities of all classes."
     if missing := [name for i, name in enumerate(names) if i not in set(y.tolist())]:
-        raise DataError(f"bias model {kind}: none of its {len(y)} training rows has the label {' or '.join(missing)}")
+        raise DataError(
+            f"bias model {kind}: none of its {len(y)} training rows has the label {' or '.join(missing)}"
+        )
     solver = "liblinear" if len(names) == 2 else "lbfgs"
-    model = LogisticRegression(C=c or KINDS[kind].c, solver=solver, class_weight="balanced", max_iter=1000, random_state=0)
+    model = LogisticRegression(
+        C=c or KINDS[kind].c, solver=solver, class_weight="balanced", max_iter=1000, random_state=0
+    )
     return make_pipeline(KINDS[kind].features(), model).fit(pairs, y)
 
 # %% ../../nbs/losses/3_bias_models.ipynb #67730215
@@ -150,15 +187,18 @@ def dealt(labels: np.ndarray, seed: int, purpose: str) -> np.ndarray:
     "Positions sorted by label, in random order within a label."
     return np.lexsort((stream(seed, "bias model", purpose).permutation(len(labels)), labels))
 
+
 def few_of(labels: np.ndarray, few: int, seed: int = 0) -> np.ndarray:
     "Positions of a stratified subset of that size, ascending; 0 or too many: all."
     n = len(labels)
     return np.arange(n) if not 0 < few < n else np.sort(dealt(labels, seed, "few")[np.arange(few) * n // few])
 
+
 def fold_of(documents: list, labels: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
     "(N,) fold of each row: stratified by label, equal documents together."
     first, of = {}, np.empty(len(documents), int)
-    for i, d in enumerate(documents): of[i] = first.setdefault(d, len(first))
+    for i, d in enumerate(documents):
+        of[i] = first.setdefault(d, len(first))
     start = np.unique(of, return_index=True)[1]  # each document's first row, whose label stands for it
     fold = np.empty(len(start), int)
     fold[dealt(labels[start], seed, "folds")] = np.arange(len(start)) % folds
@@ -168,6 +208,7 @@ def fold_of(documents: list, labels: np.ndarray, folds: int, seed: int = 0) -> n
 @dataclass(frozen=True)
 class Recipe:
     "How a bias model is made."
+
     kind: str = "lexical"
     one_against: str = ""  # label set against all others, whose probability these share; "": all labels
     few: int | None = None  # training rows used, 0: all; default the kind's: 2000 for weak
@@ -176,14 +217,21 @@ class Recipe:
     seed: int = 0  # of subset and folds
 
 # %% ../../nbs/losses/3_bias_models.ipynb #f6c437fd
-def train(recipe: Recipe, rows, labels: list[str], fold: int | None = None, folds: np.ndarray | None = None) -> BiasModel:
+def train(
+    recipe: Recipe, rows, labels: list[str], fold: int | None = None, folds: np.ndarray | None = None
+) -> BiasModel:
     "A bias model of the rows, leaving out a fold if one is given."
     pairs = pairs_of(rows, recipe.kind)
     y, names = targets(rows, labels, recipe.one_against)
-    use = few_of(np.asarray(rows["label"]), KINDS[recipe.kind].few if recipe.few is None else recipe.few, recipe.seed)
-    if fold is not None: use = use[folds[use] != fold]
+    use = few_of(
+        np.asarray(rows["label"]), KINDS[recipe.kind].few if recipe.few is None else recipe.few, recipe.seed
+    )
+    if fold is not None:
+        use = use[folds[use] != fold]
     estimator = fit_pairs(recipe.kind, [pairs[i] for i in use], y[use], names, recipe.c)
-    return BiasModel(recipe.kind, len(labels), estimator, labels.index(recipe.one_against) if recipe.one_against else None)
+    return BiasModel(
+        recipe.kind, len(labels), estimator, labels.index(recipe.one_against) if recipe.one_against else None
+    )
 
 # %% ../../nbs/losses/3_bias_models.ipynb #a2dc3808
 def train_log_probs(
@@ -192,10 +240,16 @@ def train_log_probs(
     labels: list[str],  # of the task
 ) -> np.ndarray:
     "(N, C) float32 log-probabilities of the training rows themselves, cross-fitted unless the recipe has no folds."
-    if not recipe.folds: return train(recipe, rows, labels).log_probs(rows)
-    if recipe.folds < 2: raise DataError(f"{recipe.folds} fold leaves no row to train on: give 2 or more, or 0 for predictions of rows that were seen")
+    if not recipe.folds:
+        return train(recipe, rows, labels).log_probs(rows)
+    if recipe.folds < 2:
+        raise DataError(
+            f"{recipe.folds} fold leaves no row to train on: give 2 or more, or 0 for predictions of rows that were seen"
+        )
     pairs = pairs_of(rows, recipe.kind)
-    folds = fold_of([KINDS[recipe.kind].sees(p) for p in pairs], np.asarray(rows["label"]), recipe.folds, recipe.seed)
+    folds = fold_of(
+        [KINDS[recipe.kind].sees(p) for p in pairs], np.asarray(rows["label"]), recipe.folds, recipe.seed
+    )
     out = np.empty((len(pairs), len(labels)), np.float32)
     for f in np.unique(folds):
         a, b = zip(*(pairs[i] for i in np.flatnonzero(folds == f)))
@@ -211,7 +265,8 @@ def accuracies(
     rows = []
     for name, lp in log_probs.items():
         y = np.asarray(sets[name]["label"])
-        if len(y) != len(lp): raise DataError(f"{name}: {len(lp)} predictions for {len(y)} rows")
+        if len(y) != len(lp):
+            raise DataError(f"{name}: {len(lp)} predictions for {len(y)} rows")
         right = score(lp, y, ["accuracy"], getattr(sets[name], "collapse", None))["accuracy"]
         rows.append((name, len(y), right, np.bincount(y).max() / len(y), float(np.exp(lp.max(1)).mean())))
     return pd.DataFrame(rows, columns=["set", "n", "accuracy", "majority", "confidence"])
@@ -233,18 +288,30 @@ def bias_model(
 def read_table(path: Path) -> np.ndarray | dict:
     "Numbers of a file as they stand there: an array, or a dictionary from id (a number) to a row."
     try:
-        if path.suffix == ".npy": return np.load(path, allow_pickle=False)
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {int(k): v for k, v in content.items()} if isinstance(content, dict) else np.array(content, np.float64)
+        return (
+            {int(k): v for k, v in content.items()}
+            if isinstance(content, dict)
+            else np.array(content, np.float64)
+        )
     except (ValueError, TypeError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as a table of numbers ({str(error).splitlines()[0]})") from None
+        raise DataError(
+            f"{path} cannot be read as a table of numbers ({str(error).splitlines()[0]})"
+        ) from None
+
 
 def check_file(path: Path) -> None:
     "DataError unless the file is there and of a form that can be read safely."
     if path.suffix in (".pkl", ".pickle"):
-        raise DataError(f"{path} is a pickle, which can run any code when it is read: where it was made, save it with numpy.save (an array) or json.dump (a dictionary)")
-    if path.suffix not in (".npy", ".json"): raise DataError(f"{path}: a table of log-probabilities ends in .npy or .json")
-    if not path.is_file(): raise DataError(f"no file {path}")
+        raise DataError(
+            f"{path} is a pickle, which can run any code when it is read: where it was made, save it with numpy.save (an array) or json.dump (a dictionary)"
+        )
+    if path.suffix not in (".npy", ".json"):
+        raise DataError(f"{path}: a table of log-probabilities ends in .npy or .json")
+    if not path.is_file():
+        raise DataError(f"no file {path}")
 
 # %% ../../nbs/losses/3_bias_models.ipynb #99e41970
 def placed(
@@ -255,31 +322,49 @@ def placed(
 ) -> np.ndarray:
     "(n, columns) rows of the table in the order wanted."
     if ids is None:
-        if isinstance(table, dict): ids = range(n)
-        if len(table) != n: raise DataError(f"{path} has {len(table)} rows and the data {n}")
-    if ids is None: return table
-    if len(ids) != n or len(set(ids)) != n: raise DataError(f"{path}: {len(ids)} ids ({len(set(ids))} different ones) for {n} rows")
+        if isinstance(table, dict):
+            ids = range(n)
+        if len(table) != n:
+            raise DataError(f"{path} has {len(table)} rows and the data {n}")
+    if ids is None:
+        return table
+    if len(ids) != n or len(set(ids)) != n:
+        raise DataError(f"{path}: {len(ids)} ids ({len(set(ids))} different ones) for {n} rows")
     known = table if isinstance(table, dict) else range(len(table))
-    if missing := [i for i in ids if i not in known]: raise DataError(f"{path} has no row for id {missing[0]}, the first of {len(missing)} that are missing ({n} rows)")
-    try: return np.array([table[i] for i in ids], np.float64)
-    except (ValueError, TypeError): raise DataError(f"{path}: its rows are not all of one length") from None
+    if missing := [i for i in ids if i not in known]:
+        raise DataError(
+            f"{path} has no row for id {missing[0]}, the first of {len(missing)} that are missing ({n} rows)"
+        )
+    try:
+        return np.array([table[i] for i in ids], np.float64)
+    except (ValueError, TypeError):
+        raise DataError(f"{path}: its rows are not all of one length") from None
 
 # %% ../../nbs/losses/3_bias_models.ipynb #e4ee214f
 def checked(path: Path, table: np.ndarray, columns: int, tolerance: float = 1e-3) -> np.ndarray:
     "float32 log-probabilities, normalised to within the tolerance; DataError names the first row that is not."
     if table.ndim != 2 or table.shape[1] != columns or table.dtype.kind not in "fiu":
-        raise DataError(f"{path} holds {table.dtype} of shape {table.shape}, and {columns} columns of numbers are needed")
-    if not (finite := np.isfinite(table).all(1)).all(): raise DataError(f"{path}, row {int(finite.argmin())}: not finite")
+        raise DataError(
+            f"{path} holds {table.dtype} of shape {table.shape}, and {columns} columns of numbers are needed"
+        )
+    if not (finite := np.isfinite(table).all(1)).all():
+        raise DataError(f"{path}, row {int(finite.argmin())}: not finite")
     off = abs(np.exp(np.minimum(table, 50).astype(np.float64)).sum(1) - 1) > tolerance
     if off.any() and (table >= 0).all() and np.allclose(table.sum(1), 1, atol=tolerance):
-        raise DataError(f"{path} holds probabilities, and log-probabilities are needed: store their logarithm")
-    if off.any(): raise DataError(f"{path}, row {int(off.argmax())}: the probabilities do not sum to 1 ({int(off.sum())} such rows)")
+        raise DataError(
+            f"{path} holds probabilities, and log-probabilities are needed: store their logarithm"
+        )
+    if off.any():
+        raise DataError(
+            f"{path}, row {int(off.argmax())}: the probabilities do not sum to 1 ({int(off.sum())} such rows)"
+        )
     return table.astype(np.float32)
 
 # %% ../../nbs/losses/3_bias_models.ipynb #a3c37c97
 def column_order(columns: list[str], labels: list[str]) -> list[int]:
     "Where each of the labels stands among a file's columns; DataError unless both are the same names."
-    if sorted(columns) != sorted(labels): raise DataError(f"columns {', '.join(columns)} are not the task's labels {', '.join(labels)}")
+    if sorted(columns) != sorted(labels):
+        raise DataError(f"columns {', '.join(columns)} are not the task's labels {', '.join(labels)}")
     return [columns.index(name) for name in labels]
 
 # %% ../../nbs/losses/3_bias_models.ipynb #c897ca5b
@@ -293,8 +378,12 @@ def load_log_probs(
 ) -> np.ndarray:
     "(n, C) float32 log-probabilities of a bias model or teacher. DataError for whatever is wrong with the file, a row without an entry included."
     check_file(path := Path(path))
-    if one_against and one_against not in labels: raise DataError(f"no label {one_against!r}{nearest(one_against, labels)}")
+    if one_against and one_against not in labels:
+        raise DataError(f"no label {one_against!r}{nearest(one_against, labels)}")
     order = column_order(columns or labels, labels)
-    if columns and one_against: raise DataError(f"{path}: two columns have the order that one_against says, and {len(columns)} were named")
+    if columns and one_against:
+        raise DataError(
+            f"{path}: two columns have the order that one_against says, and {len(columns)} were named"
+        )
     table = checked(path, placed(path, read_table(path), n, ids), 2 if one_against else len(labels))
     return spread(table, labels.index(one_against), len(labels)) if one_against else table[:, order]

@@ -17,21 +17,29 @@ from ..data.formats import nearest
 # %% ../../nbs/losses/4_debias.ipynb #06c-debias-05
 FORMS = {"paper": lambda d: (d**2).sum(1), "reference": lambda d: d.sum(1) ** 2}
 
+
 def orthogonality(
     targets: Tensor,  # E (R, d)
     attributes: Tensor,  # v (A, d), no gradient
     form: str = "paper",  # paper: sum of the squares; reference: square of the sum
 ) -> Tensor:
     "Mean over the targets of what their projections on the attribute vectors cost (Kaneko & Bollegala 2021, eq. 1)."
-    if form not in FORMS: raise ValueError(f"no form {form!r}{nearest(form, FORMS)}")
+    if form not in FORMS:
+        raise ValueError(f"no form {form!r}{nearest(form, FORMS)}")
     return FORMS[form](targets @ attributes.T).mean()
 
-def drift(now: Tensor, before: Tensor) -> Tensor: return ((now - before) ** 2).sum(1).mean()  # mean over rows (N, d) of the squared distance (eq. 3)
+
+def drift(now: Tensor, before: Tensor) -> Tensor:
+    return ((now - before) ** 2).sum(1).mean()  # mean over rows (N, d) of the squared distance (eq. 3)
+
 
 def debias_loss(
-    targets: Tensor, attributes: Tensor,  # (R, d), (A, d)
-    now: Tensor, before: Tensor,  # (N, d) of attribute words, in the model and in the original
-    alpha: float = 0.2, beta: float = 0.8,
+    targets: Tensor,
+    attributes: Tensor,  # (R, d), (A, d)
+    now: Tensor,
+    before: Tensor,  # (N, d) of attribute words, in the model and in the original
+    alpha: float = 0.2,
+    beta: float = 0.8,
     form: str = "paper",
     sign: int = 1,  # -1: the control that drives targets towards the attributes
 ) -> Tensor:
@@ -41,22 +49,27 @@ def debias_loss(
 # %% ../../nbs/losses/4_debias.ipynb #06c-debias-08
 LAYERS = {"first": slice(0, 1), "last": slice(-1, None), "all": slice(None), "intermediate": slice(1, 5)}
 
+
 def chosen(
     hidden: tuple,  # hidden states, each (B, T, d), the embeddings' output first
     layers: str = "last",  # of LAYERS
 ) -> Tensor:
     "(L, B, T, d)."
-    if layers not in LAYERS: raise ValueError(f"no layers {layers!r}{nearest(layers, LAYERS)}")
+    if layers not in LAYERS:
+        raise ValueError(f"no layers {layers!r}{nearest(layers, LAYERS)}")
     return torch.stack(hidden[LAYERS[layers]])
+
 
 def keyword_rows(
     states: Tensor,  # (L, B, T, d)
     keyword: Tensor,  # (B, T) counts
 ) -> Tensor:
     "(L B, d), layer by layer; ValueError for a sentence without a keyword."
-    if (none := keyword.sum(1) == 0).any(): raise ValueError(f"sentence {int(none.nonzero()[0, 0])} of the batch has no keyword")
+    if (none := keyword.sum(1) == 0).any():
+        raise ValueError(f"sentence {int(none.nonzero()[0, 0])} of the batch has no keyword")
     weight = (keyword / keyword.sum(1, keepdim=True)).to(states)  # (B, T)
     return torch.einsum("lbtd,bt->lbd", states, weight).flatten(0, 1)
+
 
 def target_rows(
     states: Tensor,  # (L, B, T, d)
@@ -65,15 +78,19 @@ def target_rows(
     pads: bool = False,  # padding counts (as published)
 ) -> Tensor:
     "(R, d)."
-    if mode not in ("sentence", "token"): raise ValueError(f"no mode {mode!r}{nearest(mode, ['sentence', 'token'])}")
-    if mode == "token": return keyword_rows(states, batch["keyword"])
+    if mode not in ("sentence", "token"):
+        raise ValueError(f"no mode {mode!r}{nearest(mode, ['sentence', 'token'])}")
+    if mode == "token":
+        return keyword_rows(states, batch["keyword"])
     return states.flatten(0, 2) if pads else states[:, batch["attention_mask"].bool()].flatten(0, 1)
 
 # %% ../../nbs/losses/4_debias.ipynb #06c-debias-11
 @torch.no_grad()
 def attribute_vectors(
     model,  # any encoder that gives hidden states
-    batches: Iterable[tuple[list, dict]],  # (a name for each sentence: its gender, or its word; batch with keyword)
+    batches: Iterable[
+        tuple[list, dict]
+    ],  # (a name for each sentence: its gender, or its word; batch with keyword)
     layers: str = "last",
 ) -> tuple[Tensor, list]:
     "(vectors (A, d) in float32, names sorted): mean keyword representation of each name. ValueError without sentences."
@@ -81,13 +98,20 @@ def attribute_vectors(
     model.eval()
     for names, batch in batches:
         states = chosen(hidden_states(model, batch), layers)
-        rows = keyword_rows(states, batch["keyword"].to(states.device)).unflatten(0, (len(states), -1)).double()
-        for i, name in enumerate(names): total[name], count[name] = total.get(name, 0) + rows[:, i].sum(0), count.get(name, 0) + len(rows)
+        rows = (
+            keyword_rows(states, batch["keyword"].to(states.device)).unflatten(0, (len(states), -1)).double()
+        )
+        for i, name in enumerate(names):
+            total[name], count[name] = total.get(name, 0) + rows[:, i].sum(0), count.get(name, 0) + len(rows)
     model.train(training)
-    if not total: raise ValueError("no attribute sentences: there is nothing to take the mean of")
+    if not total:
+        raise ValueError("no attribute sentences: there is nothing to take the mean of")
     return torch.stack([total[n] / count[n] for n in sorted(total)]).float(), sorted(total)
+
 
 def hidden_states(model, batch: dict) -> tuple:
     "Of the encoder, the embeddings' output first, each (B, T, d)."
-    inputs = {k: batch[k].to(model.device) for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
+    inputs = {
+        k: batch[k].to(model.device) for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch
+    }
     return model.base_model(**inputs, output_hidden_states=True).hidden_states

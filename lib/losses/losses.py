@@ -15,15 +15,20 @@ def log_p(logits: Tensor) -> Tensor:
     "Log-probabilities in float32, or in float64 if the logits are."
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
 
+
 def like(column: Tensor, logits: Tensor, what: str) -> Tensor:
     "An extra column in the type and on the device of the log-probabilities; it must have their shape, because broadcasting would hide a mistake."
-    if column.shape != logits.shape: raise ValueError(f"{what} has shape {tuple(column.shape)}, the logits {tuple(logits.shape)}: one value per row and class is needed")
+    if column.shape != logits.shape:
+        raise ValueError(
+            f"{what} has shape {tuple(column.shape)}, the logits {tuple(logits.shape)}: one value per row and class is needed"
+        )
     return column.detach().to(logits)
 
 # %% ../../nbs/losses/1_losses.ipynb #64b142a9
 def per_row(log_probs: Tensor, labels: Tensor) -> Tensor:
     "-log of the label's probability, (B,)."
     return -log_probs.gather(-1, labels[:, None]).squeeze(-1)
+
 
 def ce(
     logits: Tensor,  # (B, C)
@@ -49,6 +54,7 @@ def beta(
 ) -> Tensor:
     "(B,) probability that the bias model gives to the true class."
     return (-per_row(bias, labels)).exp().clamp(max=1)  # rounding may leave a sum of 1.0000001
+
 
 def mean_by(losses: Tensor, weights: Tensor) -> Tensor:
     "Weighted mean; 0 where all weights are 0. The weights receive no gradient."
@@ -77,6 +83,7 @@ def soft_target(
 ) -> Tensor:
     "(B, C) the teacher's probabilities to the power 1 - beta + theta, normalised: less sure where the bias model knows the label."
     return torch.softmax((1 - beta(bias, labels) + theta)[:, None] * teacher, -1)
+
 
 def against(target: Tensor, log_probs: Tensor) -> Tensor:
     "Cross-entropy with a distribution as target, the batch's mean. Gradient: (p - target) / B."
@@ -148,7 +155,10 @@ def permuted_confreg(
 ) -> Tensor:
     "confreg whose target has its two lesser entries exchanged; three classes only."
     lp = log_p(logits)
-    if lp.shape[-1] != 3: raise ValueError(f"permuted_confreg exchanges the two lesser of three classes; these logits have {lp.shape[-1]}")
+    if lp.shape[-1] != 3:
+        raise ValueError(
+            f"permuted_confreg exchanges the two lesser of three classes; these logits have {lp.shape[-1]}"
+        )
     target = soft_target(like(bias, lp, "bias"), like(teacher, lp, "teacher"), labels, theta)
     order = target.argsort(dim=-1, descending=True, stable=True)
     return against(target.scatter(-1, order, target.gather(-1, order[:, [0, 2, 1]])), lp)

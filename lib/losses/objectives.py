@@ -17,33 +17,54 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ..data.tasks import nearest
-from .losses import ce, confreg, distill, focal, label_smoothing, like, log_p, permuted_confreg, poe, reweight, smoothed_reweight
+from lib.losses.losses import (
+    ce,
+    confreg,
+    distill,
+    focal,
+    label_smoothing,
+    like,
+    log_p,
+    permuted_confreg,
+    poe,
+    reweight,
+    smoothed_reweight,
+)
 
 # %% ../../nbs/losses/2_objectives.ipynb #f8edf4b1
 class Temperature(nn.Module):
     "Cross-entropy of the logits divided by one learned temperature."
+
     def __init__(self):
         super().__init__()
         self.log_temperature = nn.Parameter(torch.zeros(()))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return ce(logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.log_temperature.exp(), labels)
+        return ce(
+            logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.log_temperature.exp(), labels
+        )
 
 # %% ../../nbs/losses/2_objectives.ipynb #8be2d765
 class LearnedMixin(nn.Module):
     "Product of experts with a learned trust in the bias for each example; `penalty` > 0 is the form +H."
+
     def __init__(self, width: int, penalty: float = 0.0):
         super().__init__()
         self.linear, self.penalty = nn.Linear(width, 1), penalty
-        nn.init.zeros_(self.linear.weight); nn.init.zeros_(self.linear.bias)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def trust(self, hidden: Tensor) -> Tensor:
         "(B, 1) factor of the bias; products and sums, because under autocast a matrix product would be in half precision."
-        return softplus((hidden.to(self.linear.weight) * self.linear.weight).sum(-1, keepdim=True) + self.linear.bias)
+        return softplus(
+            (hidden.to(self.linear.weight) * self.linear.weight).sum(-1, keepdim=True) + self.linear.bias
+        )
 
     def forward(self, logits: Tensor, labels: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
         lp = log_p(logits)
-        scaled = self.trust(hidden) * like(bias, lp, "bias").clamp(min=-1e4)  # log 0 times its probability, 0, is no number
+        scaled = self.trust(hidden) * like(bias, lp, "bias").clamp(
+            min=-1e4
+        )  # log 0 times its probability, 0, is no number
         r = torch.log_softmax(scaled, -1)
         return ce(lp + scaled, labels) - self.penalty * (r.exp() * r).sum(-1).mean()
 
@@ -54,10 +75,14 @@ def theta_at(
     min_max: str,  # like "0.8_1.0"
 ) -> float:
     "linspace(max, min, steps + 1)[step], held at its end."
-    try: low, high = map(float, min_max.split("_"))
-    except (ValueError, AttributeError): low, high = 1.0, 0.0
-    if not 0 <= low <= high < float("inf"): raise ValueError(f"annealing {min_max!r} must be two numbers, the smaller first, like 0.8_1.0")
+    try:
+        low, high = map(float, min_max.split("_"))
+    except (ValueError, AttributeError):
+        low, high = 1.0, 0.0
+    if not 0 <= low <= high < float("inf"):
+        raise ValueError(f"annealing {min_max!r} must be two numbers, the smaller first, like 0.8_1.0")
     return high + (low - high) * min(max(step, 0) / max(steps, 1), 1.0)
+
 
 def anneal(bias: Tensor, theta: float) -> Tensor:
     "Log-probabilities of the bias distribution to the power theta, normalised."
@@ -67,6 +92,7 @@ def anneal(bias: Tensor, theta: float) -> Tensor:
 @dataclass(frozen=True)
 class Loss:
     "A row of the table."
+
     function: Callable  # (logits, labels, *columns, **options) -> scalar, or the class of a module with such a forward
     needs: tuple = ()  # further columns, in the function's order: bias, teacher, hidden
     annealed: str = ""  # column whose distribution is raised to theta, or "power": the weights
@@ -76,58 +102,95 @@ class Loss:
 # %% ../../nbs/losses/2_objectives.ipynb #24aa2dc0
 BOTH = ("bias", "teacher")
 LOSSES = {
-    "ce": Loss(ce), "focal": Loss(focal), "temperature": Loss(Temperature),
-    "poe": Loss(poe, ("bias",)), "reweight": Loss(reweight, ("bias",)), "confreg": Loss(confreg, BOTH),
-    "learned_mixin": Loss(LearnedMixin, ("bias", "hidden")), "learned_mixin_h": Loss(LearnedMixin, ("bias", "hidden"), preset=(("penalty", 0.03),)),
-    "label_smoothing": Loss(label_smoothing, ("bias",)), "distill": Loss(distill, ("teacher",)),
-    "smoothed_reweight": Loss(smoothed_reweight, BOTH), "permuted_confreg": Loss(permuted_confreg, BOTH),
-    "teacher_poe": Loss(poe, ("teacher",)), "teacher_reweight": Loss(reweight, ("teacher",)),
-    "annealed_poe": Loss(poe, ("bias",), "bias"), "annealed_reweight": Loss(reweight, ("bias",), "bias"), "annealed_confreg": Loss(confreg, BOTH, "bias"),
-    "annealed_teacher_poe": Loss(poe, ("teacher",), "teacher", points=0), "annealed_teacher_reweight": Loss(reweight, ("teacher",), "power")}
+    "ce": Loss(ce),
+    "focal": Loss(focal),
+    "temperature": Loss(Temperature),
+    "poe": Loss(poe, ("bias",)),
+    "reweight": Loss(reweight, ("bias",)),
+    "confreg": Loss(confreg, BOTH),
+    "learned_mixin": Loss(LearnedMixin, ("bias", "hidden")),
+    "learned_mixin_h": Loss(LearnedMixin, ("bias", "hidden"), preset=(("penalty", 0.03),)),
+    "label_smoothing": Loss(label_smoothing, ("bias",)),
+    "distill": Loss(distill, ("teacher",)),
+    "smoothed_reweight": Loss(smoothed_reweight, BOTH),
+    "permuted_confreg": Loss(permuted_confreg, BOTH),
+    "teacher_poe": Loss(poe, ("teacher",)),
+    "teacher_reweight": Loss(reweight, ("teacher",)),
+    "annealed_poe": Loss(poe, ("bias",), "bias"),
+    "annealed_reweight": Loss(reweight, ("bias",), "bias"),
+    "annealed_confreg": Loss(confreg, BOTH, "bias"),
+    "annealed_teacher_poe": Loss(poe, ("teacher",), "teacher", points=0),
+    "annealed_teacher_reweight": Loss(reweight, ("teacher",), "power"),
+}
 
 # %% ../../nbs/losses/2_objectives.ipynb #51718d03
 def options_of(row: Loss) -> list[str]:
     "Names of the options that a loss takes."
     skip = 0 if isinstance(row.function, type) else 2 + len(row.needs)
     own = list(inspect.signature(row.function).parameters)[skip:]
-    return [o for o in own if not (row.annealed == "power" == o)] + (["steps", "min_max"] if row.annealed else [])
+    return [o for o in own if not (row.annealed == "power" == o)] + (
+        ["steps", "min_max"] if row.annealed else []
+    )
 
 # %% ../../nbs/losses/2_objectives.ipynb #010ea1fc
 NEEDED = {"width": "size of the hidden state", "steps": "steps of the training"}
 
+
 def check_value(loss: str, option: str, value) -> None:
     "Refuse a value with which the loss would not be a number, or another loss."
-    if option == "min_max": return theta_at(0, 1, value) and None
-    if option == "normalise": fits, wanted = isinstance(value, bool), "true or false"
-    elif option in NEEDED: fits, wanted = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number from 0 on"
-    else: fits, wanted = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"), "a finite number from 0 on"
-    if not fits: raise ValueError(f"loss {loss}: {option} takes {wanted}, not {value!r}")
+    if option == "min_max":
+        return theta_at(0, 1, value) and None
+    if option == "normalise":
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif option in NEEDED:
+        fits, wanted = (
+            isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+            "a whole number from 0 on",
+        )
+    else:
+        fits, wanted = (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"),
+            "a finite number from 0 on",
+        )
+    if not fits:
+        raise ValueError(f"loss {loss}: {option} takes {wanted}, not {value!r}")
+
 
 def check_loss(
     name: str,  # of `LOSSES`
     options: dict,
 ) -> Loss:
     "The table's row. Raises ValueError on an unknown name or option, or a missing one."
-    if name not in LOSSES: raise ValueError(f"no loss {name!r}{nearest(str(name), LOSSES)}")
+    if name not in LOSSES:
+        raise ValueError(f"no loss {name!r}{nearest(str(name), LOSSES)}")
     row, valid = LOSSES[name], options_of(LOSSES[name])
     for option in options:
-        if option not in valid: raise ValueError(f"loss {name} has no option {option!r}{nearest(option, valid) if valid else '. It has none'}")
+        if option not in valid:
+            raise ValueError(
+                f"loss {name} has no option {option!r}{nearest(option, valid) if valid else '. It has none'}"
+            )
         check_value(name, option, options[option])
     for needed, meaning in NEEDED.items():
-        if needed in valid and needed not in options: raise ValueError(f"loss {name} needs the option {needed}: {meaning}")
+        if needed in valid and needed not in options:
+            raise ValueError(f"loss {name} needs the option {needed}: {meaning}")
     return row
 
 # %% ../../nbs/losses/2_objectives.ipynb #15cc0866
 def at_step(row: Loss, columns: dict, theta: float) -> tuple[dict, dict]:
     "Columns and further options of a loss at this theta; a loss that is not annealed keeps what it has."
-    if not row.annealed: return columns, {}
-    if row.annealed == "power": return columns, {"power": theta}
+    if not row.annealed:
+        return columns, {}
+    if row.annealed == "power":
+        return columns, {"power": theta}
     column = columns[row.annealed]
-    return columns | {row.annealed: anneal(column if column.dtype == torch.float64 else column.float(), theta)}, {}
+    return columns | {
+        row.annealed: anneal(column if column.dtype == torch.float64 else column.float(), theta)
+    }, {}
 
 # %% ../../nbs/losses/2_objectives.ipynb #57c08bb8
 class Objective(nn.Module):
     "A loss by name: (logits, labels, step, bias=, teacher=, hidden=) -> scalar; in evaluation the cross-entropy of the logits alone."
+
     def __init__(self, name: str, **options):
         super().__init__()
         self.name, self.row = name, check_loss(name, options)
@@ -136,7 +199,13 @@ class Objective(nn.Module):
         self.function = function(**options) if isinstance(function, type) else partial(function, **options)
 
     def forward(self, logits: Tensor, labels: Tensor, step: int = 0, **columns) -> Tensor:
-        if not self.training: return ce(logits, labels)
-        if missing := [n for n in self.row.needs if columns.get(n) is None]: raise ValueError(f"loss {self.name} needs the column {' and '.join(missing)}")
-        columns, more = at_step(self.row, {n: columns[n] for n in self.row.needs}, theta_at(step, self.steps + self.row.points - 1, self.min_max))
+        if not self.training:
+            return ce(logits, labels)
+        if missing := [n for n in self.row.needs if columns.get(n) is None]:
+            raise ValueError(f"loss {self.name} needs the column {' and '.join(missing)}")
+        columns, more = at_step(
+            self.row,
+            {n: columns[n] for n in self.row.needs},
+            theta_at(step, self.steps + self.row.points - 1, self.min_max),
+        )
         return self.function(logits, labels, *columns.values(), **more)

@@ -22,6 +22,7 @@ from .rules import keep
 # %% ../../nbs/maskers/5_head_gates.ipynb #de650e58
 LIMIT = 1e30  # of a gradient on its way back; single precision can hold it
 
+
 def _round_back(p: Tensor, to_score: Tensor, to_mask: Tensor, t: float) -> Tensor:
     "Gradient with respect to r of one round, from those with respect to the next r and to p"
     q, best = 1 - p, int(p.argmax())
@@ -29,8 +30,11 @@ def _round_back(p: Tensor, to_score: Tensor, to_mask: Tensor, t: float) -> Tenso
     share = torch.where(q > 0, to_score * p / q, 0.0)
     top, rest = share[best].clone(), share.clone()
     rest[best] = 0.0
-    others = rest.sum() - rest + top * (torch.arange(len(p), device=p.device) != best)  # for each l, the sum over i != l
+    others = (
+        rest.sum() - rest + top * (torch.arange(len(p), device=p.device) != best)
+    )  # for each l, the sum over i != l
     return (to_score * (1 - p / t) + p / t * (others + to_mask - (p * to_mask).sum())).clamp(-LIMIT, LIMIT)
+
 
 class _Relaxed(Function):
     @staticmethod
@@ -45,7 +49,8 @@ class _Relaxed(Function):
     @staticmethod
     def backward(ctx, grad):
         back = torch.zeros_like(grad)
-        for p in reversed(ctx.rounds): back = _round_back(p, back, grad, ctx.t)
+        for p in reversed(ctx.rounds):
+            back = _round_back(p, back, grad, ctx.t)
         return back, None, None
 
 # %% ../../nbs/maskers/5_head_gates.ipynb #41e053e7
@@ -55,9 +60,12 @@ def relaxed_topk(
     temperature: float,  # above 0: the larger, the more equal
 ) -> Tensor:
     "Gates in the scores' shape and float64 that sum to k (Xie & Ermon 2019, as in Li et al. 2021, section 3.2); one can exceed 1 at middling temperatures, and all are 0 or 1 at cold ones"
-    if not 0 <= k <= scores.numel(): raise ValueError(f"cannot choose {k} of {scores.numel()} heads")
-    if not temperature > 0: raise ValueError(f"temperature {temperature} must be above 0")
-    if k == scores.numel(): return torch.ones_like(scores, dtype=torch.float64) + 0 * scores.double()
+    if not 0 <= k <= scores.numel():
+        raise ValueError(f"cannot choose {k} of {scores.numel()} heads")
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature} must be above 0")
+    if k == scores.numel():
+        return torch.ones_like(scores, dtype=torch.float64) + 0 * scores.double()
     return _Relaxed.apply(scores.double().flatten(), k, temperature).reshape(scores.shape)
 
 # %% ../../nbs/maskers/5_head_gates.ipynb #a3f081ad
@@ -68,23 +76,31 @@ def temperature(
     cooldown: int = 25000,  # N, steps from the one to the other; 0: the final one from the beginning
 ) -> float:
     "t(s): log-linear from the initial to the final one"
-    if step >= cooldown: return final
+    if step >= cooldown:
+        return final
     return math.exp(math.log(initial) - step / cooldown * (math.log(initial) - math.log(final)))
+
 
 def check_cooldown(
     steps: int,  # of the whole training
     cooldown: int,
 ) -> None:
     "ValueError if the training ends before its gates are cold"
-    if cooldown > steps: raise ValueError(f"cooldown {cooldown} is longer than the training of {steps} steps: the gates would never be cold. Choose at most {steps}, or train longer")
+    if cooldown > steps:
+        raise ValueError(
+            f"cooldown {cooldown} is longer than the training of {steps} steps: the gates would never be cold. Choose at most {steps}, or train longer"
+        )
 
 # %% ../../nbs/maskers/5_head_gates.ipynb #82ad8168
 class _Straight(Function):
     @staticmethod
-    def forward(ctx, scores, k): return keep(scores, k).to(scores.dtype)
+    def forward(ctx, scores, k):
+        return keep(scores, k).to(scores.dtype)
 
     @staticmethod
-    def backward(ctx, grad): return grad, None
+    def backward(ctx, grad):
+        return grad, None
+
 
 def straight_topk(
     scores: Tensor,  # any shape
@@ -96,7 +112,10 @@ def straight_topk(
 # %% ../../nbs/maskers/5_head_gates.ipynb #a263e55f
 BETA, LOW, HIGH, EPS = 0.33, -0.1, 1.1, 1e-6
 
-def _stretched(s: Tensor) -> Tensor: return (s * (HIGH - LOW) + LOW).clamp(0, 1)
+
+def _stretched(s: Tensor) -> Tensor:
+    return (s * (HIGH - LOW) + LOW).clamp(0, 1)
+
 
 def hard_concrete(
     log_a: Tensor,  # location of each gate
@@ -106,9 +125,11 @@ def hard_concrete(
     u = u * (1 - 2 * EPS) + EPS
     return _stretched(torch.sigmoid((u.log() - torch.log1p(-u) + log_a) / BETA))
 
+
 def open_probability(log_a: Tensor) -> Tensor:
     "P(gate > 0), between EPS and 1 - EPS: what the penalty sums"
     return torch.sigmoid(log_a - BETA * math.log(-LOW / HIGH)).clamp(EPS, 1 - EPS)
+
 
 def mean_gate(log_a: Tensor) -> Tensor:
     "The gate without noise, as it is evaluated; above one half exactly where log_a > 0"
@@ -117,70 +138,101 @@ def mean_gate(log_a: Tensor) -> Tensor:
 # %% ../../nbs/maskers/5_head_gates.ipynb #a2625026
 METHODS = ("dsp", "ste", "hard_concrete")
 
+
 def _gumbel(like: Tensor) -> Tensor:
     "Standard Gumbel noise, from u shifted away from 0"
     tiny = torch.finfo(torch.float64).tiny
     u = torch.rand(like.shape, dtype=torch.float64).to(like.device) * (1 - tiny) + tiny
     return -torch.log(-torch.log(u))
 
+
 def groups_of(
     kinds: list[str],  # of attention, for each row of the scores
     k: int | dict[str, int] | None,
 ) -> list[tuple[list[int], int | None]]:
     "Rows that compete with each other, and how many of their heads stay"
-    if not isinstance(k, dict): return [(list(range(len(kinds))), k)]
-    if set(k) != set(kinds): raise ValueError(f"k is given for {', '.join(sorted(k))}; this model's kinds of attention are {', '.join(dict.fromkeys(kinds))}")
+    if not isinstance(k, dict):
+        return [(list(range(len(kinds))), k)]
+    if set(k) != set(kinds):
+        raise ValueError(
+            f"k is given for {', '.join(sorted(k))}; this model's kinds of attention are {', '.join(dict.fromkeys(kinds))}"
+        )
     return [([i for i, kind in enumerate(kinds) if kind == name], number) for name, number in k.items()]
 
 # %% ../../nbs/maskers/5_head_gates.ipynb #c4d1fcbf
 class HeadGate(nn.Module):
     "Scores (L, H) in float64; calling it gives the gates"
-    def __init__(self, kinds: list[str], heads: int, method: str, k: int | dict[str, int] | None, seed: int = 0):
+
+    def __init__(
+        self, kinds: list[str], heads: int, method: str, k: int | dict[str, int] | None, seed: int = 0
+    ):
         super().__init__()
-        if method not in METHODS: raise ValueError(f"no method {method!r}: choose {', '.join(METHODS)}")
+        if method not in METHODS:
+            raise ValueError(f"no method {method!r}: choose {', '.join(METHODS)}")
         self.method, self.groups, self.temperature, self.noisy = method, groups_of(kinds, k), 1e-8, False
         for rows, n in self.groups:
-            if n is None and method != "hard_concrete" or n is not None and not 0 <= n <= len(rows) * heads: raise ValueError(f"k = {n}: give a number of heads from 0 to {len(rows) * heads}")
+            if n is None and method != "hard_concrete" or n is not None and not 0 <= n <= len(rows) * heads:
+                raise ValueError(f"k = {n}: give a number of heads from 0 to {len(rows) * heads}")
         bound = math.sqrt(6 / ((1 if method == "hard_concrete" else len(kinds)) + heads))
-        drawn = torch.rand(len(kinds), heads, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        drawn = torch.rand(
+            len(kinds), heads, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         self.scores = nn.Parameter((2 * drawn - 1) * bound)
 
-    def forward(self) -> Tensor: return self.drawn() if self.training or self.noisy else self.hard()
+    def forward(self) -> Tensor:
+        return self.drawn() if self.training or self.noisy else self.hard()
 
     def hard(self) -> Tensor:
         "Zeros and ones: what is kept"
         out = torch.zeros_like(self.scores)
-        for rows, k in self.groups: out[rows] = (self.scores[rows] > 0 if k is None else keep(self.scores[rows], k)).to(out)
+        for rows, k in self.groups:
+            out[rows] = (self.scores[rows] > 0 if k is None else keep(self.scores[rows], k)).to(out)
         return out.detach()
 
     def drawn(self) -> Tensor:
         "The gates of one training step"
-        if self.method == "hard_concrete": return hard_concrete(self.scores, torch.rand(self.scores.shape, dtype=torch.float64).to(self.scores.device))
+        if self.method == "hard_concrete":
+            return hard_concrete(
+                self.scores, torch.rand(self.scores.shape, dtype=torch.float64).to(self.scores.device)
+            )
         r = self.scores + _gumbel(self.scores) if self.method == "dsp" else self.scores
-        choose = (lambda s, k: relaxed_topk(s, k, self.temperature)) if self.method == "dsp" else straight_topk
+        choose = (
+            (lambda s, k: relaxed_topk(s, k, self.temperature)) if self.method == "dsp" else straight_topk
+        )
         parts = [choose(r[rows], k) for rows, k in self.groups]
         order = torch.tensor([row for rows, _ in self.groups for row in rows]).argsort().to(r.device)
         return torch.cat(parts)[order]
 
     def penalty(self) -> Tensor:
         "Sum of P(open) over all heads; 0 where k is exact"
-        return open_probability(self.scores).sum() if self.method == "hard_concrete" else self.scores.new_zeros(())
+        return (
+            open_probability(self.scores).sum()
+            if self.method == "hard_concrete"
+            else self.scores.new_zeros(())
+        )
 
 # %% ../../nbs/maskers/5_head_gates.ipynb #fbfbe2d3
 @contextmanager
 def gated(
     model: PreTrainedModel,
-    gate: Callable[[], Tensor],  # gives (L, H); a module is part of the model inside the context: it trains, evaluates, is saved and moves with it
+    gate: Callable[
+        [], Tensor
+    ],  # gives (L, H); a module is part of the model inside the context: it trains, evaluates, is saved and moves with it
 ) -> Iterator[PreTrainedModel]:
     "Inside the context every head's output is multiplied by its gate, drawn once for each pass"
     p, live = parts(model), {}
+
     def hook(l):
         def multiply(_, args):
-            if l == 0 or "gates" not in live: live["gates"] = gate().to(args[0])
+            if l == 0 or "gates" not in live:
+                live["gates"] = gate().to(args[0])
             return ((args[0].unflatten(-1, (p.heads, -1)) * live["gates"][l][:, None]).flatten(-2),)
+
         return multiply
+
     with ExitStack() as stack:
-        for l, row in enumerate(p.attention): stack.callback(model.get_submodule(row["out"]).register_forward_pre_hook(hook(l)).remove)
+        for l, row in enumerate(p.attention):
+            stack.callback(model.get_submodule(row["out"]).register_forward_pre_hook(hook(l)).remove)
         if isinstance(gate, nn.Module):
             model.head_gate = gate.to(next(model.parameters()).device).train(model.training)
             stack.callback(delattr, model, "head_gate")

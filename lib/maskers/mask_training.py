@@ -24,10 +24,13 @@ from ..models.units import parametrized, weight_scope
 # %% ../../nbs/maskers/3_mask_training.ipynb #5c3b3ccc
 class _Binarise(Function):
     @staticmethod
-    def forward(ctx, score, level): return (score > level).to(score.dtype)
+    def forward(ctx, score, level):
+        return (score > level).to(score.dtype)
 
     @staticmethod
-    def backward(ctx, grad): return grad, None
+    def backward(ctx, grad):
+        return grad, None
+
 
 class _Gated(Function):
     @staticmethod
@@ -36,7 +39,8 @@ class _Gated(Function):
         return torch.ops.aten.threshold_backward(weight, score, level)  # weight where score > level, else 0
 
     @staticmethod
-    def backward(ctx, grad): return None, grad * ctx.saved_tensors[0], None
+    def backward(ctx, grad):
+        return None, grad * ctx.saved_tensors[0], None
 
 # %% ../../nbs/maskers/3_mask_training.ipynb #5c2481d9
 def binarise(
@@ -45,6 +49,7 @@ def binarise(
 ) -> Tensor:
     "m = 1[score > level] in the scores' type; the gradient of the mask becomes that of the scores, unclipped"
     return _Binarise.apply(score, level)
+
 
 def gated(
     weight: Tensor,  # frozen
@@ -64,7 +69,9 @@ def mask_scope(
     prefix, matrices = f"{model.base_model_prefix}.", [n for n, p in model.named_parameters() if p.dim() == 2]
     base = "" if model.base_model is model else prefix
     names = weight_scope(model, biases=False) + [f"{base}pooler.dense.weight"] * pooler
-    return [n for n in names if n in matrices] + ([n for n in matrices if base and not n.startswith(base)] if classifier else [])
+    return [n for n in names if n in matrices] + (
+        [n for n in matrices if base and not n.startswith(base)] if classifier else []
+    )
 
 # %% ../../nbs/maskers/3_mask_training.ipynb #04c04986
 def removed(
@@ -72,11 +79,17 @@ def removed(
     sparsity: float,  # share to remove, 0 to 1
 ) -> int:
     "floor(n s), the number of zeros that a sparsity asks for"
-    if not 0 <= sparsity <= 1: raise ValueError(f"sparsity {sparsity} is no share: give one between 0 and 1")
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity {sparsity} is no share: give one between 0 and 1")
     return math.floor(n * sparsity)
 
-METHODS = {"partition": lambda v, k: np.partition(v.cpu().numpy(), k - 1)[k - 1].item(), "kthvalue": lambda v, k: v.kthvalue(k).values.item(),
-           "sort": lambda v, k: v.sort().values[k - 1].item()}
+
+METHODS = {
+    "partition": lambda v, k: np.partition(v.cpu().numpy(), k - 1)[k - 1].item(),
+    "kthvalue": lambda v, k: v.kthvalue(k).values.item(),
+    "sort": lambda v, k: v.sort().values[k - 1].item(),
+}
+
 
 def kth_smallest(
     values: Tensor,  # any shape; not NaN
@@ -84,12 +97,14 @@ def kth_smallest(
     method: str = "",  # partition | kthvalue | sort; default: the faster one of the device
 ) -> float:
     "The k-th smallest value, exactly"
-    if values.isnan().any(): raise ValueError("scores hold NaN, which has no rank")
+    if values.isnan().any():
+        raise ValueError("scores hold NaN, which has no rank")
     return METHODS[method or ("kthvalue" if values.is_cuda else "partition")](values.detach().flatten(), k)
 
 # %% ../../nbs/maskers/3_mask_training.ipynb #57878576
 class Gate(nn.Module):
     "A parametrization: the weight where its score exceeds the threshold, else 0"
+
     def __init__(self, score: Tensor, threshold: float):
         super().__init__()
         self.score, self.fixed = nn.Parameter(score.clone()), None
@@ -104,35 +119,45 @@ class Gate(nn.Module):
         super()._load_from_state_dict(*args)
         self.level = self.threshold.item()
 
-    def forward(self, weight): return gated(weight, self.score, self.level) if self.fixed is None else weight * self.fixed
+    def forward(self, weight):
+        return gated(weight, self.score, self.level) if self.fixed is None else weight * self.fixed
 
 # %% ../../nbs/maskers/3_mask_training.ipynb #5902cf8a
 class LearnedMask(nn.Module):
     "Scores and thresholds over named matrices; calling it gives the mask, with a gradient straight through"
+
     def __init__(
         self,
         scores: dict[str, Tensor],  # parameter name -> scores
         thresholds: dict[str, float],  # parameter name -> threshold
     ):
         super().__init__()
-        self.gates = nn.ModuleDict({n.replace(".", "/"): Gate(s, thresholds[n]) for n, s in scores.items()})  # a module's name has no dots
+        self.gates = nn.ModuleDict(
+            {n.replace(".", "/"): Gate(s, thresholds[n]) for n, s in scores.items()}
+        )  # a module's name has no dots
 
-    def named_gates(self) -> dict[str, Gate]: return {n.replace("/", "."): gate for n, gate in self.gates.items()}
+    def named_gates(self) -> dict[str, Gate]:
+        return {n.replace("/", "."): gate for n, gate in self.gates.items()}
 
-    def forward(self) -> dict[str, Tensor]: return {f"weight/{n}": binarise(g.score, g.level) for n, g in self.named_gates().items()}
+    def forward(self) -> dict[str, Tensor]:
+        return {f"weight/{n}": binarise(g.score, g.level) for n, g in self.named_gates().items()}
 
 # %% ../../nbs/maskers/3_mask_training.ipynb #8818fdcd
 def export(
     masker: LearnedMask,
-    sparsity: float | None = None,  # None: the mask as it is used; else exactly floor(N s) zeros, equal scores by lowest index
+    sparsity: float
+    | None = None,  # None: the mask as it is used; else exactly floor(N s) zeros, equal scores by lowest index
     scope: str = "local",  # local: in every matrix | global: over all of them
 ) -> dict[str, Tensor]:
     "The boolean mask, for `save_mask`"
     scores = {f"weight/{n}": g.score.detach() for n, g in masker.named_gates().items()}
-    if sparsity is None: return {f"weight/{n}": g.score.detach() > g.level for n, g in masker.named_gates().items()}
-    if scope == "local": return {n: keep(s, s.numel() - removed(s.numel(), sparsity)) for n, s in scores.items()}
+    if sparsity is None:
+        return {f"weight/{n}": g.score.detach() > g.level for n, g in masker.named_gates().items()}
+    if scope == "local":
+        return {n: keep(s, s.numel() - removed(s.numel(), sparsity)) for n, s in scores.items()}
     total = sum(s.numel() for s in scores.values())
     return topk(scores, total - removed(total, sparsity))
+
 
 def zeros(
     mask: dict[str, Tensor],
@@ -145,17 +170,25 @@ def _random_kept(w: Tensor, k: int, g: torch.Generator) -> Tensor:
     "All True but k at random"
     return keep(torch.rand(w.shape, generator=g), w.numel() - k).to(w.device)
 
+
 def _none(w, k, cut, s, phi, a, g):
-    if s == 0: raise ValueError("init none spreads the scores over a range of 1 / sparsity: sparsity 0 has none")
+    if s == 0:
+        raise ValueError("init none spreads the scores over a range of 1 / sparsity: sparsity 0 has none")
     return torch.rand(w.shape, generator=g) * ((a + phi) / s) - a, phi
+
 
 def _double_uniform(w, k, cut, s, phi, a, g):
     kept, u = _random_kept(w, k, g), torch.rand(w.shape, generator=g).to(w.device)
     return phi * (torch.where(kept, 1.1, 0.5) + 0.4 * u), phi
 
+
 INITS = {  # (magnitudes, k, kappa, sparsity, phi, a, generator) -> scores, threshold
-    "hard": lambda w, k, cut, s, phi, a, g: (2 * phi * (w > cut), phi), "soft": lambda w, k, cut, s, phi, a, g: (w, cut),
-    "uniform": lambda w, k, cut, s, phi, a, g: (2 * phi * _random_kept(w, k, g), phi), "double_uniform": _double_uniform, "none": _none}
+    "hard": lambda w, k, cut, s, phi, a, g: (2 * phi * (w > cut), phi),
+    "soft": lambda w, k, cut, s, phi, a, g: (w, cut),
+    "uniform": lambda w, k, cut, s, phi, a, g: (2 * phi * _random_kept(w, k, g), phi),
+    "double_uniform": _double_uniform,
+    "none": _none,
+}
 
 # %% ../../nbs/maskers/3_mask_training.ipynb #370001ce
 def learned_mask(
@@ -169,26 +202,36 @@ def learned_mask(
     seed: int = 0,  # of the random inits
 ) -> LearnedMask:
     "A mask to be learned, at a first sparsity, on the weights' devices and in float32 at least"
-    if init not in INITS or scope not in ("local", "global"): raise ValueError(f"init {init!r}, scope {scope!r}: choose {', '.join(INITS)}; local, global")
+    if init not in INITS or scope not in ("local", "global"):
+        raise ValueError(f"init {init!r}, scope {scope!r}: choose {', '.join(INITS)}; local, global")
     weights, generator = magnitude(model, names or mask_scope(model)), torch.Generator().manual_seed(seed)
     cuts, made = _cuts(weights, sparsity, scope), {}
     for key, w in weights.items():
-        score, threshold = INITS[init](w, removed(w.numel(), sparsity), cuts[key], sparsity, phi, scale, generator)
-        made[key.removeprefix("weight/")] = score.to(w.device, torch.promote_types(w.dtype, torch.float32)), threshold
+        score, threshold = INITS[init](
+            w, removed(w.numel(), sparsity), cuts[key], sparsity, phi, scale, generator
+        )
+        made[key.removeprefix("weight/")] = (
+            score.to(w.device, torch.promote_types(w.dtype, torch.float32)),
+            threshold,
+        )
     return LearnedMask({n: s for n, (s, _) in made.items()}, {n: t for n, (_, t) in made.items()})
+
 
 def _cuts(weights: dict[str, Tensor], sparsity: float, scope: str) -> dict[str, float]:
     "kappa for every matrix"
     cut = lambda v: kth_smallest(v, k) if (k := removed(v.numel(), sparsity)) else 0.0
-    if scope == "local": return {key: cut(w) for key, w in weights.items()}
+    if scope == "local":
+        return {key: cut(w) for key, w in weights.items()}
     return dict.fromkeys(weights, cut(torch.cat([w.flatten() for w in weights.values()])))
 
 # %% ../../nbs/maskers/3_mask_training.ipynb #73d6302a
 def _groups(masker: LearnedMask, scope: str) -> list[list[Gate]]:
     "Gates that share a threshold"
-    if scope not in ("local", "global"): raise ValueError(f"scope {scope!r}: choose local or global")
+    if scope not in ("local", "global"):
+        raise ValueError(f"scope {scope!r}: choose local or global")
     gates = list(masker.gates.values())
     return [[g] for g in gates] if scope == "local" else [gates]
+
 
 def update(
     masker: LearnedMask,
@@ -198,24 +241,37 @@ def update(
 ) -> None:
     "Set the thresholds exactly: floor(N s) zeros where scores differ"
     for gates in _groups(masker, scope):
-        scores = torch.cat([g.score.detach().flatten() for g in gates]) if len(gates) > 1 else gates[0].score.detach()
+        scores = (
+            torch.cat([g.score.detach().flatten() for g in gates])
+            if len(gates) > 1
+            else gates[0].score.detach()
+        )
         k = removed(scores.numel(), sparsity)
         value = kth_smallest(scores, k, method) if k else -math.inf
         if scope == "global" or value < scores.max():
-            for gate in gates: gate.set(value)
+            for gate in gates:
+                gate.set(value)
 
 # %% ../../nbs/maskers/3_mask_training.ipynb #c35e1509
 @lru_cache(maxsize=64)
 def _sample(n: int, size: int, device: torch.device) -> Tensor:
     "Positions among n, always the same"
-    return torch.randint(n, (size,), generator=torch.Generator().manual_seed(n)).to(device) if size < n else torch.arange(n, device=device)
+    return (
+        torch.randint(n, (size,), generator=torch.Generator().manual_seed(n)).to(device)
+        if size < n
+        else torch.arange(n, device=device)
+    )
+
 
 def _count(gates: list[Gate], level: float, equal: bool = True) -> int:
     "Scores at most (or below) a level; numpy counts three times as fast as torch on a CPU"
+
     def count(score):
         v = score if score.is_cuda else score.numpy()
         return int((torch if score.is_cuda else np).count_nonzero(v <= level if equal else v < level))
+
     return sum(count(g.score.detach()) for g in gates)
+
 
 def _newton(gates: list[Gate], level: float, miss: float, n: int, size: int = 16384) -> float:
     "Where the sample says that `miss` more of the n entries would be at most the level"
@@ -230,9 +286,11 @@ def _refined(gates: list[Gate], k: int, n: int, tolerance: float, rounds: int = 
     level = gates[0].level
     for _ in range(rounds):
         count = _count(gates, level)
-        if abs(count - k) <= tolerance * k or _count(gates, level, equal=False) < k <= count: return level  # near, or the k-th itself with its equals
+        if abs(count - k) <= tolerance * k or _count(gates, level, equal=False) < k <= count:
+            return level  # near, or the k-th itself with its equals
         level = _newton(gates, level, k - count, n)
     return None
+
 
 def estimate(
     masker: LearnedMask,
@@ -243,10 +301,17 @@ def estimate(
     "Move the thresholds until the zeros are as many as asked for, within the tolerance; exactly where that does not succeed"
     for gates in _groups(masker, scope):
         n = sum(g.score.numel() for g in gates)
-        level = _refined(gates, k, n, tolerance) if (k := removed(n, sparsity)) and gates[0].level > -math.inf else None
-        if level is None: update(_some(gates), sparsity, scope)
+        level = (
+            _refined(gates, k, n, tolerance)
+            if (k := removed(n, sparsity)) and gates[0].level > -math.inf
+            else None
+        )
+        if level is None:
+            update(_some(gates), sparsity, scope)
         elif level != gates[0].level and (scope == "global" or _count(gates, level) < n):  # the guard again
-            for gate in gates: gate.set(level)
+            for gate in gates:
+                gate.set(level)
+
 
 def _some(gates: list[Gate]) -> LearnedMask:
     "The same gates as a mask of their own"
@@ -263,11 +328,15 @@ def learning(
 ) -> Iterator[PreTrainedModel]:
     "Inside the context the model runs under the learned mask, and only the scores (and `train`) require grad; scores and thresholds are in its state dict"
     before = [(p, p.requires_grad) for p in model.parameters()]
-    for name, p in model.named_parameters(): p.requires_grad_(name in train)
+    for name, p in model.named_parameters():
+        p.requires_grad_(name in train)
     try:
-        with parametrized(model, list(masker.named_gates().items())): yield model
+        with parametrized(model, list(masker.named_gates().items())):
+            yield model
     finally:
-        for p, flag in before: p.requires_grad_(flag)
+        for p, flag in before:
+            p.requires_grad_(flag)
+
 
 @contextmanager
 def fixed(
@@ -275,7 +344,10 @@ def fixed(
     mask: dict[str, Tensor],  # all of the masker's matrices
 ) -> Iterator[None]:
     "Inside the context the gates show this mask instead of their own"
-    for name, gate in masker.named_gates().items(): gate.fixed = mask[f"weight/{name}"].to(gate.score)
-    try: yield
+    for name, gate in masker.named_gates().items():
+        gate.fixed = mask[f"weight/{name}"].to(gate.score)
+    try:
+        yield
     finally:
-        for gate in masker.gates.values(): gate.fixed = None
+        for gate in masker.gates.values():
+            gate.fixed = None

@@ -29,29 +29,36 @@ from ..models.units import parametrized, tensors
 # %% ../../nbs/maskers/6_movement.ipynb #05e-movement-07
 def share(p: float, n: int) -> int:
     "floor(p n), with p as it is written in decimals"
-    if not 0 <= p <= 1: raise ValueError(f"p = {p} is no share to keep: give one between 0 and 1")
+    if not 0 <= p <= 1:
+        raise ValueError(f"p = {p} is no share to keep: give one between 0 and 1")
     return min(n, math.floor(p * n + max(1e-9, 1e-15 * n)))
+
 
 def topk_rule(scores: Tensor, p: float, minimum: float = 0.0) -> Tensor:
     "Booleans, floor(p n) of them True: the largest; equal ones by lowest index"
     return keep(scores, share(p, scores.numel()))
+
 
 def _at_least(kept: Tensor, scores: Tensor, minimum: float) -> Tensor:
     "The booleans, or the n_min largest where fewer are True"
     n = min(scores.numel(), share(minimum, scores.numel()) + 1) if minimum else 0
     return kept if n == 0 or int(kept.sum()) >= n else keep(scores, n)
 
+
 def threshold_rule(scores: Tensor, tau: float, minimum: float = 0.0) -> Tensor:
     "S > tau, and at least floor(minimum n) + 1 of them"
     return _at_least(scores.detach() > tau, scores, minimum)
+
 
 def sigmoid_rule(scores: Tensor, tau: float, minimum: float = 0.0) -> Tensor:
     "sigmoid(S) > tau, and at least floor(minimum n) + 1 of them"
     return _at_least(scores.detach().sigmoid() > tau, scores, minimum)
 
+
 RULES = {"topk": topk_rule, "threshold": threshold_rule, "sigmoid_threshold": sigmoid_rule}
 METHODS = (*RULES, "magnitude", "hard_concrete")
 B = 2 / 3  # temperature of the hard concrete gates
+
 
 def hard_concrete_gate(
     scores: Tensor,
@@ -63,18 +70,27 @@ def hard_concrete_gate(
 # %% ../../nbs/maskers/6_movement.ipynb #05e-movement-10
 class _Straight(Function):
     @staticmethod
-    def forward(ctx, scores, mask): return mask.to(scores.dtype)
+    def forward(ctx, scores, mask):
+        return mask.to(scores.dtype)
 
     @staticmethod
-    def backward(ctx, grad): return grad, None
+    def backward(ctx, grad):
+        return grad, None
+
 
 def _tiles(matrix: Tensor, grid: Tensor) -> Tensor:
     "(R, r, C, c) of an (R r, C c) matrix"
     (o, i), (R, C) = matrix.shape, grid.shape
     return matrix.reshape(R, o // R, C, i // C)
 
+
 def _times(matrix: Tensor, grid: Tensor) -> Tensor:
-    return matrix * grid if matrix.shape == grid.shape else (_tiles(matrix, grid) * grid[:, None, :, None]).view(matrix.shape)
+    return (
+        matrix * grid
+        if matrix.shape == grid.shape
+        else (_tiles(matrix, grid) * grid[:, None, :, None]).view(matrix.shape)
+    )
+
 
 class _Masked(Function):
     @staticmethod
@@ -86,8 +102,12 @@ class _Masked(Function):
     def backward(ctx, grad):
         weight, grid = ctx.saved_tensors
         to_grid = None
-        if ctx.needs_input_grad[1]: to_grid = grad * weight if weight.shape == grid.shape else _tiles(grad * weight, grid).sum(3).sum(1)
+        if ctx.needs_input_grad[1]:
+            to_grid = (
+                grad * weight if weight.shape == grid.shape else _tiles(grad * weight, grid).sum(3).sum(1)
+            )
         return _times(grad, grid) if ctx.needs_input_grad[0] else None, to_grid
+
 
 def straight(
     scores: Tensor,
@@ -96,6 +116,7 @@ def straight(
     "The mask in the scores' type; its gradient is that of the scores"
     return _Straight.apply(scores, mask)
 
+
 def masked(
     weight: Tensor,  # (R r, C c)
     grid: Tensor,  # (R, C), may require grad
@@ -103,24 +124,37 @@ def masked(
     "The weight times its mask, each entry spread over its block; gradients as above"
     return _Masked.apply(weight, grid.to(weight.dtype))
 
+
 def spread(
     grid: Tensor,  # (R, C)
     shape: tuple[int, int],  # (R r, C c)
 ) -> Tensor:
     "The mask in the matrix's shape"
-    return grid[:, None, :, None].expand(grid.shape[0], shape[0] // grid.shape[0], grid.shape[1], shape[1] // grid.shape[1]).reshape(shape)
+    return (
+        grid[:, None, :, None]
+        .expand(grid.shape[0], shape[0] // grid.shape[0], grid.shape[1], shape[1] // grid.shape[1])
+        .reshape(shape)
+    )
 
 # %% ../../nbs/maskers/6_movement.ipynb #05e-movement-13
 ATTENTION = ("default", "rows", "columns", "1d", "shared", "joint", "values", "none")
 FFN = ("1d_alt", "default", "rows", "columns", "1d", "none")
 
 GRANULARITIES = {  # arguments of `plan`; blocks of other sizes: plan(model, block=(r, c))
-    "blocks": {"block": (32, 32)}, "heads": {"block": "head"}, "heads_shared": {"block": "head", "attention": "shared"}, "heads_joint": {"block": "head", "attention": "joint"},
-    "heads_values": {"block": "head", "attention": "values", "ffn": "none"}, "heads_attention": {"block": "head", "attention": "shared", "ffn": "none"}, "weights": {"block": (1, 1), "ffn": "default"}}
+    "blocks": {"block": (32, 32)},
+    "heads": {"block": "head"},
+    "heads_shared": {"block": "head", "attention": "shared"},
+    "heads_joint": {"block": "head", "attention": "joint"},
+    "heads_values": {"block": "head", "attention": "values", "ffn": "none"},
+    "heads_attention": {"block": "head", "attention": "shared", "ffn": "none"},
+    "weights": {"block": (1, 1), "ffn": "default"},
+}
+
 
 @dataclass(frozen=True)
 class Slot:
     "One matrix to be masked"
+
     name: str  # of its weight
     shape: tuple[int, int]  # out, in
     group: str  # attention | ffn
@@ -129,58 +163,105 @@ class Slot:
     factors: tuple[tuple[str, bool], ...]  # score tensors, and whether each is transposed
     biased: bool  # the layer has a bias
 
+
 @dataclass(frozen=True)
 class Plan:
     "What is scored"
+
     slots: tuple[Slot, ...]
     scores: dict[str, tuple[int, int]]  # score tensor -> its shape
     dtype: torch.dtype  # of the scores: the weights', and float32 at least
 
-    def group(self, key: str) -> str: return next(s.group for s in self.slots if key in dict(s.factors))
+    def group(self, key: str) -> str:
+        return next(s.group for s in self.slots if key in dict(s.factors))
 
     def count(self) -> dict[str, int]:
         "Matrices patched, of each part and in all; score tensors and scores"
-        of = {part: sum(s.part == part for s in self.slots) for part in dict.fromkeys(s.part for s in self.slots)}
-        return of | {"matrices": len(self.slots), "tensors": len(self.scores), "scores": sum(R * C for R, C in self.scores.values())}
+        of = {
+            part: sum(s.part == part for s in self.slots)
+            for part in dict.fromkeys(s.part for s in self.slots)
+        }
+        return of | {
+            "matrices": len(self.slots),
+            "tensors": len(self.scores),
+            "scores": sum(R * C for R, C in self.scores.values()),
+        }
 
 # %% ../../nbs/maskers/6_movement.ipynb #05e-movement-14
 Block = tuple[int, int] | str
 
+
 def _grid(name: str, shape: tuple[int, int], block: Block | None, size: int, turned: bool) -> tuple[int, int]:
     "How many blocks down and across; ValueError where they do not divide"
-    if block == "head": block = (size, shape[0] if turned else shape[1])
-    if not isinstance(block, (tuple, list)) or len(block) != 2 or min(block) < 1: raise ValueError(f"block {block!r} for {name}: give (rows, columns), or 'head' for the attention")
+    if block == "head":
+        block = (size, shape[0] if turned else shape[1])
+    if not isinstance(block, (tuple, list)) or len(block) != 2 or min(block) < 1:
+        raise ValueError(f"block {block!r} for {name}: give (rows, columns), or 'head' for the attention")
     r, c = block[::-1] if turned else block
-    if shape[0] % r or shape[1] % c: raise ValueError(f"blocks of {r} x {c} do not divide {name} of {shape[0]} x {shape[1]}: rows must be a multiple of {r}, columns of {c}")
+    if shape[0] % r or shape[1] % c:
+        raise ValueError(
+            f"blocks of {r} x {c} do not divide {name} of {shape[0]} x {shape[1]}: rows must be a multiple of {r}, columns of {c}"
+        )
     return shape[0] // r, shape[1] // c
+
 
 def block_size(text: str) -> Block:
     "(rows, columns) of 32x32, or head; ValueError for anything else"
-    if text == "head": return text
-    if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)): raise ValueError(f"block {text!r}: give rows x columns, as 32x32, or head")
+    if text == "head":
+        return text
+    if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+        raise ValueError(f"block {text!r}: give rows x columns, as 32x32, or head")
     return int(found[1]), int(found[2])
 
-def _own(path: str, shape: tuple[int, int], grid: Callable[[], tuple[int, int]], scheme: str) -> dict[str, tuple[int, int]]:
+
+def _own(
+    path: str, shape: tuple[int, int], grid: Callable[[], tuple[int, int]], scheme: str
+) -> dict[str, tuple[int, int]]:
     "Score tensors of one matrix that shares none"
     lines = {f"{path}.rows": (shape[0], 1)} if scheme in ("rows", "1d") else {}
-    if scheme in ("columns", "1d"): lines[f"{path}.columns"] = (1, shape[1])
+    if scheme in ("columns", "1d"):
+        lines[f"{path}.columns"] = (1, shape[1])
     return lines or {path: grid()}
 
-def _layer(model: PreTrainedModel, row: dict[str, str], layer: int, group: str, scheme: str, block: Block | None, size: int) -> list[tuple[Slot, dict]]:
+
+def _layer(
+    model: PreTrainedModel,
+    row: dict[str, str],
+    layer: int,
+    group: str,
+    scheme: str,
+    block: Block | None,
+    size: int,
+) -> list[tuple[Slot, dict]]:
     "Slots of one attention or FFN, each with its score tensors"
-    together = {"shared": ("q", "k", "v"), "joint": ("q", "k", "v", "out"), "1d_alt": ("up", "gate", "down")}.get(scheme, ())
+    together = {
+        "shared": ("q", "k", "v"),
+        "joint": ("q", "k", "v", "out"),
+        "1d_alt": ("up", "gate", "down"),
+    }.get(scheme, ())
     found = []
     for part in row if scheme != "values" else ("v", "out"):
         path, turned = row[part], part in ("out", "down")
         shape = tuple(model.get_parameter(f"{path}.weight").shape)
-        def grid(name=f"{path}.weight", shape=shape, turned=turned and group == "attention"): return _grid(name, shape, block, size, turned)
+
+        def grid(name=f"{path}.weight", shape=shape, turned=turned and group == "attention"):
+            return _grid(name, shape, block, size, turned)
+
         if part in together:
-            R, C = ((shape[1], 1) if turned else (shape[0], 1)) if scheme == "1d_alt" else grid()[::-1 if turned else 1]
+            R, C = (
+                ((shape[1], 1) if turned else (shape[0], 1))
+                if scheme == "1d_alt"
+                else grid()[:: -1 if turned else 1]
+            )
             made = {f"{next(iter(row.values()))}.{scheme}": (R, C)}  # named after the first matrix
-        else: made = _own(path, shape, grid, scheme)
+        else:
+            made = _own(path, shape, grid, scheme)
         factors = tuple((key, turned and part in together) for key in made)
-        found.append((Slot(f"{path}.weight", shape, group, layer, part, factors, len(tensors(model, path)) == 2), made))
+        found.append(
+            (Slot(f"{path}.weight", shape, group, layer, part, factors, len(tensors(model, path)) == 2), made)
+        )
     return found
+
 
 def plan(
     model: PreTrainedModel,  # any with a row in `ARCHITECTURES`, bare or with a head; a skeleton will do
@@ -191,20 +272,45 @@ def plan(
 ) -> Plan:
     "What is scored; ValueError for blocks that do not divide, unknown schemes and nothing to prune, UnitError for unknown models"
     for word, valid, kind in ((attention, ATTENTION, "attention"), (ffn, FFN, "ffn")):
-        if word not in valid: raise ValueError(f"{kind} scheme {word!r}{nearest(word, valid)}")
-    if block == "head" and ffn == "default" and ffn_block is None: raise ValueError(f"blocks 'head' are for the attention, and ffn 'default' needs (rows, columns). Valid: ffn {', '.join(f for f in FFN if f != 'default')}")
+        if word not in valid:
+            raise ValueError(f"{kind} scheme {word!r}{nearest(word, valid)}")
+    if block == "head" and ffn == "default" and ffn_block is None:
+        raise ValueError(
+            f"blocks 'head' are for the attention, and ffn 'default' needs (rows, columns). Valid: ffn {', '.join(f for f in FFN if f != 'default')}"
+        )
     p, scores, slots = parts(model), {}, []
-    made = [s for l, row in enumerate(p.attention) if attention != "none" for s in _layer(model, row, l, "attention", attention, block, p.head_size)]
-    made += [s for l, row in enumerate(p.ffn) if ffn != "none" for s in _layer(model, row, l, "ffn", ffn, ffn_block or (None if block == "head" else block), p.head_size)]
-    if not made: raise ValueError(f"nothing of {type(model).__name__} would be masked: attention {attention!r}, ffn {ffn!r}")
+    made = [
+        s
+        for l, row in enumerate(p.attention)
+        if attention != "none"
+        for s in _layer(model, row, l, "attention", attention, block, p.head_size)
+    ]
+    made += [
+        s
+        for l, row in enumerate(p.ffn)
+        if ffn != "none"
+        for s in _layer(
+            model, row, l, "ffn", ffn, ffn_block or (None if block == "head" else block), p.head_size
+        )
+    ]
+    if not made:
+        raise ValueError(
+            f"nothing of {type(model).__name__} would be masked: attention {attention!r}, ffn {ffn!r}"
+        )
     for slot, shapes in made:
         for key, shape in shapes.items():
-            if scores.setdefault(key, shape) != shape: raise ValueError(f"{slot.name} of {slot.shape[0]} x {slot.shape[1]} cannot share its scores: it needs {shape}, the others {scores[key]}")
+            if scores.setdefault(key, shape) != shape:
+                raise ValueError(
+                    f"{slot.name} of {slot.shape[0]} x {slot.shape[1]} cannot share its scores: it needs {shape}, the others {scores[key]}"
+                )
         slots.append(slot)
-    return Plan(tuple(slots), scores, torch.promote_types(model.get_parameter(slots[0].name).dtype, torch.float32))
+    return Plan(
+        tuple(slots), scores, torch.promote_types(model.get_parameter(slots[0].name).dtype, torch.float32)
+    )
 
 # %% ../../nbs/maskers/6_movement.ipynb #05e-movement-18
 INITS = ("constant", "uniform", "kaiming")
+
 
 def initial_scores(
     shape: tuple[int, int],
@@ -213,14 +319,20 @@ def initial_scores(
     generator: torch.Generator,
 ) -> Tensor:
     "Scores to begin with, float64"
-    if init not in INITS: raise ValueError(f"init {init!r}{nearest(init, INITS)}")
-    if init != "constant" and not scale > 0: raise ValueError(f"init {init!r} needs a scale above 0, not {scale}")
-    if init == "constant": return torch.full(shape, float(scale), dtype=torch.float64)
-    return (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) * (scale if init == "uniform" else scale / math.sqrt(shape[1]))
+    if init not in INITS:
+        raise ValueError(f"init {init!r}{nearest(init, INITS)}")
+    if init != "constant" and not scale > 0:
+        raise ValueError(f"init {init!r} needs a scale above 0, not {scale}")
+    if init == "constant":
+        return torch.full(shape, float(scale), dtype=torch.float64)
+    return (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) * (
+        scale if init == "uniform" else scale / math.sqrt(shape[1])
+    )
 
 # %% ../../nbs/maskers/6_movement.ipynb #05e-movement-19
 class MovementMasker(nn.Module):
     "Scores, rule and threshold"
+
     def __init__(
         self,
         plan: Plan,
@@ -236,22 +348,42 @@ class MovementMasker(nn.Module):
         final_in_eval: bool = False,  # evaluate with the final number
     ):
         super().__init__()
-        if method not in METHODS: raise ValueError(f"method {method!r}{nearest(method, METHODS)}")
-        if scope not in ("matrix", "global") or (scope == "global" and method != "topk"): raise ValueError(f"scope {scope!r} with method {method!r}: choose matrix, or global with topk")
-        self.plan, self.method, self.minimum, self.bias, self.scope, self.final_in_eval = plan, method, minimum, bias, scope, final_in_eval
-        self.threshold, self.final, self.live = threshold, threshold if final is None else final, None  # live: the masks of the pass in progress
+        if method not in METHODS:
+            raise ValueError(f"method {method!r}{nearest(method, METHODS)}")
+        if scope not in ("matrix", "global") or (scope == "global" and method != "topk"):
+            raise ValueError(f"scope {scope!r} with method {method!r}: choose matrix, or global with topk")
+        self.plan, self.method, self.minimum, self.bias, self.scope, self.final_in_eval = (
+            plan,
+            method,
+            minimum,
+            bias,
+            scope,
+            final_in_eval,
+        )
+        self.threshold, self.final, self.live = (
+            threshold,
+            threshold if final is None else final,
+            None,
+        )  # live: the masks of the pass in progress
         generator = torch.Generator().manual_seed(seed)
         keys = {} if method == "magnitude" else plan.scores
-        self.scores = nn.ParameterDict([(k.replace(".", "/"), nn.Parameter(initial_scores(s, init, scale, generator).to(plan.dtype))) for k, s in keys.items()])  # a parameter's name has no dots
+        self.scores = nn.ParameterDict(
+            [
+                (k.replace(".", "/"), nn.Parameter(initial_scores(s, init, scale, generator).to(plan.dtype)))
+                for k, s in keys.items()
+            ]
+        )  # a parameter's name has no dots
 
-    def named_scores(self) -> dict[str, nn.Parameter]: return {k.replace("/", "."): s for k, s in self.scores.items()}
+    def named_scores(self) -> dict[str, nn.Parameter]:
+        return {k.replace("/", "."): s for k, s in self.scores.items()}
 
     @property
     def number(self) -> float:
         "The threshold or share in force"
         return self.final if self.final_in_eval and not self.training else self.threshold
 
-    def forward(self) -> dict[str, Tensor]: return {slot.name: self.grid(slot) for slot in self.plan.slots}
+    def forward(self) -> dict[str, Tensor]:
+        return {slot.name: self.grid(slot) for slot in self.plan.slots}
 
     def grid(
         self,
@@ -259,9 +391,15 @@ class MovementMasker(nn.Module):
         weight: Tensor | None = None,  # needed by `magnitude`
     ) -> Tensor:
         "The mask of one matrix before it is spread, with its gradient"
-        if self.method == "magnitude" and weight is None: raise ValueError("magnitude looks at the weights: give the model")
-        if self.method == "magnitude": return self._once(slot.name, lambda: topk_rule(weight.detach().abs(), self.number).to(weight))
-        first, *rest = (m.T if turned else m for key, turned in slot.factors for m in [self._once(key, lambda key=key: self._mask(key))])
+        if self.method == "magnitude" and weight is None:
+            raise ValueError("magnitude looks at the weights: give the model")
+        if self.method == "magnitude":
+            return self._once(slot.name, lambda: topk_rule(weight.detach().abs(), self.number).to(weight))
+        first, *rest = (
+            m.T if turned else m
+            for key, turned in slot.factors
+            for m in [self._once(key, lambda key=key: self._mask(key))]
+        )
         return first * rest[0] if rest else first
 
     def rows(self, slot: Slot, weight: Tensor | None = None) -> Tensor:
@@ -273,27 +411,44 @@ class MovementMasker(nn.Module):
     def one_pass(self) -> Iterator[None]:
         "Inside the context no mask is made twice"
         self.live = {}
-        try: yield
-        finally: self.live = None
+        try:
+            yield
+        finally:
+            self.live = None
 
     def _once(self, key: str, make: Callable[[], Tensor]) -> Tensor:
-        if self.live is None: return make()
-        if key not in self.live: self.live[key] = make()
+        if self.live is None:
+            return make()
+        if key not in self.live:
+            self.live[key] = make()
         return self.live[key]
 
     def _mask(self, key: str) -> Tensor:
         scores = self.scores[key.replace(".", "/")]
-        if self.method == "hard_concrete": return hard_concrete_gate(scores, torch.rand_like(scores).clamp(1e-4, 1 - 1e-4) if self.training else None)
-        if self.scope == "global": return straight(scores, self._once("global", self._global)[key])
+        if self.method == "hard_concrete":
+            return hard_concrete_gate(
+                scores, torch.rand_like(scores).clamp(1e-4, 1 - 1e-4) if self.training else None
+            )
+        if self.scope == "global":
+            return straight(scores, self._once("global", self._global)[key])
         return straight(scores, RULES[self.method](scores, self.number, self.minimum))
 
     def _global(self) -> dict[str, Tensor]:
         "topk over all tensors of a group whose entries weigh the same"
         classes: dict[tuple, list[str]] = {}
-        for key, (R, C) in self.plan.scores.items(): classes.setdefault((self.plan.group(key), sum(math.prod(s.shape) for s in self.plan.slots if key in dict(s.factors)) // (R * C)), []).append(key)
+        for key, (R, C) in self.plan.scores.items():
+            classes.setdefault(
+                (
+                    self.plan.group(key),
+                    sum(math.prod(s.shape) for s in self.plan.slots if key in dict(s.factors)) // (R * C),
+                ),
+                [],
+            ).append(key)
         found, scores = {}, self.named_scores()
         for keys in classes.values():
-            kept = topk_rule(torch.cat([scores[k].detach().flatten() for k in keys]), self.number).split([scores[k].numel() for k in keys])
+            kept = topk_rule(torch.cat([scores[k].detach().flatten() for k in keys]), self.number).split(
+                [scores[k].numel() for k in keys]
+            )
             found |= {k: m.view(scores[k].shape) for k, m in zip(keys, kept, strict=True)}
         return found
 
@@ -310,11 +465,14 @@ class MovementMasker(nn.Module):
             for slot in self.plan.slots:
                 weight = None if model is None else original(model, slot.name)
                 grid = spread(self.grid(slot, weight), slot.shape)
-                if hard or self.method != "hard_concrete": grid = grid > 0.5
+                if hard or self.method != "hard_concrete":
+                    grid = grid > 0.5
                 found[f"weight/{slot.name}"] = grid
-                if self.bias and slot.biased: found[f"weight/{slot.name.removesuffix('weight')}bias"] = (grid != 0).any(1)
+                if self.bias and slot.biased:
+                    found[f"weight/{slot.name.removesuffix('weight')}bias"] = (grid != 0).any(1)
         self.train(training)
         return found
+
 
 def original(
     model: PreTrainedModel,
@@ -323,7 +481,11 @@ def original(
     "A parameter as it is without a mask"
     path, _, tensor = name.rpartition(".")
     module = model.get_submodule(path)
-    return module.parametrizations[tensor].original if parametrize.is_parametrized(module, tensor) else getattr(module, tensor)
+    return (
+        module.parametrizations[tensor].original
+        if parametrize.is_parametrized(module, tensor)
+        else getattr(module, tensor)
+    )
 
 # %% ../../nbs/maskers/6_movement.ipynb #05e-movement-24
 class _Weight(nn.Module):
@@ -331,7 +493,9 @@ class _Weight(nn.Module):
         super().__init__()
         self.held = [masker, slot]  # a list: the masker is the model's module once, not once for each matrix
 
-    def forward(self, weight): return masked(weight, self.held[0].grid(self.held[1], weight))
+    def forward(self, weight):
+        return masked(weight, self.held[0].grid(self.held[1], weight))
+
 
 class _Bias(nn.Module):
     def __init__(self, masker: MovementMasker, slot: Slot, module: nn.Module):
@@ -342,12 +506,19 @@ class _Bias(nn.Module):
         masker, slot, module = self.held
         return bias * masker.rows(slot, module.parametrizations.weight.original).to(bias)
 
+
 def _passes(model: PreTrainedModel, masker: MovementMasker, stack: ExitStack) -> None:
     "Masks are kept for one pass of the encoder, called by itself or by the model with a head"
-    def begin(*_): masker.live = {}
-    def end(*_): masker.live = None
+
+    def begin(*_):
+        masker.live = {}
+
+    def end(*_):
+        masker.live = None
+
     stack.callback(model.base_model.register_forward_pre_hook(begin).remove)
     stack.callback(model.base_model.register_forward_hook(end, always_call=True).remove)
+
 
 @contextmanager
 def moved(
@@ -357,12 +528,28 @@ def moved(
     train: tuple[str, ...] = (),  # names of parameters that train too, e.g. the classifier's
 ) -> Iterator[PreTrainedModel]:
     "Inside the context the model runs under the masker, which is `model.movement`; everything is put back on every way out"
-    known = {n.replace(".parametrizations", "").removesuffix(".original"): p for n, p in model.named_parameters()}
-    if hasattr(model, "movement"): raise ValueError(f"this {type(model).__name__} is under a movement masker already: leave its context first")
-    if other := [s.name for s in masker.plan.slots if s.name not in known or known[s.name].shape != s.shape]: raise ValueError(f"the plan is another model's: this {type(model).__name__} has no {other[0]!r} of the planned shape")
-    if wrong := [n for n in train if n not in known]: raise ValueError(f"train: {type(model).__name__} has no parameter {wrong[0]!r}")
+    known = {
+        n.replace(".parametrizations", "").removesuffix(".original"): p for n, p in model.named_parameters()
+    }
+    if hasattr(model, "movement"):
+        raise ValueError(
+            f"this {type(model).__name__} is under a movement masker already: leave its context first"
+        )
+    if other := [s.name for s in masker.plan.slots if s.name not in known or known[s.name].shape != s.shape]:
+        raise ValueError(
+            f"the plan is another model's: this {type(model).__name__} has no {other[0]!r} of the planned shape"
+        )
+    if wrong := [n for n in train if n not in known]:
+        raise ValueError(f"train: {type(model).__name__} has no parameter {wrong[0]!r}")
     given = [(s.name, _Weight(masker, s)) for s in masker.plan.slots]
-    given += [(f"{s.name.removesuffix('weight')}bias", _Bias(masker, s, model.get_submodule(s.name.removesuffix(".weight")))) for s in masker.plan.slots if masker.bias and s.biased]
+    given += [
+        (
+            f"{s.name.removesuffix('weight')}bias",
+            _Bias(masker, s, model.get_submodule(s.name.removesuffix(".weight"))),
+        )
+        for s in masker.plan.slots
+        if masker.bias and s.biased
+    ]
     with ExitStack() as stack:
         for name, p in known.items():
             stack.callback(p.requires_grad_, p.requires_grad)

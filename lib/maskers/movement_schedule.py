@@ -29,13 +29,17 @@ def cubic(
 ) -> float:
     "The threshold at a step (Sanh et al. 2020)"
     before, after = initial_warmup * warm, final_warmup * warm
-    if step <= before: return initial
-    if step > total - after: return final
+    if step <= before:
+        return initial
+    if step > total - after:
+        return final
     return final + (initial - final) * (1 - (step - before) / (total - before - after)) ** 3
+
 
 @dataclass(frozen=True)
 class MovementSchedule:
     "Threshold and weight of the penalty, over the steps"
+
     total: int  # steps of the whole training
     initial: float = 0.0  # threshold, or share kept
     final: float = 0.1
@@ -47,20 +51,33 @@ class MovementSchedule:
 
     def __post_init__(self):
         plateaus = (self.initial_warmup + self.final_warmup) * self.warm
-        if self.total < 1 or not self.as_published and plateaus >= self.total: raise ValueError(f"a training of {self.total} steps has no room for the threshold to move: the plateaus take {self.initial_warmup} x {self.warm} steps before and {self.final_warmup} x {self.warm} after")
+        if self.total < 1 or not self.as_published and plateaus >= self.total:
+            raise ValueError(
+                f"a training of {self.total} steps has no room for the threshold to move: the plateaus take {self.initial_warmup} x {self.warm} steps before and {self.final_warmup} x {self.warm} after"
+            )
 
     def threshold(self, step: int) -> float:
         "At a step, from 0; at `total` the final one (not as published)"
-        return cubic(step, self.total, self.initial, self.final, -1 if self.as_published else self.warm, self.initial_warmup, self.final_warmup)
+        return cubic(
+            step,
+            self.total,
+            self.initial,
+            self.final,
+            -1 if self.as_published else self.warm,
+            self.initial_warmup,
+            self.final_warmup,
+        )
 
     def weight(self, step: int) -> float:
         "Of the penalty: final_lambda * threshold / final; final_lambda where the final threshold is 0; 1 as published"
-        if self.as_published: return 1.0
+        if self.as_published:
+            return 1.0
         return self.final_lambda * (self.threshold(step) / self.final if self.final else 1.0)
 
     def set(self, masker: MovementMasker, step: int) -> None:
         "Give a masker the threshold of a step, and the final one"
         masker.threshold, masker.final = self.threshold(step), self.final
+
 
 def to_sparsity(
     sparsity: float,  # share of the scored entries to remove, in each matrix or, under the masker's scope `global`, over each group
@@ -68,11 +85,16 @@ def to_sparsity(
     **settings,  # warm, initial_warmup, final_warmup, final_lambda
 ) -> MovementSchedule:
     "For a masker with method topk (or magnitude): the share kept goes from 1 to 1 - sparsity and ends there exactly"
-    if not 0 <= sparsity <= 1: raise ValueError(f"sparsity {sparsity} is no share: give one between 0 and 1")
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity {sparsity} is no share: give one between 0 and 1")
     return MovementSchedule(total, 1.0, 1 - sparsity, **settings)
 
 # %% ../../nbs/maskers/7_movement_schedule.ipynb #05f-movement-schedule-10
-PENALTIES = {"l1": lambda s: torch.sigmoid(s).mean(), "l0": lambda s: torch.sigmoid(s - B * math.log(-LOW / HIGH)).mean()}
+PENALTIES = {
+    "l1": lambda s: torch.sigmoid(s).mean(),
+    "l0": lambda s: torch.sigmoid(s - B * math.log(-LOW / HIGH)).mean(),
+}
+
 
 def penalty(
     masker: MovementMasker,
@@ -81,11 +103,16 @@ def penalty(
     ffn: float = 1.0,  # weight of the FFN's
 ) -> Tensor:
     "A scalar with a gradient, to be multiplied by the schedule's weight; 0 for a masker without scores"
-    if kind not in PENALTIES: raise ValueError(f"penalty {kind!r}{nearest(kind, PENALTIES)}")
+    if kind not in PENALTIES:
+        raise ValueError(f"penalty {kind!r}{nearest(kind, PENALTIES)}")
     groups: dict[str, list[Tensor]] = {}
-    for key, scores in masker.named_scores().items(): groups.setdefault(masker.plan.group(key), []).append(PENALTIES[kind](scores))
+    for key, scores in masker.named_scores().items():
+        groups.setdefault(masker.plan.group(key), []).append(PENALTIES[kind](scores))
     weights = {"attention": attention, "ffn": ffn}
-    return sum((torch.stack(found).mean() * weights[group] / len(groups) for group, found in groups.items()), torch.zeros(()))
+    return sum(
+        (torch.stack(found).mean() * weights[group] / len(groups) for group, found in groups.items()),
+        torch.zeros(()),
+    )
 
 # %% ../../nbs/maskers/7_movement_schedule.ipynb #05f-movement-schedule-13
 def movement_groups(
@@ -97,13 +124,22 @@ def movement_groups(
     "Parameter groups for AdamW: scores, matrices, the rest; empty ones left out"
     scores = {id(p) for p in model.movement.parameters()}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in scores]
-    groups = [(list(model.movement.parameters()), score_lr, 0.0), ([p for p in others if p.dim() > 1], lr, weight_decay), ([p for p in others if p.dim() < 2], lr, 0.0)]
+    groups = [
+        (list(model.movement.parameters()), score_lr, 0.0),
+        ([p for p in others if p.dim() > 1], lr, weight_decay),
+        ([p for p in others if p.dim() < 2], lr, 0.0),
+    ]
     return [{"params": params, "lr": rate, "weight_decay": decay} for params, rate, decay in groups if params]
+
 
 class MovementCallback(TrainerCallback):
     "Moves a masker's threshold with the trainer's steps"
-    def __init__(self, masker: MovementMasker, schedule: MovementSchedule): self.masker, self.schedule = masker, schedule
 
-    def on_step_begin(self, args, state, control, **kwargs): self.schedule.set(self.masker, state.global_step)
+    def __init__(self, masker: MovementMasker, schedule: MovementSchedule):
+        self.masker, self.schedule = masker, schedule
 
-    def on_train_end(self, args, state, control, **kwargs): self.masker.threshold = self.masker.final = self.schedule.final
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.schedule.set(self.masker, state.global_step)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.masker.threshold = self.masker.final = self.schedule.final

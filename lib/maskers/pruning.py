@@ -23,17 +23,21 @@ def _progress(epoch: float, first: float, last: float) -> float:
     "Share of the way from the first to the last epoch, 0 to 1"
     return min(max((epoch - first) / (last - first), 0.0), 1.0) if last > first else float(epoch >= last)
 
+
 def constant(epoch, initial, final, first=0.0, last=1.0) -> float:
     "The final sparsity at any time"
     return final
+
 
 def cubic(epoch, initial, final, first=0.0, last=1.0) -> float:
     "Zhu & Gupta (2018): fast at first, slow at the end"
     return final + (initial - final) * (1 - _progress(epoch, first, last)) ** 3
 
+
 def stepwise(epoch, initial, final, first=0.0, last=1.0, steps=10) -> float:
     "In equal jumps at equal distances, the last one at the last epoch"
     return initial + (final - initial) * math.floor(_progress(epoch, first, last) * steps + 1e-9) / steps
+
 
 SCHEDULES = {"constant": constant, "cubic": cubic, "stepwise": stepwise}
 
@@ -46,9 +50,11 @@ def schedule(
     last: float = 1.0,  # e_1, epoch from which it is the final one
 ) -> Callable[[float], float]:
     "The function epoch -> target sparsity"
-    if name not in SCHEDULES: raise ValueError(f"no schedule {name!r}: choose {', '.join(SCHEDULES)}")
+    if name not in SCHEDULES:
+        raise ValueError(f"no schedule {name!r}: choose {', '.join(SCHEDULES)}")
     for s in (final, final if initial is None else initial):
-        if not 0 <= s <= 1: raise ValueError(f"sparsity {s} is no share: give one between 0 and 1")
+        if not 0 <= s <= 1:
+            raise ValueError(f"sparsity {s} is no share: give one between 0 and 1")
     return lambda epoch: SCHEDULES[name](epoch, final if initial is None else initial, final, first, last)
 
 # %% ../../nbs/maskers/4_pruning.ipynb #869dd09f
@@ -58,6 +64,7 @@ def _survivors(size: Tensor, alive: Tensor, fraction: float) -> Tensor:
     left[alive] = keep(size[alive], n - round(fraction * n))
     return left
 
+
 def prune(
     weights: dict[str, Tensor],  # current values
     mask: dict[str, Tensor],  # which are alive, boolean; same keys
@@ -65,19 +72,33 @@ def prune(
     scope: str = "local",  # local: in every matrix | global: one ranking over all
 ) -> dict[str, Tensor]:
     "The mask without round(fraction * alive) of the smallest magnitudes; among equals the lowest index stays"
-    if scope not in ("local", "global") or not 0 <= fraction <= 1: raise ValueError(f"scope {scope!r}, fraction {fraction}: choose local or global; a share")
-    if scope == "local": return {key: _survivors(w.detach().abs(), mask[key].bool(), fraction) for key, w in weights.items()}
-    left = _survivors(torch.cat([w.detach().abs().flatten() for w in weights.values()]), torch.cat([mask[key].bool().flatten() for key in weights]), fraction)
-    return {key: part.reshape(w.shape) for (key, w), part in zip(weights.items(), left.split([w.numel() for w in weights.values()]))}
+    if scope not in ("local", "global") or not 0 <= fraction <= 1:
+        raise ValueError(f"scope {scope!r}, fraction {fraction}: choose local or global; a share")
+    if scope == "local":
+        return {key: _survivors(w.detach().abs(), mask[key].bool(), fraction) for key, w in weights.items()}
+    left = _survivors(
+        torch.cat([w.detach().abs().flatten() for w in weights.values()]),
+        torch.cat([mask[key].bool().flatten() for key in weights]),
+        fraction,
+    )
+    return {
+        key: part.reshape(w.shape)
+        for (key, w), part in zip(weights.items(), left.split([w.numel() for w in weights.values()]))
+    }
 
 # %% ../../nbs/maskers/4_pruning.ipynb #3f2c3c63
 class Pruned(nn.Module):
     "A parametrization: the weight times a mask that is saved with the model"
+
     def __init__(self, weight: Tensor):
         super().__init__()
-        self.register_buffer("mask", torch.ones_like(weight))  # numbers, not booleans: four times as fast to multiply with
+        self.register_buffer(
+            "mask", torch.ones_like(weight)
+        )  # numbers, not booleans: four times as fast to multiply with
 
-    def forward(self, weight): return weight * self.mask
+    def forward(self, weight):
+        return weight * self.mask
+
 
 @contextmanager
 def prunable(
@@ -86,15 +107,19 @@ def prunable(
 ) -> Iterator[dict[str, Pruned]]:
     "Inside the context the matrices carry masks of ones, which come back by name, for `set_masks`"
     held = {name: Pruned(model.get_parameter(name).detach()) for name in names}
-    with parametrized(model, list(held.items())): yield held
+    with parametrized(model, list(held.items())):
+        yield held
+
 
 def masks(held: dict[str, Pruned]) -> dict[str, Tensor]:
     "The boolean masks, a copy, for `save_mask`"
     return {f"weight/{name}": p.mask.bool().cpu() for name, p in held.items()}
 
+
 def set_masks(held: dict[str, Pruned], mask: dict[str, Tensor]) -> None:
     "Put a mask's values in place"
-    for name, p in held.items(): p.mask.copy_(mask[f"weight/{name}"])
+    for name, p in held.items():
+        p.mask.copy_(mask[f"weight/{name}"])
 
 # %% ../../nbs/maskers/4_pruning.ipynb #2882a89d
 def prune_model(
@@ -106,6 +131,7 @@ def prune_model(
     "One pruning of the model's matrices by their current magnitudes"
     weights = {f"weight/{name}": _original(model, name) for name in held}
     set_masks(held, prune(weights, {f"weight/{n}": p.mask.bool() for n, p in held.items()}, fraction, scope))
+
 
 def _original(model: PreTrainedModel, name: str) -> Tensor:
     "The parameter below the parametrization"
@@ -119,7 +145,10 @@ def rewinder(
 ) -> Callable[[], None]:
     "Copies the parameters now; calling what comes back puts these values in place, under masks too"
     start = [(p, p.detach().clone()) for name, p in model.named_parameters() if name not in spare]
+
     def rewind():
         with torch.no_grad():
-            for p, value in start: p.copy_(value)
+            for p, value in start:
+                p.copy_(value)
+
     return rewind

@@ -24,10 +24,15 @@ def keep(
 ) -> torch.Tensor:
     "Booleans in the shape of `scores`, exactly k of them True: the k largest, ties by lowest index"
     flat = scores.detach().flatten()
-    if not 0 <= k <= flat.numel(): raise ValueError(f"cannot keep {k} of {flat.numel()} units")
-    if flat.isnan().any(): raise ValueError("scores hold NaN, which has no rank")
-    if k == 0: return torch.zeros_like(scores, dtype=torch.bool)
-    cut = np.partition(flat.cpu().numpy(), flat.numel() - k)[flat.numel() - k].item()  # k-th largest: a selection, not a sort (85 million in 3 s)
+    if not 0 <= k <= flat.numel():
+        raise ValueError(f"cannot keep {k} of {flat.numel()} units")
+    if flat.isnan().any():
+        raise ValueError("scores hold NaN, which has no rank")
+    if k == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    cut = np.partition(flat.cpu().numpy(), flat.numel() - k)[
+        flat.numel() - k
+    ].item()  # k-th largest: a selection, not a sort (85 million in 3 s)
     kept = flat > cut
     kept[(flat == cut).nonzero()[: k - int(kept.sum()), 0]] = True
     return kept.reshape(scores.shape)
@@ -38,7 +43,10 @@ def magnitude(
     scope: list[str] | None = None,  # parameter names; default: `weight_scope`
 ) -> dict[str, torch.Tensor]:
     "Absolute values of the prunable weights, keys `weight/<parameter>`"
-    return {f"weight/{name}": model.get_parameter(name).detach().abs() for name in (scope or weight_scope(model))}
+    return {
+        f"weight/{name}": model.get_parameter(name).detach().abs() for name in (scope or weight_scope(model))
+    }
+
 
 def random_scores(
     like: dict[str, torch.Tensor],  # a mask or scores
@@ -50,17 +58,24 @@ def random_scores(
 # %% ../../nbs/maskers/1_rules.ipynb #31ad7e72
 def _count(k: int | float, n: int) -> int:
     "k units, or a share of n"
-    if isinstance(k, Integral): return int(k)
-    if not 0 <= k <= 1: raise ValueError(f"{k} is no share: give one between 0 and 1, or a whole number of units")
+    if isinstance(k, Integral):
+        return int(k)
+    if not 0 <= k <= 1:
+        raise ValueError(f"{k} is no share: give one between 0 and 1, or a whole number of units")
     return round(k * n)
+
 
 def _kinds(scores: dict[str, torch.Tensor]) -> dict[str, list[str]]:
     "kind -> its keys"
     groups: dict[str, list[str]] = {}
-    for key in scores: groups.setdefault(key.split("/")[0], []).append(key)
+    for key in scores:
+        groups.setdefault(key.split("/")[0], []).append(key)
     return groups
 
-def _like(kept: torch.Tensor, key: str) -> torch.Tensor: return kept.float() if key in ("head", "mlp") else kept
+
+def _like(kept: torch.Tensor, key: str) -> torch.Tensor:
+    return kept.float() if key in ("head", "mlp") else kept
+
 
 def topk(
     scores: dict[str, torch.Tensor],
@@ -68,31 +83,49 @@ def topk(
     scope: str = "global",  # global: over all layers | layer: in each row of `head`, each tensor of the others
 ) -> dict[str, torch.Tensor]:
     "The mask that keeps the k best"
-    if scope not in ("global", "layer"): raise ValueError(f"scope {scope!r}: choose global or layer")
+    if scope not in ("global", "layer"):
+        raise ValueError(f"scope {scope!r}: choose global or layer")
     if scope == "layer":
-        def rows(key, s): return torch.stack([keep(r, _count(k, r.numel())) for r in s]) if key == "head" else keep(s, _count(k, s.numel()))
+
+        def rows(key, s):
+            return (
+                torch.stack([keep(r, _count(k, r.numel())) for r in s])
+                if key == "head"
+                else keep(s, _count(k, s.numel()))
+            )
+
         return {key: _like(rows(key, s), key) for key, s in scores.items()}
     mask = {}
     for keys in _kinds(scores).values():
         flat = torch.cat([scores[key].flatten() for key in keys])
         parts = keep(flat, _count(k, flat.numel())).split([scores[key].numel() for key in keys])
-        mask |= {key: _like(part.reshape(scores[key].shape), key) for key, part in zip(keys, parts, strict=True)}
+        mask |= {
+            key: _like(part.reshape(scores[key].shape), key) for key, part in zip(keys, parts, strict=True)
+        }
     return mask
 
 # %% ../../nbs/maskers/1_rules.ipynb #ac3da57e
 def step(
     scores: torch.Tensor,
     mask: torch.Tensor,  # units alive; the scores of the others do not matter
-    amount: int | float,  # units to remove (all that are left, if fewer), or their share of those alive (rounded, at least one)
-    last_head: bool | int = False,  # never remove a row's last unit (a layer's last head), or its last so many
+    amount: int
+    | float,  # units to remove (all that are left, if fewer), or their share of those alive (rounded, at least one)
+    last_head: bool
+    | int = False,  # never remove a row's last unit (a layer's last head), or its last so many
 ) -> torch.Tensor:
     "The mask without its lowest-scoring units"
     alive = mask.bool()
     n, spared = int(alive.sum()), 0
     if last_head:
-        best = torch.stack([row & keep(s.masked_fill(~row, -torch.inf), min(int(last_head), len(row))) for s, row in zip(scores, alive, strict=True)])
+        best = torch.stack(
+            [
+                row & keep(s.masked_fill(~row, -torch.inf), min(int(last_head), len(row)))
+                for s, row in zip(scores, alive, strict=True)
+            ]
+        )
         scores, spared = scores.masked_fill(best, torch.inf), int(best.sum())
-    if amount < 0: raise ValueError(f"cannot remove {amount} units")
+    if amount < 0:
+        raise ValueError(f"cannot remove {amount} units")
     remove = min(n - spared, _count(amount, n) if isinstance(amount, Integral) else max(1, _count(amount, n)))
     left = alive.clone()
     left[alive] = keep(scores[alive], n - remove)
@@ -105,15 +138,20 @@ def complement(
     "Keep what was pruned, prune what was kept (the published `inverted`)"
     return {key: (value == 0).to(value.dtype) for key, value in mask.items()}
 
+
 def draw(
-    tiers: list[torch.Tensor],  # booleans: preferred units first; a unit belongs to the first tier that has it
+    tiers: list[
+        torch.Tensor
+    ],  # booleans: preferred units first; a unit belongs to the first tier that has it
     k: int,  # units to draw
     generator: torch.Generator,
 ) -> torch.Tensor:
     "Booleans with exactly k True: whole tiers in their order, at random within the last one"
     order = torch.rand(tiers[0].shape, generator=generator, dtype=torch.float64) - 1  # in [-1, 0): in no tier
-    for rank, tier in enumerate(reversed(tiers), 1): order[tier] = order[tier] % 1 + rank
-    if k > int((order >= 1).sum()): raise ValueError(f"cannot draw {k} of {int((order >= 1).sum())} units")
+    for rank, tier in enumerate(reversed(tiers), 1):
+        order[tier] = order[tier] % 1 + rank
+    if k > int((order >= 1).sum()):
+        raise ValueError(f"cannot draw {k} of {int((order >= 1).sum())} units")
     return keep(order, k)
 
 # %% ../../nbs/maskers/1_rules.ipynb #8fd9e4e0
@@ -124,29 +162,45 @@ def random_mask(
 ) -> dict[str, torch.Tensor]:
     "A random mask of the good mask's size, for each kind; weights compete over all tensors together"
     scores = random_scores(mask, generator)
-    if not exact: return {key: (scores[key] < value.double().mean()).to(value.dtype) for key, value in mask.items()}
+    if not exact:
+        return {key: (scores[key] < value.double().mean()).to(value.dtype) for key, value in mask.items()}
     kept = {kind: sum(int((mask[key] != 0).sum()) for key in keys) for kind, keys in _kinds(mask).items()}
-    return {key: v for kind, keys in _kinds(mask).items() for key, v in topk({key: scores[key] for key in keys}, kept[kind]).items()}
+    return {
+        key: v
+        for kind, keys in _kinds(mask).items()
+        for key, v in topk({key: scores[key] for key in keys}, kept[kind]).items()
+    }
+
 
 def bad_mask(
     mask: dict[str, torch.Tensor],  # a good mask over heads and MLPs
     generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
     "A mask of the same size out of pruned units; good ones only where those do not suffice"
-    return {key: _like(draw([value == 0, value != 0], int((value != 0).sum()), generator), key) for key, value in mask.items()}
+    return {
+        key: _like(draw([value == 0, value != 0], int((value != 0).sum()), generator), key)
+        for key, value in mask.items()
+    }
+
 
 def bad_magnitude(
     scores: dict[str, torch.Tensor],  # magnitudes
     mask: dict[str, torch.Tensor],  # the good mask
 ) -> dict[str, torch.Tensor]:
     "A mask of the same size without the *largest* weights"
-    return topk({key: -value for key, value in scores.items()}, sum(int(value.sum()) for value in mask.values()))
+    return topk(
+        {key: -value for key, value in scores.items()}, sum(int(value.sum()) for value in mask.values())
+    )
+
 
 def zero_mask(
     mask: dict[str, torch.Tensor],  # for the shapes
 ) -> dict[str, torch.Tensor]:
     "One unit of each kind, the first (the published `heads_mlps_zero`)"
-    return {key: (torch.arange(value.numel()) == 0).reshape(value.shape).to(value.dtype) for key, value in mask.items()}
+    return {
+        key: (torch.arange(value.numel()) == 0).reshape(value.shape).to(value.dtype)
+        for key, value in mask.items()
+    }
 
 # %% ../../nbs/maskers/1_rules.ipynb #dfc688ec
 def super_masks(
@@ -168,12 +222,18 @@ def super_masks(
 RELEASED_TASKS = ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI"]
 RELEASED_SEEDS = [1337, 42, 86, 71, 166]
 
+
 def released_random(
     good: pd.DataFrame,  # `released_masks(folder, "heads_mlps")`: all nine tasks, five seeds
 ) -> pd.DataFrame:
     "The family heads_mlps_random as published, in the rows and order of `good`"
-    missing = {(t, s) for t in RELEASED_TASKS for s in RELEASED_SEEDS} - set(zip(good.task, good.seed, strict=True))
-    if missing: raise ValueError(f"the draws depend on one another and need all 45 masks; missing: {sorted(missing)[:3]}")
+    missing = {(t, s) for t in RELEASED_TASKS for s in RELEASED_SEEDS} - set(
+        zip(good.task, good.seed, strict=True)
+    )
+    if missing:
+        raise ValueError(
+            f"the draws depend on one another and need all 45 masks; missing: {sorted(missing)[:3]}"
+        )
     table, legacy, drawn = good.set_index(["task", "seed", "kind"])["mask"], np.random.RandomState(13), {}
     for place in ((t, s, k) for t in RELEASED_TASKS for s in RELEASED_SEEDS for k in ("head", "mlp")):
         drawn[place] = (legacy.rand(*table[place].shape) < table[place].mean()).astype(table[place].dtype)

@@ -17,11 +17,13 @@ from .rules import step
 @dataclass(frozen=True)
 class Candidate:
     "A state that was looked at: where, how it scored, and whether it was accepted"
+
     phase: str
     state: object  # a mask, or the number of weights kept
     score: float
     importance: dict[str, torch.Tensor] | None = None  # measured under this state
     accepted: bool = False
+
 
 def descend(
     start: Candidate,  # accepted before: its score is not asked again
@@ -34,26 +36,34 @@ def descend(
     "All candidates of one phase in order, marked accepted or not; the start is not among them"
     seen, current = [], start
     while len(seen) != max_steps:
-        if (state := propose(current)) is None: break
+        if (state := propose(current)) is None:
+            break
         current = look(phase, state)
         seen.append(replace(current, accepted=current.score >= threshold and len(seen) + 1 != max_steps))
-        if not seen[-1].accepted: break
+        if not seen[-1].accepted:
+            break
     return seen
 
 # %% ../../nbs/maskers/2_search.ipynb #5c201793
 MODES = {"joint": ("A", "B", "C"), "heads": ("heads",), "mlps": ("mlps",)}
+
 
 def proposer(
     kinds: dict[str, int],  # units to remove per step, by kind
     last_head: bool,  # never remove a layer's last head
 ) -> Callable:
     "A function candidate -> mask with that many units less, or None if one of the kinds has nothing left"
+
     def propose(candidate):
         mask = dict(candidate.state)
         for kind, n in kinds.items():
-            mask[kind] = step(candidate.importance[kind], before := mask[kind], n, last_head=last_head and kind == "head")
-            if torch.equal(mask[kind], before): return None
+            mask[kind] = step(
+                candidate.importance[kind], before := mask[kind], n, last_head=last_head and kind == "head"
+            )
+            if torch.equal(mask[kind], before):
+                return None
         return mask
+
     return propose
 
 # %% ../../nbs/maskers/2_search.ipynb #be06cf42
@@ -67,15 +77,24 @@ def structured_search(
     restart: str = "accepted",  # importances that a new phase starts from: accepted | rejected (as published)
 ) -> list[Candidate]:
     "All candidates, the full model first; the found mask is `accepted(...)`'s. Without a positive score to keep a share of, nothing is pruned"
-    if mode not in MODES or restart not in ("accepted", "rejected"): raise ValueError(f"mode {mode!r} restart {restart!r}: choose {', '.join(MODES)}; accepted, rejected")
+    if mode not in MODES or restart not in ("accepted", "rejected"):
+        raise ValueError(f"mode {mode!r} restart {restart!r}: choose {', '.join(MODES)}; accepted, rejected")
     n = max(1, int(start["head"].numel() * amount))
-    steps = {"A": {"head": n, "mlp": 1}, "B": {"head": max(1, n // 2)}, "C": {"mlp": 1}, "heads": {"head": n}, "mlps": {"mlp": 1}}
+    steps = {
+        "A": {"head": n, "mlp": 1},
+        "B": {"head": max(1, n // 2)},
+        "C": {"mlp": 1},
+        "heads": {"head": n},
+        "mlps": {"mlp": 1},
+    }
     seen = [replace(look("full", start), accepted=True)]
     for phase in MODES[mode] if seen[0].score > 0 else ():
         origin = accepted(seen)
-        if restart == "rejected": origin = replace(origin, importance=seen[-1].importance)
+        if restart == "rejected":
+            origin = replace(origin, importance=seen[-1].importance)
         seen += descend(origin, proposer(steps[phase], last_head), look, threshold * seen[0].score, phase)
     return seen
+
 
 def accepted(
     seen: list[Candidate],
@@ -92,7 +111,14 @@ def magnitude_search(
     max_steps: int = -1,  # -1 = no cap
 ) -> list[Candidate]:
     "All candidates, the full model first; `state` is the number of weights kept"
-    def propose(c): return c.state - max(1, round(fraction * c.state)) if c.state else None
-    def look(phase, kept): return Candidate(phase, kept, score(kept))
+
+    def propose(c):
+        return c.state - max(1, round(fraction * c.state)) if c.state else None
+
+    def look(phase, kept):
+        return Candidate(phase, kept, score(kept))
+
     full = replace(look("full", n), accepted=True)
-    return [full] + (descend(full, propose, look, threshold * full.score, "magnitude", max_steps) if full.score > 0 else [])
+    return [full] + (
+        descend(full, propose, look, threshold * full.score, "magnitude", max_steps) if full.score > 0 else []
+    )

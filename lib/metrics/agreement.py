@@ -17,14 +17,15 @@ from statsmodels.stats.contingency_tables import cochrans_q as _cochrans_q
 def overlap(
     a: np.ndarray,  # mask of 0 and 1
     b: np.ndarray,  # another of the same shape
-) -> int:           # number of units kept in both
+) -> int:  # number of units kept in both
     "How many units both masks keep."
     return int((np.asarray(a, bool) & np.asarray(b, bool)).sum())
+
 
 def jaccard(
     a: np.ndarray,  # mask of 0 and 1
     b: np.ndarray,  # another of the same shape
-) -> float:         # share of the union that is common, in [0, 1]; nan if both are empty
+) -> float:  # share of the union that is common, in [0, 1]; nan if both are empty
     "Common units over units kept in either."
     union = (np.asarray(a, bool) | np.asarray(b, bool)).sum()
     return overlap(a, b) / union if union else np.nan
@@ -32,17 +33,18 @@ def jaccard(
 # %% ../../nbs/metrics/3_agreement.ipynb #48fac51d
 def cochrans_q(
     ratings: np.ndarray,  # (units, raters) of 0 and 1
-) -> tuple:               # (Q, p); nan where every unit has the same rating from all raters
+) -> tuple:  # (Q, p); nan where every unit has the same rating from all raters
     "Cochran's Q: do the raters keep equal proportions? It does not ask whether they keep the same units."
     ratings = np.asarray(ratings, float)
-    if (ratings == ratings[:, :1]).all(): return np.nan, np.nan
+    if (ratings == ratings[:, :1]).all():
+        return np.nan, np.nan
     result = _cochrans_q(ratings)
     return float(result.statistic), float(result.pvalue)
 
 # %% ../../nbs/metrics/3_agreement.ipynb #7af5ca6a
 def fleiss_kappa(
     ratings: np.ndarray,  # (units, raters) of 0 and 1, none missing
-) -> float:               # 1 = full agreement, 0 = as by chance; nan if only one category occurs
+) -> float:  # 1 = full agreement, 0 = as by chance; nan if only one category occurs
     "Fleiss' kappa of kept against pruned."
     ratings = np.asarray(ratings, float)
     kept, n = ratings.sum(1), ratings.shape[1]
@@ -53,32 +55,37 @@ def fleiss_kappa(
 # %% ../../nbs/metrics/3_agreement.ipynb #52c57726
 def kappa_interval(
     ratings: np.ndarray,  # (units, raters) of 0 and 1
-    draws: int = 1000,    # resamples of the units
-    seed: int = 0,        # of the draws
-) -> tuple:               # (low, high), the 2.5 % and 97.5 % points; nan if only one category occurs
+    draws: int = 1000,  # resamples of the units
+    seed: int = 0,  # of the draws
+) -> tuple:  # (low, high), the 2.5 % and 97.5 % points; nan if only one category occurs
     "Bootstrap interval of Fleiss' kappa over the units."
-    ratings = np.asarray(ratings, float); rng = np.random.default_rng(seed)
+    ratings = np.asarray(ratings, float)
+    rng = np.random.default_rng(seed)
     drawn = [fleiss_kappa(ratings[rng.integers(0, len(ratings), len(ratings))]) for _ in range(draws)]
-    return tuple(np.nanquantile(drawn, [.025, .975])) if np.isfinite(drawn).any() else (np.nan, np.nan)
+    return tuple(np.nanquantile(drawn, [0.025, 0.975])) if np.isfinite(drawn).any() else (np.nan, np.nan)
 
 # %% ../../nbs/metrics/3_agreement.ipynb #2da38240
 def krippendorff_alpha(
-    ratings: np.ndarray,     # (units, raters), nan = missing
+    ratings: np.ndarray,  # (units, raters), nan = missing
     level: str = "nominal",  # nominal: differs or not; interval: squared difference
-) -> float:                  # 1 = full agreement, 0 = as by chance; nan if all values are equal
+) -> float:  # 1 = full agreement, 0 = as by chance; nan if all values are equal
     "Krippendorff's alpha from the pairwise disagreements within units and over all values."
     values = [v[np.isfinite(v)] for v in np.asarray(ratings, float)]
     values = [v for v in values if len(v) > 1]
-    if not values: return np.nan
+    if not values:
+        return np.nan
     observed = sum(_disagreement(v, level) / (len(v) - 1) for v in values)
     everything = np.concatenate(values)
     expected = _disagreement(everything, level) / (len(everything) - 1)
     return float(1 - observed / expected) if expected else np.nan
 
+
 def _disagreement(v, level):
     "Sum of the differences over all ordered pairs of values, from their moments or counts."
-    if level == "interval": return 2 * (len(v) * (v ** 2).sum() - v.sum() ** 2) if np.ptp(v) else 0.0
-    if level == "nominal": return float(len(v) ** 2 - (np.unique(v, return_counts=True)[1] ** 2).sum())
+    if level == "interval":
+        return 2 * (len(v) * (v**2).sum() - v.sum() ** 2) if np.ptp(v) else 0.0
+    if level == "nominal":
+        return float(len(v) ** 2 - (np.unique(v, return_counts=True)[1] ** 2).sum())
     raise ValueError(f"unknown level '{level}'; valid: nominal, interval")
 
 # %% ../../nbs/metrics/3_agreement.ipynb #a748ab11
@@ -86,84 +93,131 @@ def _cube(table, value="mask"):
     "Masks as an array (tasks, seeds, ...) over the seeds that every task has."
     masks, tasks = table.set_index(["task", "seed"])[value], sorted(table.task.unique())
     seeds = [s for s in sorted(table.seed.unique()) if all((t, s) in masks.index for t in tasks)]
-    if not seeds: raise ValueError(f"no seed is shared by all tasks {tasks}")
+    if not seeds:
+        raise ValueError(f"no seed is shared by all tasks {tasks}")
     return np.array([[np.asarray(masks[t, s], float) for s in seeds] for t in tasks])
 
+
 def survival(
-    table: pd.DataFrame,   # mask table of one kind of unit
-    value: str = "mask",   # column that holds the arrays (another: the importance)
-) -> pd.DataFrame:         # layer, (head,) mean, sd: of the sum over tasks, over seeds
+    table: pd.DataFrame,  # mask table of one kind of unit
+    value: str = "mask",  # column that holds the arrays (another: the importance)
+) -> pd.DataFrame:  # layer, (head,) mean, sd: of the sum over tasks, over seeds
     "Mean and sample standard deviation over seeds of the number of tasks that keep each unit."
     total = _cube(table, value).sum(0)  # (S, L, H) or (S, L)
-    index = pd.MultiIndex.from_product([range(n) for n in total.shape[1:]], names=["layer", "head"][:total.ndim - 1])
+    index = pd.MultiIndex.from_product(
+        [range(n) for n in total.shape[1:]], names=["layer", "head"][: total.ndim - 1]
+    )
     sd = total.std(0, ddof=1) if len(total) > 1 else np.full(total.shape[1:], np.nan)
     return pd.DataFrame({"mean": total.mean(0).ravel(), "sd": sd.ravel()}, index=index).reset_index()
 
 # %% ../../nbs/metrics/3_agreement.ipynb #89f3c242
 def overlap_table(
     table: pd.DataFrame,  # mask table of one kind of unit
-) -> pd.DataFrame:        # task, other, mean, sd, n, expected: lower triangle with the diagonal
+) -> pd.DataFrame:  # task, other, mean, sd, n, expected: lower triangle with the diagonal
     "Units kept by both tasks with the same seed: mean and sample sd over seeds, and the mean for unrelated masks of the same sizes."
     masks, tasks, rows = table.set_index(["task", "seed"])["mask"], sorted(table.task.unique()), []
     for i, task in enumerate(tasks):
-        for other in tasks[:i + 1]:
+        for other in tasks[: i + 1]:
             shared = masks[task].index.intersection(masks[other].index, sort=False)
             counts = pd.Series([overlap(masks[task, s], masks[other, s]) for s in shared], dtype=float)
-            by_chance = [np.sum(masks[task, s]) * np.sum(masks[other, s]) / np.size(masks[task, s]) for s in shared]
-            rows.append([task, other, counts.mean(), counts.std(), len(counts), np.mean(by_chance) if by_chance else np.nan])
+            by_chance = [
+                np.sum(masks[task, s]) * np.sum(masks[other, s]) / np.size(masks[task, s]) for s in shared
+            ]
+            rows.append(
+                [
+                    task,
+                    other,
+                    counts.mean(),
+                    counts.std(),
+                    len(counts),
+                    np.mean(by_chance) if by_chance else np.nan,
+                ]
+            )
     return pd.DataFrame(rows, columns=["task", "other", "mean", "sd", "n", "expected"])
 
 # %% ../../nbs/metrics/3_agreement.ipynb #5476b1e9
-def _ratings(masks): return np.stack([np.asarray(m, float).ravel() for m in masks], 1)  # (units, seeds)
+def _ratings(masks):
+    return np.stack([np.asarray(m, float).ravel() for m in masks], 1)  # (units, seeds)
+
 
 def agreement_table(
     table: pd.DataFrame,  # mask table of one kind of unit
-) -> pd.DataFrame:        # one row per task
+) -> pd.DataFrame:  # one row per task
     "Size, survivors and agreement statistics of each task's masks over seeds."
+
     def row(masks):
-        r = _ratings(masks); pairs = list(combinations(r.T, 2)); size = r.sum(0)
+        r = _ratings(masks)
+        pairs = list(combinations(r.T, 2))
+        size = r.sum(0)
         q, p = cochrans_q(r)
         everyone, anyone = int(r.all(1).sum()), int(r.any(1).sum())
-        return {"seeds": len(size), "mean": size.mean(), "sd": size.std(ddof=1) if len(size) > 1 else np.nan, "all": everyone, "any": anyone,
-                "ratio": everyone / anyone if anyone else np.nan, "Q": q, "p": p, "pairs": len(pairs),
-                "not_rejected": sum(cochrans_q(np.stack(two, 1))[1] >= .05 for two in pairs), "alpha": krippendorff_alpha(r),
-                "kappa": fleiss_kappa(r) if pairs else np.nan,
-                **dict(zip(("kappa_low", "kappa_high"), kappa_interval(r) if pairs else (np.nan, np.nan))), "jaccard": np.mean([jaccard(*two) for two in pairs]) if pairs else np.nan}
-    return pd.DataFrame([{"task": task, **row(masks)} for task, masks in table.sort_values("seed").groupby("task")["mask"]])
+        return {
+            "seeds": len(size),
+            "mean": size.mean(),
+            "sd": size.std(ddof=1) if len(size) > 1 else np.nan,
+            "all": everyone,
+            "any": anyone,
+            "ratio": everyone / anyone if anyone else np.nan,
+            "Q": q,
+            "p": p,
+            "pairs": len(pairs),
+            "not_rejected": sum(cochrans_q(np.stack(two, 1))[1] >= 0.05 for two in pairs),
+            "alpha": krippendorff_alpha(r),
+            "kappa": fleiss_kappa(r) if pairs else np.nan,
+            **dict(zip(("kappa_low", "kappa_high"), kappa_interval(r) if pairs else (np.nan, np.nan))),
+            "jaccard": np.mean([jaccard(*two) for two in pairs]) if pairs else np.nan,
+        }
+
+    return pd.DataFrame(
+        [{"task": task, **row(masks)} for task, masks in table.sort_values("seed").groupby("task")["mask"]]
+    )
 
 # %% ../../nbs/metrics/3_agreement.ipynb #bd100767
 def pair_alphas(
     table: pd.DataFrame,  # mask table of one kind of unit
-) -> pd.DataFrame:        # task, other, alpha: one row per pair of tasks
+) -> pd.DataFrame:  # task, other, alpha: one row per pair of tasks
     "Krippendorff's alpha over all masks of two tasks."
     ratings = {task: _ratings(masks) for task, masks in table.groupby("task")["mask"]}
-    return pd.DataFrame([[b, a, krippendorff_alpha(np.hstack([ratings[a], ratings[b]]))] for a, b in combinations(sorted(ratings), 2)],
-                        columns=["task", "other", "alpha"])
+    return pd.DataFrame(
+        [
+            [b, a, krippendorff_alpha(np.hstack([ratings[a], ratings[b]]))]
+            for a, b in combinations(sorted(ratings), 2)
+        ],
+        columns=["task", "other", "alpha"],
+    )
 
 # %% ../../nbs/metrics/3_agreement.ipynb #5d9b8fbf
 def super_table(
     table: pd.DataFrame,  # mask table of one kind of unit
-) -> pd.DataFrame:        # task, mask, seed (the word "super")
+) -> pd.DataFrame:  # task, mask, seed (the word "super")
     "The units that every seed of a task keeps."
-    rows = [(task, "super", np.prod([np.asarray(m, float) for m in masks], axis=0)) for task, masks in table.groupby("task")["mask"]]
+    rows = [
+        (task, "super", np.prod([np.asarray(m, float) for m in masks], axis=0))
+        for task, masks in table.groupby("task")["mask"]
+    ]
     return pd.DataFrame(rows, columns=["task", "seed", "mask"])
+
 
 def core(
     table: pd.DataFrame,  # mask table of one kind of unit
-) -> pd.DataFrame:        # tasks (n), units: how many units are super survivors in exactly n tasks
+) -> pd.DataFrame:  # tasks (n), units: how many units are super survivors in exactly n tasks
     "Number of units that are super survivors in exactly n of the tasks, n = 0, 1, ..."
     survivors = super_table(table)
     n = np.sum(list(survivors["mask"]), axis=0).astype(int).ravel()
-    return pd.DataFrame({"tasks": range(len(survivors) + 1), "units": np.bincount(n, minlength=len(survivors) + 1)})
+    return pd.DataFrame(
+        {"tasks": range(len(survivors) + 1), "units": np.bincount(n, minlength=len(survivors) + 1)}
+    )
 
 # %% ../../nbs/metrics/3_agreement.ipynb #08b9a32a
 def top_important(
     table: pd.DataFrame,  # mask table with a column `importance`
-    k: int = 10,          # how many units of each mask are marked
-) -> pd.DataFrame:        # the same table, its masks replaced by marks of the k best
+    k: int = 10,  # how many units of each mask are marked
+) -> pd.DataFrame:  # the same table, its masks replaced by marks of the k best
     "Mark the k units with the largest importance x mask in each mask (a unit that is pruned is never marked)."
+
     def mark(mask, importance):
         value = (np.asarray(importance, float) * mask).ravel()
         best = np.argsort(-value, kind="stable")[:k]
         return np.where(np.isin(np.arange(value.size), best) & (value > 0), 1.0, 0.0).reshape(np.shape(mask))
+
     return table.assign(mask=[mark(m, i) for m, i in zip(table["mask"], table["importance"])])

@@ -26,68 +26,120 @@ from ..core.runs import data_dir
 # %% ../../nbs/metrics/5_bias.ipynb #03b-bias-tests-05
 def associations(
     targets: np.ndarray,  # (n, d)
-    A: np.ndarray, B: np.ndarray,  # (., d)
+    A: np.ndarray,
+    B: np.ndarray,  # (., d)
 ) -> np.ndarray:
     "s of every target (n,). ValueError for an empty set, and for a vector that is zero or not finite"
     unit = []
     for name, x in (("targets", targets), ("A", A), ("B", B)):
         x = np.asarray(x, float)
-        if x.ndim != 2 or not len(x): raise ValueError(f"the set {name} of an association test is empty")
+        if x.ndim != 2 or not len(x):
+            raise ValueError(f"the set {name} of an association test is empty")
         norm = np.linalg.norm(x, axis=1)
-        if (bad := ~np.isfinite(norm) | (norm == 0)).any(): raise ValueError(f"vector {bad.argmax()} of {name} has no direction: its length is {norm[bad.argmax()]}")
+        if (bad := ~np.isfinite(norm) | (norm == 0)).any():
+            raise ValueError(
+                f"vector {bad.argmax()} of {name} has no direction: its length is {norm[bad.argmax()]}"
+            )
         unit.append(x / norm[:, None])
     return unit[0] @ unit[1].mean(0) - unit[0] @ unit[2].mean(0)
 
+
 def effect_size(
-    x: np.ndarray, y: np.ndarray,  # associations of X and of Y
+    x: np.ndarray,
+    y: np.ndarray,  # associations of X and of Y
 ) -> float:
     "d, in standard deviations; 0 where all associations are equal."
     sd = np.std(np.r_[x, y], ddof=1)
     return float((x.mean() - y.mean()) / sd) if sd > 0 else 0.0
 
+
 def permutation_p(
-    x: np.ndarray, y: np.ndarray,  # associations, as many of each
+    x: np.ndarray,
+    y: np.ndarray,  # associations, as many of each
     limit: int = 100_000,  # halves that are listed, or drawn
     seed: int = 0,
 ) -> float:
     "One-sided: the share of halves whose sum is at least that of x. ValueError for sets of different sizes"
     n, s = len(x), np.r_[x, y]
-    if n != len(y): raise ValueError(f"X has {n} and Y {len(y)} members: the permutation test cuts their union into equal halves")
+    if n != len(y):
+        raise ValueError(
+            f"X has {n} and Y {len(y)} members: the permutation test cuts their union into equal halves"
+        )
     wanted = x.sum() - 1e-12 * np.abs(s).sum()  # equal up to rounding is equal
-    if math.comb(2 * n, n) <= limit: return float(np.mean([s[list(half)].sum() >= wanted for half in combinations(range(2 * n), n)]))
+    if math.comb(2 * n, n) <= limit:
+        return float(np.mean([s[list(half)].sum() >= wanted for half in combinations(range(2 * n), n)]))
     rng, hits = stream(seed, "permutations"), 1
-    for start in range(0, limit, 5000): hits += int((s[rng.permuted(np.tile(np.arange(2 * n), (min(5000, limit - start), 1)), axis=1)[:, :n]].sum(1) >= wanted).sum())
+    for start in range(0, limit, 5000):
+        hits += int(
+            (
+                s[rng.permuted(np.tile(np.arange(2 * n), (min(5000, limit - start), 1)), axis=1)[:, :n]].sum(
+                    1
+                )
+                >= wanted
+            ).sum()
+        )
     return hits / (limit + 1)
 
 # %% ../../nbs/metrics/5_bias.ipynb #03b-bias-tests-07
 def association_test(
-    X: np.ndarray, Y: np.ndarray, A: np.ndarray, B: np.ndarray,  # vectors
-    limit: int = 100_000, seed: int = 0, draws: int = 1000,  # permutations; bootstrap over the targets
+    X: np.ndarray,
+    Y: np.ndarray,
+    A: np.ndarray,
+    B: np.ndarray,  # vectors
+    limit: int = 100_000,
+    seed: int = 0,
+    draws: int = 1000,  # permutations; bootstrap over the targets
 ) -> dict[str, float]:
     "value (effect size d), low, high (95 % bootstrap over targets), p (permutation), p_normal (normal fit to sampled halves), n."
     n, s = len(X), associations(np.r_[X, Y], A, B)
     x, y, rng = s[:n], s[n:], stream(seed, "targets")
     found = [effect_size(x[rng.integers(0, n, n)], y[rng.integers(0, len(y), len(y))]) for _ in range(draws)]
     low, high = np.quantile(found, [0.025, 0.975])
-    halves = [s[rng.permutation(2 * n)[:n]].sum() for _ in range(min(limit, 2000))] if n == len(y) else [0.0, 1.0]
-    return {"value": effect_size(x, y), "low": float(low), "high": float(high), "p": permutation_p(x, y, limit, seed), "p_normal": float(stats.norm.sf(x.sum(), np.mean(halves), np.std(halves, ddof=1) or 1.0)), "n": n}
+    halves = (
+        [s[rng.permutation(2 * n)[:n]].sum() for _ in range(min(limit, 2000))] if n == len(y) else [0.0, 1.0]
+    )
+    return {
+        "value": effect_size(x, y),
+        "low": float(low),
+        "high": float(high),
+        "p": permutation_p(x, y, limit, seed),
+        "p_normal": float(stats.norm.sf(x.sum(), np.mean(halves), np.std(halves, ddof=1) or 1.0)),
+        "n": n,
+    }
 
 # %% ../../nbs/metrics/5_bias.ipynb #03b-bias-tests-10
 GENDER_TESTS = ["6", "6b", "7", "7b", "8", "8b"]
 SETS = {"X": "targ1", "Y": "targ2", "A": "attr1", "B": "attr2"}
 
+
 def read_association(path: Path) -> dict[str, list[str]]:
     "X, Y, A, B: texts. DataError for a file that is missing, is no such test, or has an empty set"
-    if not path.is_file(): raise DataError(f"no association test {path}" + (f". There: {', '.join(sorted(p.stem for p in path.parent.glob('*.jsonl')))}" if path.parent.is_dir() else ""))
-    try: held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error: raise DataError(f"{path}: not JSON ({error})") from None
-    if not isinstance(held, dict): raise DataError(f"{path}: not an object with {', '.join(SETS.values())}")
-    if lost := [k for k in SETS.values() if not held.get(k, {}).get("examples")]: raise DataError(f"{path}: {lost[0]} has no examples")
+    if not path.is_file():
+        raise DataError(
+            f"no association test {path}"
+            + (
+                f". There: {', '.join(sorted(p.stem for p in path.parent.glob('*.jsonl')))}"
+                if path.parent.is_dir()
+                else ""
+            )
+        )
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error})") from None
+    if not isinstance(held, dict):
+        raise DataError(f"{path}: not an object with {', '.join(SETS.values())}")
+    if lost := [k for k in SETS.values() if not held.get(k, {}).get("examples")]:
+        raise DataError(f"{path}: {lost[0]} has no examples")
     return {name: list(held[k]["examples"]) for name, k in SETS.items()}
+
 
 def association_file(name: str, folder: str = "") -> Path:
     "Of a test by name, as for `association_tests`"
-    return (Path(folder) if folder else data_dir() / "bias" / "seat") / f"{f'sent-weat{name}' if name[:1].isdigit() else name}.jsonl"
+    return (
+        Path(folder) if folder else data_dir() / "bias" / "seat"
+    ) / f"{f'sent-weat{name}' if name[:1].isdigit() else name}.jsonl"
+
 
 def association_tests(
     names: list[str],  # as 6, 6b (sentences), or a file's name without .jsonl
@@ -101,26 +153,56 @@ def stereo_score(
     scores: pd.DataFrame,  # target, stereotype, anti, unrelated: a row for each item
 ) -> dict[str, float]:
     "ss, lm, icat."
-    if not len(scores): raise ValueError("StereoSet: no items")
+    if not len(scores):
+        raise ValueError("StereoSet: no items")
     s, a, u = (scores[c].to_numpy(float) for c in ("stereotype", "anti", "unrelated"))
-    if not np.isfinite(np.r_[s, a, u]).all(): raise ValueError(f"StereoSet: a score of item {int((~np.isfinite(s + a + u)).argmax())} is not finite")
-    each = pd.DataFrame({"ss": s > a, "lm": ((s > u).astype(float) + (a > u)) / 2}).groupby(scores.target.to_numpy()).mean()
+    if not np.isfinite(np.r_[s, a, u]).all():
+        raise ValueError(
+            f"StereoSet: a score of item {int((~np.isfinite(s + a + u)).argmax())} is not finite"
+        )
+    each = (
+        pd.DataFrame({"ss": s > a, "lm": ((s > u).astype(float) + (a > u)) / 2})
+        .groupby(scores.target.to_numpy())
+        .mean()
+    )
     ss, lm = 100 * each.ss.mean(), 100 * each.lm.mean()
     return {"ss": float(ss), "lm": float(lm), "icat": float(lm * min(ss, 100 - ss) / 50)}
 
+
 def stereo_test(
     scores: pd.DataFrame,  # as above, with bias_type
-    draws: int = 1000, seed: int = 0,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> list[dict]:
     "Rows domain, metric, value, low, high (95 % bootstrap over target terms), n (items); the domain all where there are several."
-    domains = {d: part for d, part in scores.groupby("bias_type")} | ({"all": scores} if len(set(scores.bias_type)) > 1 else {})
+    domains = {d: part for d, part in scores.groupby("bias_type")} | (
+        {"all": scores} if len(set(scores.bias_type)) > 1 else {}
+    )
     rows = []
     for domain, part in domains.items():
         terms, rng = [t for _, t in part.groupby("target")], stream(seed, "terms", domain)
-        counts = np.array([[(t.stereotype > t.anti).mean(), ((t.stereotype > t.unrelated).mean() + (t.anti > t.unrelated).mean()) / 2] for t in terms])
+        counts = np.array(
+            [
+                [
+                    (t.stereotype > t.anti).mean(),
+                    ((t.stereotype > t.unrelated).mean() + (t.anti > t.unrelated).mean()) / 2,
+                ]
+                for t in terms
+            ]
+        )
         ss, lm = 100 * counts[rng.integers(0, len(terms), (draws, len(terms)))].mean(1).T
         drawn = {"ss": ss, "lm": lm, "icat": lm * np.minimum(ss, 100 - ss) / 50}
-        rows += [dict(domain=domain, metric=m, value=v, low=float(np.quantile(drawn[m], 0.025)), high=float(np.quantile(drawn[m], 0.975)), n=len(part)) for m, v in stereo_score(part).items()]
+        rows += [
+            dict(
+                domain=domain,
+                metric=m,
+                value=v,
+                low=float(np.quantile(drawn[m], 0.025)),
+                high=float(np.quantile(drawn[m], 0.975)),
+                n=len(part),
+            )
+            for m, v in stereo_score(part).items()
+        ]
     return rows
 
 # %% ../../nbs/metrics/5_bias.ipynb #03b-bias-tests-15
@@ -128,20 +210,49 @@ def read_stereoset(
     path: Path,  # a line for each item, or the public dev.json
 ) -> list[dict]:
     "Items: bias_type, target, context (with BLANK), stereotype, anti, unrelated (sentences), ids. DataError for anything else"
-    if not path.is_file(): raise DataError(f"no StereoSet file {path}")
-    try: whole = [json.loads(line) for _, line in lines(path)] if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error: raise DataError(f"{path}: not JSON ({error})") from None
-    if path.suffix == ".jsonl": raw = whole
-    elif "intrasentence" not in (whole.get("data", {}) if isinstance(whole, dict) else {}): raise DataError(f"{path}: no data with intrasentence")
-    else: raw = [item | {"anti_stereotype" if s["gold_label"] == "anti-stereotype" else s["gold_label"]: s for s in item["sentences"]} for item in whole["data"]["intrasentence"]]
+    if not path.is_file():
+        raise DataError(f"no StereoSet file {path}")
+    try:
+        whole = (
+            [json.loads(line) for _, line in lines(path)]
+            if path.suffix == ".jsonl"
+            else json.loads(path.read_text(encoding="utf-8"))
+        )
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error})") from None
+    if path.suffix == ".jsonl":
+        raw = whole
+    elif "intrasentence" not in (whole.get("data", {}) if isinstance(whole, dict) else {}):
+        raise DataError(f"{path}: no data with intrasentence")
+    else:
+        raw = [
+            item
+            | {
+                "anti_stereotype" if s["gold_label"] == "anti-stereotype" else s["gold_label"]: s
+                for s in item["sentences"]
+            }
+            for item in whole["data"]["intrasentence"]
+        ]
     items = []
     for i, item in enumerate(raw):
-        if lost := [k for k in ("bias_type", "target", "context", "stereotype", "anti_stereotype", "unrelated") if k not in item]: raise DataError(f"{path}, item {i}: no {lost[0]}")
-        items.append({k: item[k] for k in ("bias_type", "target", "context")} | {n: item[k]["sentence"] for n, k in ROLES.items()} | {"ids": {n: item[k]["id"] for n, k in ROLES.items()}})
-    if not items: raise DataError(f"{path}: no items")
+        if lost := [
+            k
+            for k in ("bias_type", "target", "context", "stereotype", "anti_stereotype", "unrelated")
+            if k not in item
+        ]:
+            raise DataError(f"{path}, item {i}: no {lost[0]}")
+        items.append(
+            {k: item[k] for k in ("bias_type", "target", "context")}
+            | {n: item[k]["sentence"] for n, k in ROLES.items()}
+            | {"ids": {n: item[k]["id"] for n, k in ROLES.items()}}
+        )
+    if not items:
+        raise DataError(f"{path}: no items")
     return items
 
+
 ROLES = {"stereotype": "stereotype", "anti": "anti_stereotype", "unrelated": "unrelated"}
+
 
 def stored_scores(
     items: list[dict],  # of `read_stereoset`
@@ -149,44 +260,94 @@ def stored_scores(
     model: str,
 ) -> pd.DataFrame:
     "What `stereo_score` takes, from scores that were published for sentences. DataError for an unknown model or sentence"
-    if model not in scores: raise DataError(f"no scores of {model!r}{nearest(model, scores.columns[1:])}")
+    if model not in scores:
+        raise DataError(f"no scores of {model!r}{nearest(model, scores.columns[1:])}")
     held = dict(zip(scores.iloc[:, 0], scores[model]))
-    if lost := [i for item in items for i in item["ids"].values() if i not in held]: raise DataError(f"no score of sentence {lost[0]}")
-    return pd.DataFrame([{"bias_type": item["bias_type"], "target": item["target"]} | {n: held[i] for n, i in item["ids"].items()} for item in items])
+    if lost := [i for item in items for i in item["ids"].values() if i not in held]:
+        raise DataError(f"no score of sentence {lost[0]}")
+    return pd.DataFrame(
+        [
+            {"bias_type": item["bias_type"], "target": item["target"]}
+            | {n: held[i] for n, i in item["ids"].items()}
+            for item in items
+        ]
+    )
 
 # %% ../../nbs/metrics/5_bias.ipynb #03b-bias-tests-18
 def shared_positions(
-    a: list[int], b: list[int],  # token ids of the two sentences, with the marks at both ends
+    a: list[int],
+    b: list[int],  # token ids of the two sentences, with the marks at both ends
 ) -> tuple[list[int], list[int]]:
     "Positions in a and in b of the tokens that they share, in order, without the marks."
     blocks = [m for m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes() if m[0] == "equal"]
     pairs = [(i + k, j + k) for _, i, i_end, j, _ in blocks for k in range(i_end - i)]
-    return tuple(map(list, zip(*((i, j) for i, j in pairs if 0 < i < len(a) - 1 and 0 < j < len(b) - 1)))) or ([], [])
+    return tuple(
+        map(list, zip(*((i, j) for i, j in pairs if 0 < i < len(a) - 1 and 0 < j < len(b) - 1)))
+    ) or ([], [])
+
 
 def pair_score(
-    more: np.ndarray, less: np.ndarray,  # log-probabilities of the more and less stereotypical sentences, rounded
+    more: np.ndarray,
+    less: np.ndarray,  # log-probabilities of the more and less stereotypical sentences, rounded
 ) -> float:
     "100 * share of pairs whose more stereotypical sentence is preferred."
-    if not len(more): raise ValueError("CrowS-Pairs: no pairs")
-    if not np.isfinite(np.r_[more, less]).all(): raise ValueError(f"CrowS-Pairs: a score of pair {int((~np.isfinite(np.asarray(more) + less)).argmax())} is not finite")
+    if not len(more):
+        raise ValueError("CrowS-Pairs: no pairs")
+    if not np.isfinite(np.r_[more, less]).all():
+        raise ValueError(
+            f"CrowS-Pairs: a score of pair {int((~np.isfinite(np.asarray(more) + less)).argmax())} is not finite"
+        )
     return float(100 * np.mean(np.asarray(more) > np.asarray(less)))
+
 
 def pair_test(
     scores: pd.DataFrame,  # more, less, direction, bias_type
-    draws: int = 1000, seed: int = 0,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> list[dict]:
     "Rows domain (a bias type, a type and direction, all), metric, value, low, high (95 % bootstrap over pairs), n."
-    parts = {t: p for t, p in scores.groupby("bias_type")} | {f"{t}, {d}": p for (t, d), p in scores.groupby(["bias_type", "direction"])} | ({"all": scores} if len(set(scores.bias_type)) > 1 else {})
+    parts = (
+        {t: p for t, p in scores.groupby("bias_type")}
+        | {f"{t}, {d}": p for (t, d), p in scores.groupby(["bias_type", "direction"])}
+        | ({"all": scores} if len(set(scores.bias_type)) > 1 else {})
+    )
     rows = []
     for domain, part in parts.items():
         wins, rng = (part.more.to_numpy() > part.less.to_numpy()), stream(seed, "pairs", domain)
-        low, high = np.quantile(100 * wins[rng.integers(0, len(wins), (draws, len(wins)))].mean(1), [0.025, 0.975])
-        rows.append(dict(domain=domain, metric="crows", value=pair_score(part.more, part.less), low=float(low), high=float(high), n=len(part)))
+        low, high = np.quantile(
+            100 * wins[rng.integers(0, len(wins), (draws, len(wins)))].mean(1), [0.025, 0.975]
+        )
+        rows.append(
+            dict(
+                domain=domain,
+                metric="crows",
+                value=pair_score(part.more, part.less),
+                low=float(low),
+                high=float(high),
+                n=len(part),
+            )
+        )
     return rows
+
 
 def read_crows(path: Path) -> list[dict]:
     "Pairs: more, less, direction (stereo or antistereo), bias_type. DataError for a file that is missing or lacks a column"
-    if not path.is_file(): raise DataError(f"no CrowS-Pairs file {path}")
-    with open(path, encoding="utf-8-sig", newline="") as file: rows = list(csv.DictReader(file))
-    if not rows or (lost := [c for c in ("sent_more", "sent_less", "stereo_antistereo", "bias_type") if c not in rows[0]]): raise DataError(f"{path}: " + (f"no column {lost[0]}. There: {', '.join(rows[0])}" if rows else "no pairs"))
-    return [dict(more=r["sent_more"], less=r["sent_less"], direction=r["stereo_antistereo"], bias_type=r["bias_type"]) for r in rows]
+    if not path.is_file():
+        raise DataError(f"no CrowS-Pairs file {path}")
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or (
+        lost := [c for c in ("sent_more", "sent_less", "stereo_antistereo", "bias_type") if c not in rows[0]]
+    ):
+        raise DataError(
+            f"{path}: " + (f"no column {lost[0]}. There: {', '.join(rows[0])}" if rows else "no pairs")
+        )
+    return [
+        dict(
+            more=r["sent_more"],
+            less=r["sent_less"],
+            direction=r["stereo_antistereo"],
+            bias_type=r["bias_type"],
+        )
+        for r in rows
+    ]

@@ -15,17 +15,21 @@ from scipy.stats import rankdata
 # %% ../../nbs/metrics/4_groups.ipynb #03d-group-metrics-05
 def as_array(values) -> np.ndarray:
     "Values of a list, array, tensor (on any device), Series or Column as an array."
-    if hasattr(values, "detach"): values = (values.float() if "bfloat16" in str(values.dtype) else values).detach().cpu().numpy()
+    if hasattr(values, "detach"):
+        values = (values.float() if "bfloat16" in str(values.dtype) else values).detach().cpu().numpy()
     return np.asarray(values if hasattr(values, "__array__") else list(values))
+
 
 def group_codes(
     groups,  # (N,): a name or number for each row
 ) -> tuple[np.ndarray, list]:
     "(position of each row's group among the names, (N,); the names, sorted). Raises ValueError where a row has none."
     found = as_array(groups)
-    if found.ndim != 1 or not len(found): raise ValueError(f"groups must be one name for each row, not of shape {found.shape}")
+    if found.ndim != 1 or not len(found):
+        raise ValueError(f"groups must be one name for each row, not of shape {found.shape}")
     none = [i for i, g in enumerate(found.tolist()) if g is None or g != g or g == ""]
-    if none: raise ValueError(f"row {none[0]} has no group")
+    if none:
+        raise ValueError(f"row {none[0]} has no group")
     names, codes = np.unique(found.astype(str) if found.dtype == object else found, return_inverse=True)
     return codes, names.tolist()
 
@@ -36,10 +40,16 @@ def row_losses(
 ) -> np.ndarray:
     "Cross-entropy of each row, (N,), nats, float64. Raises ValueError for shapes that do not fit and for logits that are not finite."
     logits, labels = as_array(logits).astype(float), as_array(labels).astype(int)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]: raise ValueError(f"logits of shape {logits.shape} do not fit labels of shape {labels.shape}")
-    if (bad := ~np.isfinite(logits).all(1)).any(): raise ValueError(f"logits of row {bad.argmax()} are not finite: {logits[bad.argmax()]}")
-    if labels.min(initial=0) < 0 or labels.max(initial=0) >= logits.shape[1]: raise ValueError(f"labels go from {labels.min()} to {labels.max()}, but there are {logits.shape[1]} logits")
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"logits of shape {logits.shape} do not fit labels of shape {labels.shape}")
+    if (bad := ~np.isfinite(logits).all(1)).any():
+        raise ValueError(f"logits of row {bad.argmax()} are not finite: {logits[bad.argmax()]}")
+    if labels.min(initial=0) < 0 or labels.max(initial=0) >= logits.shape[1]:
+        raise ValueError(
+            f"labels go from {labels.min()} to {labels.max()}, but there are {logits.shape[1]} logits"
+        )
     return -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+
 
 def group_losses(
     logits,  # (N, C)
@@ -49,13 +59,15 @@ def group_losses(
     "Mean cross-entropy of each group, nats, named by group in sorted order."
     losses = row_losses(logits, labels)
     codes, names = group_codes(groups)
-    if len(codes) != len(losses): raise ValueError(f"{len(codes)} groups for {len(losses)} rows of logits")
+    if len(codes) != len(losses):
+        raise ValueError(f"{len(codes)} groups for {len(losses)} rows of logits")
     return pd.Series(np.bincount(codes, losses) / np.bincount(codes), index=names)
+
 
 def batch_loss(losses, batch_size: int) -> float:
     "Sum of batch means over the number of rows: what one study's tables call loss."
     losses = as_array(losses)
-    return sum(losses[i:i + batch_size].mean() for i in range(0, len(losses), batch_size)) / len(losses)
+    return sum(losses[i : i + batch_size].mean() for i in range(0, len(losses), batch_size)) / len(losses)
 
 # %% ../../nbs/metrics/4_groups.ipynb #03d-group-metrics-11
 def auc(
@@ -67,11 +79,20 @@ def auc(
     n, m = positive.sum(), (~positive).sum()
     return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else np.nan
 
+
 def _row(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> dict:
     "Metrics of one set of rows"
     said = logits.argmax(1)
     share = lambda wrong, y: float(wrong[labels == y].mean()) if (labels == y).any() else np.nan
-    return dict(n=len(labels), accuracy=float((said == labels).mean()), loss=float(losses.mean()), fpr=share(said == 1, 0), fnr=share(said == 0, 1), auc=auc(logits[:, 1] - logits[:, 0], labels))
+    return dict(
+        n=len(labels),
+        accuracy=float((said == labels).mean()),
+        loss=float(losses.mean()),
+        fpr=share(said == 1, 0),
+        fnr=share(said == 0, 1),
+        auc=auc(logits[:, 1] - logits[:, 0], labels),
+    )
+
 
 def group_metrics(
     logits,  # (N, 2)
@@ -81,24 +102,32 @@ def group_metrics(
     "Columns group, n, accuracy, loss (mean, nats), fpr, fnr, auc; the first row is the total, then the groups, sorted."
     losses, (codes, names) = row_losses(logits, labels), group_codes(groups)
     logits, labels = as_array(logits).astype(float), as_array(labels).astype(int)
-    if logits.shape[1] != 2: raise ValueError(f"group metrics are for two classes, not {logits.shape[1]}")
-    if len(codes) != len(labels): raise ValueError(f"{len(codes)} groups for {len(labels)} labels")
+    if logits.shape[1] != 2:
+        raise ValueError(f"group metrics are for two classes, not {logits.shape[1]}")
+    if len(codes) != len(labels):
+        raise ValueError(f"{len(codes)} groups for {len(labels)} labels")
     parts = [("total", np.ones(len(codes), bool))] + [(name, codes == c) for c, name in enumerate(names)]
-    return pd.DataFrame([{"group": name, **_row(logits[rows], labels[rows], losses[rows])} for name, rows in parts])
+    return pd.DataFrame(
+        [{"group": name, **_row(logits[rows], labels[rows], losses[rows])} for name, rows in parts]
+    )
 
 # %% ../../nbs/metrics/4_groups.ipynb #03d-group-metrics-15
 RATES = ["accuracy", "loss", "fpr", "fnr", "auc"]
+
 
 def worst_group(
     table: pd.DataFrame,  # of `group_metrics`
     metric: str = "accuracy",  # of RATES
 ) -> tuple:
     "(name, value) of the group that fares worst; of equals, the first; (None, NaN) where no group has the metric."
-    if metric not in RATES: raise ValueError(f"no metric {metric!r}: choose from {', '.join(RATES)}")
+    if metric not in RATES:
+        raise ValueError(f"no metric {metric!r}: choose from {', '.join(RATES)}")
     values = table[table.group != "total"].set_index("group")[metric].dropna()
-    if values.empty: return None, np.nan
+    if values.empty:
+        return None, np.nan
     name = values.idxmin() if metric in ("accuracy", "auc") else values.idxmax()
     return name, float(values[name])
+
 
 def group_rows(
     table: pd.DataFrame,  # of `group_metrics`
@@ -106,6 +135,13 @@ def group_rows(
 ) -> list[dict]:
     "Metric rows: accuracy, loss ... in total, accuracy/GROUP ..., accuracy/worst, and fpr/gap, fnr/gap, accuracy/gap. Undefined ones are left out."
     groups = table[table.group != "total"]
-    rows = [(m if r.group == "total" else f"{m}/{r.group}", getattr(r, m), r.n) for m in RATES for r in table.itertuples()]
-    rows += [("accuracy/worst", worst_group(table)[1], int(groups.n.sum()))] + [(f"{m}/gap", groups[m].max() - groups[m].min(), int(groups.n.sum())) for m in ("accuracy", "fpr", "fnr")]
+    rows = [
+        (m if r.group == "total" else f"{m}/{r.group}", getattr(r, m), r.n)
+        for m in RATES
+        for r in table.itertuples()
+    ]
+    rows += [("accuracy/worst", worst_group(table)[1], int(groups.n.sum()))] + [
+        (f"{m}/gap", groups[m].max() - groups[m].min(), int(groups.n.sum()))
+        for m in ("accuracy", "fpr", "fnr")
+    ]
     return [dict(metric=m, value=float(v), n=int(n), **columns) for m, v, n in rows if np.isfinite(v)]

@@ -16,30 +16,59 @@ from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 # %% ../../nbs/metrics/1_scores.ipynb #e38c6680
-def _correlation(r): return 0.0 if np.isnan(r := float(r)) else r
-def _pearson(prediction, labels): return 0.0 if np.ptp(prediction) == 0 or np.ptp(labels) == 0 else _correlation(stats.pearsonr(prediction, labels)[0])
-def _spearman(prediction, labels): return 0.0 if np.ptp(prediction) == 0 or np.ptp(labels) == 0 else _correlation(stats.spearmanr(prediction, labels)[0])
+def _correlation(r):
+    return 0.0 if np.isnan(r := float(r)) else r
+
+
+def _pearson(prediction, labels):
+    return (
+        0.0
+        if np.ptp(prediction) == 0 or np.ptp(labels) == 0
+        else _correlation(stats.pearsonr(prediction, labels)[0])
+    )
+
+
+def _spearman(prediction, labels):
+    return (
+        0.0
+        if np.ptp(prediction) == 0 or np.ptp(labels) == 0
+        else _correlation(stats.spearmanr(prediction, labels)[0])
+    )
+
 
 def _f1(prediction, labels, positive=1):
-    if max(np.max(prediction), np.max(labels)) > 1: raise ValueError("f1 is the F1 of class 1 of two; these labels have more than two classes")
+    if max(np.max(prediction), np.max(labels)) > 1:
+        raise ValueError("f1 is the F1 of class 1 of two; these labels have more than two classes")
     return float(f1_score(labels, prediction, pos_label=positive, zero_division=0))
 
-def _both(first, second): return lambda prediction, labels: (first(prediction, labels) + second(prediction, labels)) / 2
+
+def _both(first, second):
+    return lambda prediction, labels: (first(prediction, labels) + second(prediction, labels)) / 2
 
 # %% ../../nbs/metrics/1_scores.ipynb #0aff08f1
-def _accuracy(prediction, labels): return float(np.mean(np.asarray(prediction) == np.asarray(labels)))  # a bootstrap calls it often
+def _accuracy(prediction, labels):
+    return float(np.mean(np.asarray(prediction) == np.asarray(labels)))  # a bootstrap calls it often
+
 
 METRICS = {
-    "accuracy": _accuracy, "f1": _f1, "acc_and_f1": _both(_accuracy, _f1), "mcc": lambda prediction, labels: float(matthews_corrcoef(labels, prediction)),
-    "pearson": _pearson, "spearman": _spearman, "corr": _both(_pearson, _spearman)}
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "acc_and_f1": _both(_accuracy, _f1),
+    "mcc": lambda prediction, labels: float(matthews_corrcoef(labels, prediction)),
+    "pearson": _pearson,
+    "spearman": _spearman,
+    "corr": _both(_pearson, _spearman),
+}
+
 
 def predictions(
     logits: np.ndarray,  # model outputs, (N, C); one column (or one dimension) is a regression
     collapse: dict | None = None,  # answered class -> the class that it counts as
-) -> np.ndarray:         # predicted class (N,), or the predicted value of a regression
+) -> np.ndarray:  # predicted class (N,), or the predicted value of a regression
     "What the model answers: the class of the largest logit (ties: the first), then collapsed; or the value itself."
     logits = np.asarray(logits)
-    if logits.ndim != 2 or logits.shape[1] < 2: return logits.reshape(-1)
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        return logits.reshape(-1)
     counts_as = np.array([(collapse or {}).get(c, c) for c in range(logits.shape[1])])
     return counts_as[logits.argmax(1)]
 
@@ -47,43 +76,57 @@ def predictions(
 def score(
     logits: np.ndarray,  # model outputs, (N, C), or (N, 1) for a regression
     labels: np.ndarray,  # class positions or values, (N,)
-    names: list,         # metrics asked for, names of `METRICS`
+    names: list,  # metrics asked for, names of `METRICS`
     collapse: dict | None = None,  # answered class -> the class that it counts as
-) -> dict:               # metric name -> value
+) -> dict:  # metric name -> value
     "Scores of one evaluation set. f1 is that of class 1; the correlation of a constant prediction is 0."
-    if unknown := set(names) - set(METRICS): raise ValueError(f"unknown metric {sorted(unknown)}; valid: {', '.join(METRICS)}")
-    if len(logits) != len(labels): raise ValueError(f"{len(logits)} predictions for {len(labels)} labels")
+    if unknown := set(names) - set(METRICS):
+        raise ValueError(f"unknown metric {sorted(unknown)}; valid: {', '.join(METRICS)}")
+    if len(logits) != len(labels):
+        raise ValueError(f"{len(logits)} predictions for {len(labels)} labels")
     answer, labels = predictions(logits, collapse), np.asarray(labels)
     return {name: METRICS[name](answer, labels) for name in names}
 
 # %% ../../nbs/metrics/1_scores.ipynb #ea540f6f
 def _within(c):  # accuracy among the rows of one class of two; nan where there are none
     def share(prediction, labels):
-        if np.max(labels) > 1: raise ValueError("recall and specificity are for two classes")
+        if np.max(labels) > 1:
+            raise ValueError("recall and specificity are for two classes")
         rows = np.asarray(labels) == c
         return float(np.mean(np.asarray(prediction)[rows] == c)) if rows.any() else np.nan
+
     return share
 
-METRICS |= {"recall": _within(1), "specificity": _within(0), "f1_negative": lambda prediction, labels: _f1(prediction, labels, positive=0),
-            "f1_weighted": lambda prediction, labels: float(f1_score(labels, prediction, average="weighted", zero_division=0))}
+
+METRICS |= {
+    "recall": _within(1),
+    "specificity": _within(0),
+    "f1_negative": lambda prediction, labels: _f1(prediction, labels, positive=0),
+    "f1_weighted": lambda prediction, labels: float(
+        f1_score(labels, prediction, average="weighted", zero_division=0)
+    ),
+}
 
 # %% ../../nbs/metrics/1_scores.ipynb #f0bda008
 def accuracy_by(
     prediction: np.ndarray,  # answered classes, (N,)
-    labels: np.ndarray,      # (N,)
-    columns: dict,           # name -> what each row belongs to, (N,)
-) -> list:                   # rows with metric, value, n
+    labels: np.ndarray,  # (N,)
+    columns: dict,  # name -> what each row belongs to, (N,)
+) -> list:  # rows with metric, value, n
     "Accuracy within every value of every column and of every combination of columns: `accuracy/subsequence/entailment`."
     frame = pd.DataFrame({**columns, "": np.asarray(prediction) == np.asarray(labels)})  # "": right or wrong
     cuts = [cut for size in range(1, len(columns) + 1) for cut in combinations(columns, size)]
-    return [{"metric": "/".join(["accuracy", *map(str, names)]), "value": float(part.mean()), "n": len(part)}
-            for cut in cuts for names, part in frame.groupby(list(cut))[""]]
+    return [
+        {"metric": "/".join(["accuracy", *map(str, names)]), "value": float(part.mean()), "n": len(part)}
+        for cut in cuts
+        for names, part in frame.groupby(list(cut))[""]
+    ]
 
 # %% ../../nbs/metrics/1_scores.ipynb #7c85cd9a
 def majority_baseline(
     labels: np.ndarray,  # class positions of the evaluation set, (N,)
-    names: list,         # metrics asked for
-) -> dict:               # metric name -> value
+    names: list,  # metrics asked for
+) -> dict:  # metric name -> value
     "Scores of always answering the most frequent label (ties: the lowest class)."
     labels = np.asarray(labels)
     answer = np.full(len(labels), np.bincount(labels).argmax())
@@ -92,8 +135,8 @@ def majority_baseline(
 # %% ../../nbs/metrics/1_scores.ipynb #abd09acf
 def stsb_random_baseline(
     labels: np.ndarray,  # the evaluation set's scores in file order, (N,)
-    seed: int = 1337,    # of NumPy's legacy generator
-) -> dict:               # pearson, spearman, corr
+    seed: int = 1337,  # of NumPy's legacy generator
+) -> dict:  # pearson, spearman, corr
     "Correlations of normal draws with the labels' own mean and (population) standard deviation."
     labels = np.asarray(labels, float)
     answer = np.random.RandomState(seed).normal(labels.mean(), labels.std(), len(labels))  # noqa: NPY002  the published draw
@@ -102,128 +145,172 @@ def stsb_random_baseline(
 # %% ../../nbs/metrics/1_scores.ipynb #fcda443b
 def sample_sd(
     population_sd: float,  # standard deviation that divides by n
-    n: int = 5,            # how many values it was taken of
-) -> float:                # the one that divides by n - 1
+    n: int = 5,  # how many values it was taken of
+) -> float:  # the one that divides by n - 1
     "Turn a population into a sample standard deviation (nan for a single value)."
     return population_sd * np.sqrt(n / (n - 1)) if n > 1 else np.nan
 
 # %% ../../nbs/metrics/1_scores.ipynb #3f90c896
 def half_width(
-    sd: float,            # sample standard deviation
-    n: int,               # number of values
+    sd: float,  # sample standard deviation
+    n: int,  # number of values
     level: float = 0.95,  # confidence
-) -> float:               # half the length of the t interval; nan for fewer than two values
+) -> float:  # half the length of the t interval; nan for fewer than two values
     "t times the standard error of a mean."
     return stats.t.ppf((1 + level) / 2, n - 1) * sd / np.sqrt(n) if n > 1 else np.nan
 
+
 def interval(
-    values: list,         # one value per seed
+    values: list,  # one value per seed
     level: float = 0.95,  # confidence
-) -> tuple:               # (low, high)
+) -> tuple:  # (low, high)
     "Student's t interval of the mean; (nan, nan) for fewer than two values."
-    values = np.asarray(values, float); n = len(values)
+    values = np.asarray(values, float)
+    n = len(values)
     half = half_width(values.std(ddof=1), n, level) if n > 1 else np.nan
     return values.mean() - half, values.mean() + half
 
 # %% ../../nbs/metrics/1_scores.ipynb #3b076b07
 def summary(
-    frame: pd.DataFrame,   # one row per run
-    by: list,              # columns that name a group
+    frame: pd.DataFrame,  # one row per run
+    by: list,  # columns that name a group
     value: str = "value",  # column that is summarised
-) -> pd.DataFrame:         # by + n, mean, population_sd, sd, low, high
+) -> pd.DataFrame:  # by + n, mean, population_sd, sd, low, high
     "Mean, both standard deviations and the 95 % t interval of each group."
-    rows = [[*group, len(x), x.mean(), x.std(ddof=0), x.std(ddof=1), *interval(x)] for group, x in frame.groupby(by, sort=False)[value]]
+    rows = [
+        [*group, len(x), x.mean(), x.std(ddof=0), x.std(ddof=1), *interval(x)]
+        for group, x in frame.groupby(by, sort=False)[value]
+    ]
     return pd.DataFrame(rows, columns=[*by, "n", "mean", "population_sd", "sd", "low", "high"])
 
 # %% ../../nbs/metrics/1_scores.ipynb #c32f38e4
 def permutation_test(
-    differences: list,   # paired differences, one per seed (or per example)
+    differences: list,  # paired differences, one per seed (or per example)
     draws: int = 10000,  # random sign choices, where there are too many to list
-    seed: int = 0,       # of those draws
-) -> float:              # two-sided p
+    seed: int = 0,  # of those draws
+) -> float:  # two-sided p
     "Sign-flip test of a zero mean difference: exact up to 14 pairs, drawn beyond (the observed signs counted in)."
     d = np.asarray(differences, float)
     rng = np.random.default_rng(seed)
-    signs = product([1, -1], repeat=len(d)) if len(d) <= 14 else (rng.integers(0, 2, len(d)) * 2 - 1 for _ in range(draws))
-    means = np.abs([d.sum(), *(np.dot(s, d) for s in signs)][len(d) <= 14:])
+    signs = (
+        product([1, -1], repeat=len(d))
+        if len(d) <= 14
+        else (rng.integers(0, 2, len(d)) * 2 - 1 for _ in range(draws))
+    )
+    means = np.abs([d.sum(), *(np.dot(s, d) for s in signs)][len(d) <= 14 :])
     return float(np.mean(means >= means[0] * (1 - 1e-12)))
 
 # %% ../../nbs/metrics/1_scores.ipynb #bbaeb1ae
 def holm(
-    p: list,       # p values of one family; nan (an undefined test) stays nan and is not counted
-) -> np.ndarray:   # corrected p values, same order
+    p: list,  # p values of one family; nan (an undefined test) stays nan and is not counted
+) -> np.ndarray:  # corrected p values, same order
     "Holm's step-down correction."
-    p = np.asarray(p, float); out = np.full(len(p), np.nan)
-    order = np.argsort(p)[:np.isfinite(p).sum()]
+    p = np.asarray(p, float)
+    out = np.full(len(p), np.nan)
+    order = np.argsort(p)[: np.isfinite(p).sum()]
     out[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return out
 
 # %% ../../nbs/metrics/1_scores.ipynb #577e68d7
 def compare(
-    frame: pd.DataFrame,           # one row per task, system and seed with its value
-    reference: str,                # the system the others are compared with
-    by: tuple = ("task",),         # columns within which to compare
-    pair: tuple = ("seed",),       # columns that name a pair
-) -> pd.DataFrame:                 # by + system, reference, n, difference, low, high, beyond, p, p_holm
+    frame: pd.DataFrame,  # one row per task, system and seed with its value
+    reference: str,  # the system the others are compared with
+    by: tuple = ("task",),  # columns within which to compare
+    pair: tuple = ("seed",),  # columns that name a pair
+) -> pd.DataFrame:  # by + system, reference, n, difference, low, high, beyond, p, p_holm
     "Every system minus the reference, paired, with interval, permutation test and Holm's correction over the table."
     wide = frame.pivot_table(index=[*by, *pair], columns="system", values="value")
     rows = []
     for system in wide.columns.drop(reference):
         d = (wide[system] - wide[reference]).dropna()
-        for group, x in d.groupby(list(by)): rows.append([*group, system, reference, len(x), x.mean(), *interval(x), permutation_test(x)])
+        for group, x in d.groupby(list(by)):
+            rows.append([*group, system, reference, len(x), x.mean(), *interval(x), permutation_test(x)])
     table = pd.DataFrame(rows, columns=[*by, "system", "reference", "n", "difference", "low", "high", "p"])
     return table.assign(beyond=(table.low > 0) | (table.high < 0), p_holm=holm(table.p))
 
 # %% ../../nbs/metrics/1_scores.ipynb #8c4079c8
 def paired_bootstrap(
-    a: list,              # predictions of one system: one array (N,) per seed
-    b: list,              # of the other, same seeds and examples
-    labels: np.ndarray,   # (N,)
-    metric: str,          # name in `METRICS`
-    draws: int = 1000,    # resamples of the examples
-    seed: int = 0,        # of the draws
-) -> dict:                # difference (a - b), low, high, n
+    a: list,  # predictions of one system: one array (N,) per seed
+    b: list,  # of the other, same seeds and examples
+    labels: np.ndarray,  # (N,)
+    metric: str,  # name in `METRICS`
+    draws: int = 1000,  # resamples of the examples
+    seed: int = 0,  # of the draws
+) -> dict:  # difference (a - b), low, high, n
     "95 % interval of the metric's paired difference over resampled examples."
     a, b, labels, rng = np.asarray(a), np.asarray(b), np.asarray(labels), np.random.default_rng(seed)
-    def difference(i): return np.mean([METRICS[metric](x[i], labels[i]) - METRICS[metric](y[i], labels[i]) for x, y in zip(a, b)])
+
+    def difference(i):
+        return np.mean(
+            [METRICS[metric](x[i], labels[i]) - METRICS[metric](y[i], labels[i]) for x, y in zip(a, b)]
+        )
+
     drawn = [difference(rng.integers(0, len(labels), len(labels))) for _ in range(draws)]
-    low, high = np.quantile(drawn, [.025, .975])
-    return {"difference": float(difference(slice(None))), "low": float(low), "high": float(high), "n": len(labels)}
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {
+        "difference": float(difference(slice(None))),
+        "low": float(low),
+        "high": float(high),
+        "n": len(labels),
+    }
 
 # %% ../../nbs/metrics/1_scores.ipynb #1742c0a1
 def permuted(
-    units: int,                 # how many
-    draws: int,                 # how many permutations
+    units: int,  # how many
+    draws: int,  # how many permutations
     rng: np.random.Generator,
     strata: np.ndarray = None,  # (units,): places are exchanged within a stratum only
-) -> np.ndarray:                # (draws, units) positions
+) -> np.ndarray:  # (draws, units) positions
     "Random permutations, perhaps within strata (say, within layers)."
     strata = np.zeros(units, int) if strata is None else np.asarray(strata)
     home = np.argsort(strata, kind="stable")
-    order = np.lexsort((rng.random((draws, units)), np.broadcast_to(strata, (draws, units))), axis=1)  # by stratum, at random inside
-    out = np.empty_like(order); out[:, home] = order
+    order = np.lexsort(
+        (rng.random((draws, units)), np.broadcast_to(strata, (draws, units))), axis=1
+    )  # by stratum, at random inside
+    out = np.empty_like(order)
+    out[:, home] = order
     return out
 
 # %% ../../nbs/metrics/1_scores.ipynb #f36eb13f
 def members_test(
-    values: np.ndarray,         # (R, U, C): runs, units, quantities
-    members: np.ndarray,        # (R, U) of 0 and 1, e.g. masks; a run whose units are all (or none) members says nothing and is left out
-    draws: int = 2000,          # permutations of the units, the same in all runs
+    values: np.ndarray,  # (R, U, C): runs, units, quantities
+    members: np.ndarray,  # (R, U) of 0 and 1, e.g. masks; a run whose units are all (or none) members says nothing and is left out
+    draws: int = 2000,  # permutations of the units, the same in all runs
     seed: int = 0,
     strata: np.ndarray = None,  # (U,): units are exchanged within a stratum only
-) -> dict:                      # difference, low, high (95 % of the permutations), p: (C,) each; p_all: of all quantities together; runs
+) -> (
+    dict
+):  # difference, low, high (95 % of the permutations), p: (C,) each; p_all: of all quantities together; runs
     "Permutation test of members against the rest, units exchanged jointly in all runs; two-sided, the observed naming counted in."
     values, members = np.asarray(values, float), np.asarray(members, float) != 0
     mixed = members.any(1) & ~members.all(1)
-    if not mixed.any(): return {k: np.full(values.shape[2], np.nan) for k in ("difference", "low", "high", "p")} | {"p_all": np.nan, "runs": 0}
+    if not mixed.any():
+        return {k: np.full(values.shape[2], np.nan) for k in ("difference", "low", "high", "p")} | {
+            "p_all": np.nan,
+            "runs": 0,
+        }
     values, members = values[mixed], members[mixed]
-    weight = np.where(members, 1 / members.sum(1, keepdims=True), -1 / (~members).sum(1, keepdims=True))  # (R, U)
+    weight = np.where(
+        members, 1 / members.sum(1, keepdims=True), -1 / (~members).sum(1, keepdims=True)
+    )  # (R, U)
     table = np.einsum("ru,rvc->uvc", weight, values) / len(values)  # what unit v gives in the place of unit u
-    places = np.vstack([np.arange(values.shape[1]), permuted(values.shape[1], draws, np.random.default_rng(seed), strata)])
+    places = np.vstack(
+        [np.arange(values.shape[1]), permuted(values.shape[1], draws, np.random.default_rng(seed), strata)]
+    )
     drawn = sum(table[places[:, v], v] for v in range(places.shape[1]))  # (1 + draws, C), the observed first
-    kin = np.ones((len(places[0]),) * 2) if strata is None else np.equal.outer(strata, strata)  # units that may change places
+    kin = (
+        np.ones((len(places[0]),) * 2) if strata is None else np.equal.outer(strata, strata)
+    )  # units that may change places
     expected = np.einsum("uv,uvc->c", kin / kin.sum(0), table)  # over all permutations: 0 without strata
-    away = np.abs(drawn - expected); scale = drawn.std(0)
+    away = np.abs(drawn - expected)
+    scale = drawn.std(0)
     far = np.square(np.divide(away, scale, out=np.zeros_like(away), where=scale > 1e-12)).sum(1)
-    low, high = np.quantile(drawn, [.025, .975], axis=0)
-    return {"difference": drawn[0], "low": low, "high": high, "p": (away >= away[0] - 1e-12).mean(0), "p_all": float((far >= far[0] - 1e-9).mean()), "runs": len(values)}
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    return {
+        "difference": drawn[0],
+        "low": low,
+        "high": high,
+        "p": (away >= away[0] - 1e-12).mean(0),
+        "p_all": float((far >= far[0] - 1e-9).mean()),
+        "runs": len(values),
+    }

@@ -13,56 +13,120 @@ from functools import lru_cache
 
 import torch
 import transformers
-from transformers import (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel)
+from transformers import (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 # %% ../../nbs/models/1_architectures.ipynb #38896f24
 @dataclass(frozen=True)
 class Architecture:
     "Where a model type keeps its parts: path patterns from the base model on"
+
     attention: tuple[dict[str, str], ...]  # modules q, k, v, out of each kind of attention
     ffn: tuple[dict[str, str], ...]  # modules up (and gate), down of each kind of FFN
     kinds: tuple[str, ...] = ("encoder",)  # of attention, one for each pattern
     heads: tuple[str, ...] = ("num_attention_heads",)  # configuration attributes: heads per layer
     embeddings: tuple[str, ...] = ("embeddings",)  # modules before the first layer
-    residual: str = ""  # module that takes (heads' output, residual), where a classifier then reads the first token alone
+    residual: str = (
+        ""  # module that takes (heads' output, residual), where a classifier then reads the first token alone
+    )
+
 
 KINDS = ("encoder", "cross", "decoder")  # of attention; in this order
 
-def _below(path: str, **names: str) -> dict[str, str]: return {part: f"{path}.{name}" for part, name in names.items()}
+
+def _below(path: str, **names: str) -> dict[str, str]:
+    return {part: f"{path}.{name}" for part, name in names.items()}
 
 # %% ../../nbs/models/1_architectures.ipynb #09b99b6f
-_BERT = Architecture((_below("encoder.layer.{}.attention", q="self.query", k="self.key", v="self.value", out="output.dense"),), (_below("encoder.layer.{}", up="intermediate.dense", down="output.dense"),), residual="encoder.layer.{}.attention.output")
-_DISTILBERT = Architecture((_below("transformer.layer.{}.attention", q="q_lin", k="k_lin", v="v_lin", out="out_lin"),), (_below("transformer.layer.{}.ffn", up="lin1", down="lin2"),))
+_BERT = Architecture(
+    (_below("encoder.layer.{}.attention", q="self.query", k="self.key", v="self.value", out="output.dense"),),
+    (_below("encoder.layer.{}", up="intermediate.dense", down="output.dense"),),
+    residual="encoder.layer.{}.attention.output",
+)
+_DISTILBERT = Architecture(
+    (_below("transformer.layer.{}.attention", q="q_lin", k="k_lin", v="v_lin", out="out_lin"),),
+    (_below("transformer.layer.{}.ffn", up="lin1", down="lin2"),),
+)
 _BART = Architecture(
-    tuple(_below(p, q="q_proj", k="k_proj", v="v_proj", out="out_proj") for p in ("encoder.layers.{}.self_attn", "decoder.layers.{}.encoder_attn", "decoder.layers.{}.self_attn")),
-    tuple(_below(p, up="fc1", down="fc2") for p in ("encoder.layers.{}", "decoder.layers.{}")), KINDS, ("encoder_attention_heads", "decoder_attention_heads"),
-    ("shared", *(f"{side}.{name}" for side in ("encoder", "decoder") for name in ("embed_tokens", "embed_positions", "layernorm_embedding"))))
+    tuple(
+        _below(p, q="q_proj", k="k_proj", v="v_proj", out="out_proj")
+        for p in (
+            "encoder.layers.{}.self_attn",
+            "decoder.layers.{}.encoder_attn",
+            "decoder.layers.{}.self_attn",
+        )
+    ),
+    tuple(_below(p, up="fc1", down="fc2") for p in ("encoder.layers.{}", "decoder.layers.{}")),
+    KINDS,
+    ("encoder_attention_heads", "decoder_attention_heads"),
+    (
+        "shared",
+        *(
+            f"{side}.{name}"
+            for side in ("encoder", "decoder")
+            for name in ("embed_tokens", "embed_positions", "layernorm_embedding")
+        ),
+    ),
+)
+
 
 def _t5(**ffn: str) -> Architecture:
-    paths = ("encoder.block.{}.layer.0.SelfAttention", "decoder.block.{}.layer.1.EncDecAttention", "decoder.block.{}.layer.0.SelfAttention")
-    return Architecture(tuple(_below(p, q="q", k="k", v="v", out="o") for p in paths), tuple(_below(p, **ffn) for p in ("encoder.block.{}.layer.1.DenseReluDense", "decoder.block.{}.layer.2.DenseReluDense")),
-                        KINDS, embeddings=("shared",))
+    paths = (
+        "encoder.block.{}.layer.0.SelfAttention",
+        "decoder.block.{}.layer.1.EncDecAttention",
+        "decoder.block.{}.layer.0.SelfAttention",
+    )
+    return Architecture(
+        tuple(_below(p, q="q", k="k", v="v", out="o") for p in paths),
+        tuple(
+            _below(p, **ffn)
+            for p in ("encoder.block.{}.layer.1.DenseReluDense", "decoder.block.{}.layer.2.DenseReluDense")
+        ),
+        KINDS,
+        embeddings=("shared",),
+    )
 
 # %% ../../nbs/models/1_architectures.ipynb #5c7a174f
-ARCHITECTURES = {"bert": _BERT, "roberta": _BERT, "electra": _BERT, "distilbert": _DISTILBERT, "bart": _BART, "marian": _BART, "mbart": _BART, "m2m_100": _BART,
-                 "t5": _t5(up="wi", down="wo"), "t5-gated": _t5(up="wi_0", gate="wi_1", down="wo")}  # config.model_type -> row
+ARCHITECTURES = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "electra": _BERT,
+    "distilbert": _DISTILBERT,
+    "bart": _BART,
+    "marian": _BART,
+    "mbart": _BART,
+    "m2m_100": _BART,
+    "t5": _t5(up="wi", down="wo"),
+    "t5-gated": _t5(up="wi_0", gate="wi_1", down="wo"),
+}  # config.model_type -> row
+
 
 class UnitError(ValueError):
     "A model or a mask that does not fit; the message names what was looked for and the valid choices"
+
 
 def architecture(
     config: PretrainedConfig,
 ) -> Architecture:
     "The row of a model type; UnitError if there is none"
     kind = config.model_type
-    if kind not in ARCHITECTURES: raise UnitError(f"model type {kind!r} has no row in ARCHITECTURES; rows: {', '.join(ARCHITECTURES)}")
+    if kind not in ARCHITECTURES:
+        raise UnitError(f"model type {kind!r} has no row in ARCHITECTURES; rows: {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[f"{kind}-gated" if getattr(config, "is_gated_act", False) else kind]
 
 # %% ../../nbs/models/1_architectures.ipynb #b2cefbae
 @dataclass(frozen=True)
 class Parts:
     "A model's parts: full module paths, one dict per layer"
-    attention: list[dict[str, str]]  # q, k, v, out: first all encoder layers, then cross-attention, then the decoder's self-attention
+
+    attention: list[
+        dict[str, str]
+    ]  # q, k, v, out: first all encoder layers, then cross-attention, then the decoder's self-attention
     ffn: list[dict[str, str]]  # up (and gate), down: first the encoder's, then the decoder's
     heads: int  # H, heads per layer
     head_size: int  # columns of the output projection per head
@@ -71,8 +135,13 @@ class Parts:
 
     def shape(self, kind: str) -> tuple[int, ...]:
         "Shape of a `head`, `ffn` or `mlp` mask"
-        if kind == "ffn" and not self.neurons: raise UnitError("the FFNs have different widths: no one mask covers their neurons")
-        return {"head": (len(self.attention), self.heads), "ffn": (len(self.ffn), self.neurons), "mlp": (len(self.ffn),)}[kind]
+        if kind == "ffn" and not self.neurons:
+            raise UnitError("the FFNs have different widths: no one mask covers their neurons")
+        return {
+            "head": (len(self.attention), self.heads),
+            "ffn": (len(self.ffn), self.neurons),
+            "mlp": (len(self.ffn),),
+        }[kind]
 
 # %% ../../nbs/models/1_architectures.ipynb #666a059f
 def _layers(model: PreTrainedModel, pattern: dict[str, str]) -> list[dict[str, str]]:
@@ -80,31 +149,53 @@ def _layers(model: PreTrainedModel, pattern: dict[str, str]) -> list[dict[str, s
     prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
     modules, found, layer = dict(model.named_modules()), [], 0
     paths = {part: prefix + path for part, path in pattern.items()}
-    if missing := [p.format(0) for p in paths.values() if p.format(0) not in modules]: raise UnitError(f"{type(model).__name__}: looked for {missing[0]!r} and found no such module")
+    if missing := [p.format(0) for p in paths.values() if p.format(0) not in modules]:
+        raise UnitError(f"{type(model).__name__}: looked for {missing[0]!r} and found no such module")
     while all(p.format(layer) in modules for p in paths.values()):
         found.append({part: p.format(layer) for part, p in paths.items()})
         layer += 1
     return found
+
 
 def layout(
     model: PreTrainedModel,
 ) -> Parts:
     "As `parts`, but of a shrunken model too: `heads` is then what its layers once had"
     config, row = model.config, architecture(model.config)
-    if len(heads := {getattr(config, name) for name in row.heads}) > 1: raise UnitError(f"{type(model).__name__}: {' and '.join(row.heads)} differ ({sorted(heads)}); one mask needs one number of heads")
-    attention, ffn = [_layers(model, p) for p in row.attention], [r for p in row.ffn for r in _layers(model, p)]
-    widths, size = {model.get_submodule(r["down"]).in_features for r in ffn}, getattr(config, "d_kv", None) or config.hidden_size // min(heads)
+    if len(heads := {getattr(config, name) for name in row.heads}) > 1:
+        raise UnitError(
+            f"{type(model).__name__}: {' and '.join(row.heads)} differ ({sorted(heads)}); one mask needs one number of heads"
+        )
+    attention, ffn = (
+        [_layers(model, p) for p in row.attention],
+        [r for p in row.ffn for r in _layers(model, p)],
+    )
+    widths, size = (
+        {model.get_submodule(r["down"]).in_features for r in ffn},
+        getattr(config, "d_kv", None) or config.hidden_size // min(heads),
+    )
     kinds = [kind for kind, rows in zip(row.kinds, attention, strict=True) for _ in rows]
-    return Parts([r for rows in attention for r in rows], ffn, heads.pop(), size, kinds, widths.pop() if len(widths) == 1 else 0)
+    return Parts(
+        [r for rows in attention for r in rows],
+        ffn,
+        heads.pop(),
+        size,
+        kinds,
+        widths.pop() if len(widths) == 1 else 0,
+    )
 
 # %% ../../nbs/models/1_architectures.ipynb #dc733236
 WIDTHS = "sieve_widths"  # configuration attribute of a shrunken model
+
 
 def parts(
     model: PreTrainedModel,  # any model whose type has a row in `ARCHITECTURES`
 ) -> Parts:
     "Where `model` keeps its heads and FFNs; UnitError if its type is unknown, a path is missing, or it was shrunk"
-    if getattr(model.config, WIDTHS, None): raise UnitError(f"this {type(model).__name__} was shrunk, and its layers differ in width: a mask is for the whole model. Combine the masks and shrink that one once")
+    if getattr(model.config, WIDTHS, None):
+        raise UnitError(
+            f"this {type(model).__name__} was shrunk, and its layers differ in width: a mask is for the whole model. Combine the masks and shrink that one once"
+        )
     return layout(model)
 
 # %% ../../nbs/models/1_architectures.ipynb #c85cabff
@@ -113,34 +204,86 @@ def model_class(
     named: bool = True,  # the class that the configuration names comes first
 ) -> type[PreTrainedModel]:
     "The class that a configuration names, or the one of its kind"
-    named = [getattr(transformers, name) for name in config.architectures or [] if named and hasattr(transformers, name)]
-    table = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    named = [
+        getattr(transformers, name)
+        for name in config.architectures or []
+        if named and hasattr(transformers, name)
+    ]
+    table = (
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+        if config.is_encoder_decoder
+        else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    )
     return named[0] if named else table[type(config)]
 
 # %% ../../nbs/models/1_architectures.ipynb #fbfba7f4
 def _sizes(model_type: str, layers: int, heads: int, head_size: int, ffn: int) -> dict:
     "What a configuration of this type calls its sizes"
     width, row = heads * head_size, ARCHITECTURES[model_type]
-    if row is _DISTILBERT: return {"dim": width, "n_heads": heads, "n_layers": layers, "hidden_dim": ffn}
-    if row is _BERT: return {"hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": layers, "intermediate_size": ffn}
-    ends = {"eos_token_id": 1, "decoder_start_token_id": 1}  # not padding: m2m_100 counts positions without it
-    if row is _BART: return ends | {"d_model": width, "forced_eos_token_id": None} | {f"{s}_{k}": v for s in ("encoder", "decoder") for k, v in {"layers": layers, "attention_heads": heads, "ffn_dim": ffn}.items()}
-    return ends | {"d_model": width, "d_kv": head_size, "d_ff": ffn, "num_heads": heads, "num_layers": layers, "num_decoder_layers": layers, "feed_forward_proj": "gated-gelu" if model_type == "t5-gated" else "relu"}
+    if row is _DISTILBERT:
+        return {"dim": width, "n_heads": heads, "n_layers": layers, "hidden_dim": ffn}
+    if row is _BERT:
+        return {
+            "hidden_size": width,
+            "num_attention_heads": heads,
+            "num_hidden_layers": layers,
+            "intermediate_size": ffn,
+        }
+    ends = {
+        "eos_token_id": 1,
+        "decoder_start_token_id": 1,
+    }  # not padding: m2m_100 counts positions without it
+    if row is _BART:
+        return (
+            ends
+            | {"d_model": width, "forced_eos_token_id": None}
+            | {
+                f"{s}_{k}": v
+                for s in ("encoder", "decoder")
+                for k, v in {"layers": layers, "attention_heads": heads, "ffn_dim": ffn}.items()
+            }
+        )
+    return ends | {
+        "d_model": width,
+        "d_kv": head_size,
+        "d_ff": ffn,
+        "num_heads": heads,
+        "num_layers": layers,
+        "num_decoder_layers": layers,
+        "feed_forward_proj": "gated-gelu" if model_type == "t5-gated" else "relu",
+    }
+
 
 def random_model(
     model_type: str = "bert",  # a row of `ARCHITECTURES`
     seed: int = 0,  # of the weights
-    layers: int = 2, heads: int = 4, head_size: int = 4, ffn: int = 24, labels: int = 3,
+    layers: int = 2,
+    heads: int = 4,
+    head_size: int = 4,
+    ffn: int = 24,
+    labels: int = 3,
     attn: str = "sdpa",  # attention implementation: sdpa | eager
-    vocab: int = 50, length: int = 40,  # tokens that it knows, and how many at once
+    vocab: int = 50,
+    length: int = 40,  # tokens that it knows, and how many at once
 ) -> PreTrainedModel:
     "A tiny classifier or sequence-to-sequence model with random weights *and* biases, in evaluation mode; for tests"
-    if model_type not in ARCHITECTURES: raise UnitError(f"model type {model_type!r} has no row in ARCHITECTURES; rows: {', '.join(ARCHITECTURES)}")
+    if model_type not in ARCHITECTURES:
+        raise UnitError(
+            f"model type {model_type!r} has no row in ARCHITECTURES; rows: {', '.join(ARCHITECTURES)}"
+        )
     size = _sizes(model_type, layers, heads, head_size, ffn)
-    config = AutoConfig.for_model(model_type.removesuffix("-gated"), vocab_size=vocab, max_position_embeddings=length + (model_type == "roberta"), num_labels=labels, pad_token_id=0, **size)  # roberta counts from the padding on
+    config = AutoConfig.for_model(
+        model_type.removesuffix("-gated"),
+        vocab_size=vocab,
+        max_position_embeddings=length + (model_type == "roberta"),
+        num_labels=labels,
+        pad_token_id=0,
+        **size,
+    )  # roberta counts from the padding on
     model = model_class(config)._from_config(config, attn_implementation=attn).eval()
     generator = torch.Generator().manual_seed(seed)
-    for p in (p for p in model.parameters() if p.requires_grad): p.data = torch.randn(p.shape, generator=generator) * (0.3 if p.dim() > 1 else 0.5)
+    for p in (p for p in model.parameters() if p.requires_grad):
+        p.data = torch.randn(p.shape, generator=generator) * (0.3 if p.dim() > 1 else 0.5)
     return model
 
 # %% ../../nbs/models/1_architectures.ipynb #e65a652c
@@ -153,21 +296,32 @@ def random_inputs(
     "Token ids (B, T) and a padding mask whose last row is padded; for an encoder-decoder also the decoder's ids (B, T - 2)"
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, 50, (batch, tokens), generator=generator)
-    mask = torch.ones_like(ids); mask[-1, tokens // 2:] = 0
-    return {"input_ids": ids * mask, "attention_mask": mask} | ({"decoder_input_ids": torch.randint(1, 50, (batch, tokens - 2), generator=generator)} if model.config.is_encoder_decoder else {})
+    mask = torch.ones_like(ids)
+    mask[-1, tokens // 2 :] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask} | (
+        {"decoder_input_ids": torch.randint(1, 50, (batch, tokens - 2), generator=generator)}
+        if model.config.is_encoder_decoder
+        else {}
+    )
 
 # %% ../../nbs/models/1_architectures.ipynb #a5b9a59b
 @lru_cache(maxsize=8)
 def _skeleton(model_type: str, values: str) -> PreTrainedModel:
     "`skeleton`, made once for each configuration"
     config = AutoConfig.for_model(model_type, **json.loads(values))
-    with torch.device("meta"): return model_class(config)(config)
+    with torch.device("meta"):
+        return model_class(config)(config)
+
 
 def skeleton(
     config: PretrainedConfig,  # e.g. BertConfig() for bert-base-uncased
 ) -> PreTrainedModel:
     "The classifier (or sequence-to-sequence model) of a configuration on the meta device: names and shapes, no numbers"
-    values = {k: v for k, v in config.to_diff_dict().items() if k not in ("model_type", "architectures", "transformers_version")}
+    values = {
+        k: v
+        for k, v in config.to_diff_dict().items()
+        if k not in ("model_type", "architectures", "transformers_version")
+    }
     return _skeleton(config.model_type, json.dumps(values, sort_keys=True))
 
 # %% ../../nbs/models/1_architectures.ipynb #b5ca492d
@@ -176,4 +330,12 @@ def embedding_size(
 ) -> int:
     "Parameters of the embeddings (tokens, positions, their LayerNorm), each counted once"
     modules = dict(model.base_model.named_modules())
-    return sum(p.numel() for p in {id(p): p for name in architecture(model.config).embeddings if name in modules for p in modules[name].parameters()}.values())
+    return sum(
+        p.numel()
+        for p in {
+            id(p): p
+            for name in architecture(model.config).embeddings
+            if name in modules
+            for p in modules[name].parameters()
+        }.values()
+    )

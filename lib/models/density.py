@@ -23,14 +23,19 @@ def _layer_of(kinds: list[str], row: int) -> int:
     n = kinds.count("encoder")
     return row if row < n else n + (row - n) % kinds.count("decoder")
 
-def _heads(model: PreTrainedModel, mask: dict[str, Tensor], row: dict[str, str], heads: int) -> list[tuple[int, int]]:
+
+def _heads(
+    model: PreTrainedModel, mask: dict[str, Tensor], row: dict[str, str], heads: int
+) -> list[tuple[int, int]]:
     "(kept, total) of every head of an attention: its rows of query, key and value and its columns of the output"
     kept, total = torch.zeros(heads, dtype=torch.long), 0
     for part, path in row.items():
         weight = model.get_submodule(path).weight
         m = mask.get(f"weight/{path}.weight", torch.ones(weight.shape)).cpu() != 0
-        kept += (m.T if part == "out" else m).reshape(heads, -1).sum(1); total += m.numel() // heads
+        kept += (m.T if part == "out" else m).reshape(heads, -1).sum(1)
+        total += m.numel() // heads
     return [(int(k), total) for k in kept]
+
 
 def density(
     model: PreTrainedModel,  # for names and shapes; a skeleton will do
@@ -38,30 +43,70 @@ def density(
 ) -> pd.DataFrame:
     "Columns level (matrix, head, layer, group, total), group (attention, ffn), layer, name, kept, total, density; kept and total are whole numbers"
     p, rows = parts(model), []
-    found = [("attention", _layer_of(p.kinds, l), path) for l, row in enumerate(p.attention) for path in row.values()] + [("ffn", l, path) for l, row in enumerate(p.ffn) for path in row.values()]
+    found = [
+        ("attention", _layer_of(p.kinds, l), path)
+        for l, row in enumerate(p.attention)
+        for path in row.values()
+    ] + [("ffn", l, path) for l, row in enumerate(p.ffn) for path in row.values()]
     for group, layer, path in found:
         module, m = model.get_submodule(path), mask.get(f"weight/{path}.weight")
         n = module.in_features * module.out_features
-        if m is not None and m.numel() != n: raise ValueError(f"the mask of {path}.weight has {tuple(m.shape)}; the weight has {module.out_features} x {module.in_features}")
-        rows.append({"level": "matrix", "group": group, "layer": layer, "name": f"{path}.weight", "kept": n if m is None else int((m != 0).sum()), "total": n})
+        if m is not None and m.numel() != n:
+            raise ValueError(
+                f"the mask of {path}.weight has {tuple(m.shape)}; the weight has {module.out_features} x {module.in_features}"
+            )
+        rows.append(
+            {
+                "level": "matrix",
+                "group": group,
+                "layer": layer,
+                "name": f"{path}.weight",
+                "kept": n if m is None else int((m != 0).sum()),
+                "total": n,
+            }
+        )
     matrices = pd.DataFrame(rows)
-    def level(name, by): return matrices.groupby(by, sort=False, as_index=False)[["kept", "total"]].sum().assign(level=name)
+
+    def level(name, by):
+        return matrices.groupby(by, sort=False, as_index=False)[["kept", "total"]].sum().assign(level=name)
+
     whole = pd.DataFrame([{"level": "total", "kept": matrices.kept.sum(), "total": matrices.total.sum()}])
-    heads = pd.DataFrame([{"level": "head", "group": "attention", "layer": _layer_of(p.kinds, l), "name": f"{p.kinds[l]} {l}, head {h}", "kept": k, "total": n} for l, row in enumerate(p.attention) for h, (k, n) in enumerate(_heads(model, mask, row, p.heads))])
-    frame = pd.concat([matrices, heads, level("layer", ["layer"]), level("group", ["group"]), whole], ignore_index=True).astype({"layer": "Int64"})
-    return frame.assign(density=frame.kept / frame.total)[["level", "group", "layer", "name", "kept", "total", "density"]]
+    heads = pd.DataFrame(
+        [
+            {
+                "level": "head",
+                "group": "attention",
+                "layer": _layer_of(p.kinds, l),
+                "name": f"{p.kinds[l]} {l}, head {h}",
+                "kept": k,
+                "total": n,
+            }
+            for l, row in enumerate(p.attention)
+            for h, (k, n) in enumerate(_heads(model, mask, row, p.heads))
+        ]
+    )
+    frame = pd.concat(
+        [matrices, heads, level("layer", ["layer"]), level("group", ["group"]), whole], ignore_index=True
+    ).astype({"layer": "Int64"})
+    return frame.assign(density=frame.kept / frame.total)[
+        ["level", "group", "layer", "name", "kept", "total", "density"]
+    ]
 
 # %% ../../nbs/models/3_density.ipynb #05g-density-08
 def _after(model: PreTrainedModel, mask: dict[str, Tensor], name: str) -> Tensor | None:
     "A parameter under the mask"
     value = original(model, name)
-    return value if value is None or f"weight/{name}" not in mask else value * mask[f"weight/{name}"].to(value)
+    return (
+        value if value is None or f"weight/{name}" not in mask else value * mask[f"weight/{name}"].to(value)
+    )
+
 
 def _silent_rows(model: PreTrainedModel, mask: dict[str, Tensor], path: str) -> Tensor:
     "Outputs of a layer that are 0 for every input, (out,)"
     bias = _after(model, mask, f"{path}.bias")
     silent = (_after(model, mask, f"{path}.weight") == 0).all(1)
     return silent if bias is None else silent & (bias == 0)
+
 
 @torch.no_grad()
 def removable(
@@ -70,13 +115,25 @@ def removable(
 ) -> dict[str, Tensor]:
     "Masks `head` (L, H) and `ffn` (L, F) with 0 where a unit says nothing and 1 elsewhere: what `shrink` takes after `bake`"
     p, config = parts(model), model.config
-    named = next(getattr(config, n) for n in ("dense_act_fn", "hidden_act", "activation", "activation_function") if isinstance(getattr(config, n, None), str))
+    named = next(
+        getattr(config, n)
+        for n in ("dense_act_fn", "hidden_act", "activation", "activation_function")
+        if isinstance(getattr(config, n, None), str)
+    )
     still = bool(ACT2FN[named](torch.zeros(1)) == 0)
-    def columns(path): return (_after(model, mask, f"{path}.weight") == 0).all(0)
-    heads = [_silent_rows(model, mask, row["v"]).view(p.heads, -1).all(1) | columns(row["out"]).view(p.heads, -1).all(1) for row in p.attention]
+
+    def columns(path):
+        return (_after(model, mask, f"{path}.weight") == 0).all(0)
+
+    heads = [
+        _silent_rows(model, mask, row["v"]).view(p.heads, -1).all(1)
+        | columns(row["out"]).view(p.heads, -1).all(1)
+        for row in p.attention
+    ]
     neurons = []
     for row in p.ffn:
         gone = columns(row["down"])
-        if still: gone = gone | _silent_rows(model, mask, row["up"])
+        if still:
+            gone = gone | _silent_rows(model, mask, row["up"])
         neurons.append(gone | _silent_rows(model, mask, row["gate"]) if "gate" in row else gone)
     return {"head": 1 - torch.stack(heads).float(), "ffn": 1 - torch.stack(neurons).float()}

@@ -28,13 +28,19 @@ from .units import parts
 class MaskError(RunError, ValueError):
     "A mask file or folder that is not what it should be; the message names the place and the valid choices"
 
-def _packs(key: str) -> bool: return key.startswith(("weight/", "block/"))
+
+def _packs(key: str) -> bool:
+    return key.startswith(("weight/", "block/"))
+
 
 def _digest(stored: dict[str, torch.Tensor]) -> str:
     "SHA-256 of names and bytes: safetensors itself would not notice a flipped bit"
     total = hashlib.sha256()
-    for key in sorted(stored): total.update(key.encode()); total.update(stored[key].contiguous().numpy().tobytes())
+    for key in sorted(stored):
+        total.update(key.encode())
+        total.update(stored[key].contiguous().numpy().tobytes())
     return total.hexdigest()
+
 
 def counts(
     mask: dict[str, torch.Tensor],
@@ -58,10 +64,23 @@ def save_mask(
     "Write a mask with its header; whole or not at all. Weight and block masks must hold 0 and 1 only"
     stored = {k: v.detach().cpu().contiguous() for k, v in mask.items()}
     for key in filter(_packs, stored):
-        if not ((v := stored[key]) == v.bool()).all(): raise MaskError(f"{path}: mask {key!r} is not 0/1; make it binary before saving")
-    entries = {k: {"shape": list(v.shape), "dtype": str(v.dtype).removeprefix("torch.")} for k, v in stored.items()}
-    stored = {k: torch.from_numpy(np.packbits(v.bool().numpy())) if _packs(k) else v for k, v in stored.items()}
-    header = {"model": model, "family": family, "kind": kind, "kept": counts(mask), "entries": entries, "sha256": _digest(stored), "provenance": provenance}
+        if not ((v := stored[key]) == v.bool()).all():
+            raise MaskError(f"{path}: mask {key!r} is not 0/1; make it binary before saving")
+    entries = {
+        k: {"shape": list(v.shape), "dtype": str(v.dtype).removeprefix("torch.")} for k, v in stored.items()
+    }
+    stored = {
+        k: torch.from_numpy(np.packbits(v.bool().numpy())) if _packs(k) else v for k, v in stored.items()
+    }
+    header = {
+        "model": model,
+        "family": family,
+        "kind": kind,
+        "kept": counts(mask),
+        "entries": entries,
+        "sha256": _digest(stored),
+        "provenance": provenance,
+    }
     part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     save_file(stored, part, metadata={"sieve_mask": json.dumps(header, sort_keys=True)})
     os.replace(part, path)
@@ -69,14 +88,20 @@ def save_mask(
 # %% ../../nbs/models/3_masks.ipynb #7fec1cb6
 def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     "Header and stored tensors; MaskError where the file is missing, cut short or something else"
-    if not Path(path).is_file(): raise MaskError(f"no mask file {path}")
+    if not Path(path).is_file():
+        raise MaskError(f"no mask file {path}")
     try:
-        with safe_open(path, "pt") as f: header, stored = (f.metadata() or {}).get("sieve_mask"), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error: raise MaskError(f"{path} is damaged or no safetensors file: {error}") from None
-    if header is None: raise MaskError(f"{path} is a safetensors file without a mask header; masks are written by save_mask")
+        with safe_open(path, "pt") as f:
+            header, stored = (f.metadata() or {}).get("sieve_mask"), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise MaskError(f"{path} is damaged or no safetensors file: {error}") from None
+    if header is None:
+        raise MaskError(f"{path} is a safetensors file without a mask header; masks are written by save_mask")
     header = json.loads(header)
-    if set(header["entries"]) != set(stored) or _digest(stored) != header["sha256"]: raise MaskError(f"{path}: the entries do not match the header; the file was altered")
+    if set(header["entries"]) != set(stored) or _digest(stored) != header["sha256"]:
+        raise MaskError(f"{path}: the entries do not match the header; the file was altered")
     return header, stored
+
 
 def mask_info(
     path: Path,
@@ -84,23 +109,31 @@ def mask_info(
     "The header: model, family, kind, kept (units kept and in all), entries (shape, dtype), provenance"
     return _read(path)[0]
 
+
 def load_mask(
     path: Path,
 ) -> dict[str, torch.Tensor]:
     "The mask exactly as it was saved, shapes and types included"
     header, stored = _read(path)
+
     def entry(key, shape, dtype):
-        if not _packs(key): return stored[key]
-        return torch.from_numpy(np.unpackbits(stored[key].numpy(), count=int(np.prod(shape))).reshape(shape)).to(getattr(torch, dtype))
+        if not _packs(key):
+            return stored[key]
+        return torch.from_numpy(
+            np.unpackbits(stored[key].numpy(), count=int(np.prod(shape))).reshape(shape)
+        ).to(getattr(torch, dtype))
+
     return {k: entry(k, e["shape"], e["dtype"]) for k, e in header["entries"].items()}
 
 # %% ../../nbs/models/3_masks.ipynb #67000b1b
 def _kept(mask: dict[str, torch.Tensor], name: str, groups: int, columns: bool = False) -> torch.Tensor:
     "(groups, 2): entries kept and in all, of each group of rows (or columns) of one parameter; zeros if it has no mask"
     value = mask.get(f"weight/{name}")
-    if value is None: return torch.zeros(groups, 2, dtype=torch.float64)
+    if value is None:
+        return torch.zeros(groups, 2, dtype=torch.float64)
     rows = (value.T if columns else value).reshape(groups, -1)
     return torch.stack([(rows != 0).sum(1), torch.full((groups,), rows.shape[1])], 1).double()
+
 
 def survival(
     mask: dict[str, torch.Tensor],  # entries weight/<parameter>
@@ -108,34 +141,77 @@ def survival(
 ) -> dict[str, np.ndarray]:
     "Share of weights kept per head, `head` (L, H), and per MLP, `mlp` (L,); rows as in `parts`"
     p = parts(model)
-    def share(total): return (total[:, 0] / total[:, 1]).numpy()
+
+    def share(total):
+        return (total[:, 0] / total[:, 1]).numpy()
+
     def head(row):
         inner = sum(_kept(mask, f"{row[part]}.{t}", p.heads) for part in "qkv" for t in ("weight", "bias"))
-        return share(inner + _kept(mask, f"{row['out']}.weight", p.heads, columns=True) + _kept(mask, f"{row['out']}.bias", p.heads))
-    def mlp(row): return share(sum(_kept(mask, f"{path}.{t}", 1) for path in row.values() for t in ("weight", "bias")))
-    return {"head": np.stack([head(row) for row in p.attention]), "mlp": np.concatenate([mlp(row) for row in p.ffn])}
+        return share(
+            inner
+            + _kept(mask, f"{row['out']}.weight", p.heads, columns=True)
+            + _kept(mask, f"{row['out']}.bias", p.heads)
+        )
+
+    def mlp(row):
+        return share(sum(_kept(mask, f"{path}.{t}", 1) for path in row.values() for t in ("weight", "bias")))
+
+    return {
+        "head": np.stack([head(row) for row in p.attention]),
+        "mlp": np.concatenate([mlp(row) for row in p.ffn]),
+    }
 
 # %% ../../nbs/models/3_masks.ipynb #7ea121cd
-TASK_ORDER = ["CoLA", "MNLI", "MRPC", "QNLI", "QQP", "RTE", "SST-2", "STS-B", "WNLI", "HANS", "HANS_MNLI", "MNLI_TWO", "MNLI_TWO_HALF"]
+TASK_ORDER = [
+    "CoLA",
+    "MNLI",
+    "MRPC",
+    "QNLI",
+    "QQP",
+    "RTE",
+    "SST-2",
+    "STS-B",
+    "WNLI",
+    "HANS",
+    "HANS_MNLI",
+    "MNLI_TWO",
+    "MNLI_TWO_HALF",
+]
 SEED_ORDER = [1337, 42, 86, 71, 166]
 COLUMNS = ["task", "seed", "family", "kind", "mask", "run", "importance"]
+
 
 def _place(value, order: list) -> tuple:
     "Sort key: known values in their order, others after them"
     return (order.index(value), "") if value in order else (len(order), value)
 
+
 def _tidy(rows: list[dict]) -> pd.DataFrame:
     "The rows as a frame, in the fixed order"
-    rows = sorted(rows, key=lambda r: (_place(r["task"], TASK_ORDER), *_place(r["seed"], SEED_ORDER)[:1], r["seed"], r["family"], r["kind"], r["run"]))
+    rows = sorted(
+        rows,
+        key=lambda r: (
+            _place(r["task"], TASK_ORDER),
+            *_place(r["seed"], SEED_ORDER)[:1],
+            r["seed"],
+            r["family"],
+            r["kind"],
+            r["run"],
+        ),
+    )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 # %% ../../nbs/models/3_masks.ipynb #f5fafeac
 def _array(path: Path, dims: int) -> np.ndarray:
     "A released array; MaskError if it is damaged, pickled or of another form"
-    try: value = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error: raise MaskError(f"{path} cannot be read as an array: {error}") from None
-    if value.ndim != dims or not np.isfinite(value).all(): raise MaskError(f"{path}: expected {dims} dimensions of finite numbers, found shape {value.shape}")
+    try:
+        value = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise MaskError(f"{path} cannot be read as an array: {error}") from None
+    if value.ndim != dims or not np.isfinite(value).all():
+        raise MaskError(f"{path}: expected {dims} dimensions of finite numbers, found shape {value.shape}")
     return value
+
 
 def released_masks(
     folder: Path,  # holds masks/<family>/<TASK>/seed_<S>/
@@ -143,32 +219,48 @@ def released_masks(
 ) -> pd.DataFrame:
     "The masks of a family: task, seed, family, kind, mask, run (empty), importance (None where there is none)"
     root = Path(folder) / "masks"
-    if not root.is_dir(): raise MaskError(f"{folder} has no folder masks")
+    if not root.is_dir():
+        raise MaskError(f"{folder} has no folder masks")
     families = sorted(p.name for p in root.iterdir() if p.is_dir())
-    if family not in families: raise MaskError(f"{root} has no family {family!r}: {nearest(family, families)}")
+    if family not in families:
+        raise MaskError(f"{root} has no family {family!r}: {nearest(family, families)}")
     places = sorted((root / family).glob("*/seed_*"))
     kinds = [k for k in ("head", "mlp") if any((p / f"{k}_mask.npy").exists() for p in places)]
-    if not kinds: raise MaskError(f"{root / family}: no <TASK>/seed_<S>/{{head,mlp}}_mask.npy below it")
+    if not kinds:
+        raise MaskError(f"{root / family}: no <TASK>/seed_<S>/{{head,mlp}}_mask.npy below it")
     return _tidy([_released(place, family, kind) for place in places for kind in kinds])
 
 # %% ../../nbs/models/3_masks.ipynb #7dada4cd
 def _released(place: Path, family: str, kind: str) -> dict:
     "One row of `released_masks`"
     dims, scores = 2 if kind == "head" else 1, place / f"{kind}_importance.npy"
-    if not (place / f"{kind}_mask.npy").is_file(): raise MaskError(f"{place}: {kind}_mask.npy is missing, which other seeds of {family} have")
+    if not (place / f"{kind}_mask.npy").is_file():
+        raise MaskError(f"{place}: {kind}_mask.npy is missing, which other seeds of {family} have")
     mask = _array(place / f"{kind}_mask.npy", dims)
-    if not np.isin(mask, (0, 1)).all(): raise MaskError(f"{place / f'{kind}_mask.npy'}: a mask holds 0 and 1 only")
+    if not np.isin(mask, (0, 1)).all():
+        raise MaskError(f"{place / f'{kind}_mask.npy'}: a mask holds 0 and 1 only")
     importance = _array(scores, dims) if scores.is_file() else None
-    return {"task": place.parent.name, "seed": int(place.name.removeprefix("seed_")), "family": family, "kind": kind, "mask": mask, "run": "", "importance": importance}
+    return {
+        "task": place.parent.name,
+        "seed": int(place.name.removeprefix("seed_")),
+        "family": family,
+        "kind": kind,
+        "mask": mask,
+        "run": "",
+        "importance": importance,
+    }
 
 # %% ../../nbs/models/3_masks.ipynb #93eced8a
 def masks_of(
     run,  # a finished run
 ) -> dict[str, str]:
     "Sparsity, as text ('0' where the header names none), -> artefact, for every mask of a run"
-    names = [n for n in run.result["artefacts"] if re.fullmatch(r"mask\.safetensors|masks/[\d.]+\.safetensors", n)]
+    names = [
+        n for n in run.result["artefacts"] if re.fullmatch(r"mask\.safetensors|masks/[\d.]+\.safetensors", n)
+    ]
     stated = lambda name: mask_info(run.artefact(name))["provenance"].get("sparsity", 0)
     return {Path(n).stem if "/" in n else f"{stated(n):g}": n for n in names}
+
 
 def mask_file(
     key: str,  # a finished run with one mask, or with one for each of several sparsities
@@ -176,9 +268,14 @@ def mask_file(
 ) -> Path:
     "Path of the mask, verified; MaskError names the sparsities that there are"
     found, wanted = masks_of(run := find_run(key)), f"{sparsity:g}"
-    if not found: raise MaskError(f"{run} has no mask: its notebook makes none")
-    if not sparsity and len(found) == 1: [wanted] = found
-    if wanted not in found: raise MaskError(f"{run} has no mask at sparsity {wanted}: choose {', '.join(sorted(found, key=float))}")
+    if not found:
+        raise MaskError(f"{run} has no mask: its notebook makes none")
+    if not sparsity and len(found) == 1:
+        [wanted] = found
+    if wanted not in found:
+        raise MaskError(
+            f"{run} has no mask at sparsity {wanted}: choose {', '.join(sorted(found, key=float))}"
+        )
     return run.artefact(found[wanted])
 
 # %% ../../nbs/models/3_masks.ipynb #2f23a448
@@ -189,6 +286,7 @@ def run_mask(
     "The mask of a run"
     return load_mask(mask_file(key, sparsity))
 
+
 def mask_sparsity(
     key: str,  # as for `mask_file`
     sparsity: float = 0.0,
@@ -197,6 +295,7 @@ def mask_sparsity(
     info = mask_info(mask_file(key, sparsity))
     kept, units = np.array(list(info["kept"].values())).sum(0)
     return float(info["provenance"].get("sparsity", 1 - kept / units))
+
 
 def mask_labels(
     key: str,  # as for `mask_file`
@@ -208,7 +307,16 @@ def mask_labels(
 
 # %% ../../nbs/models/3_masks.ipynb #501ad243
 def _row(run, kind: str, mask: np.ndarray, family: str, importance: np.ndarray | None = None) -> dict:
-    return {"task": run.params["task"], "seed": run.params["seed"], "family": family, "kind": kind, "mask": mask, "run": run.key, "importance": importance}
+    return {
+        "task": run.params["task"],
+        "seed": run.params["seed"],
+        "family": family,
+        "kind": kind,
+        "mask": mask,
+        "run": run.key,
+        "importance": importance,
+    }
+
 
 def run_masks(
     keys: list[str],  # finished runs of importance or draw_masks
@@ -218,7 +326,8 @@ def run_masks(
     for run in map(find_run, keys):
         mask, (family, kind), scores = load_mask(run.artefact("mask.safetensors")), mask_labels(run.key), {}
         if "importance.safetensors" in run.result["artefacts"]:
-            with safe_open(run.artefact("importance.safetensors"), "np") as f: scores = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+            with safe_open(run.artefact("importance.safetensors"), "np") as f:
+                scores = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
         label = family if kind == "good" and family != "super" else f"{family}_{kind}"
         rows += [_row(run, k, mask[k].numpy(), label, scores.get(k)) for k in ("head", "mlp") if k in mask]
     return _tidy(rows)
@@ -228,8 +337,11 @@ def survival_frame(
     shares: dict[str, np.ndarray],  # from `survival`
 ) -> pd.DataFrame:
     "Shares as a table: kind, layer, head (-1 for an MLP), share"
-    rows = [("head", l, h, v) for l, row in enumerate(shares["head"]) for h, v in enumerate(row)] + [("mlp", l, -1, v) for l, v in enumerate(shares["mlp"])]
+    rows = [("head", l, h, v) for l, row in enumerate(shares["head"]) for h, v in enumerate(row)] + [
+        ("mlp", l, -1, v) for l, v in enumerate(shares["mlp"])
+    ]
     return pd.DataFrame(rows, columns=["kind", "layer", "head", "share"])
+
 
 def run_survival(
     keys: list[str],  # finished runs of magnitude
@@ -239,6 +351,8 @@ def run_survival(
     for run in map(find_run, keys):
         table = pd.read_parquet(run.artefact("survival.parquet"))
         mlps = table[table.kind == "mlp"].sort_values("layer").share.to_numpy()
-        heads = table[table.kind == "head"].sort_values(["layer", "head"]).share.to_numpy().reshape(len(mlps), -1)
+        heads = (
+            table[table.kind == "head"].sort_values(["layer", "head"]).share.to_numpy().reshape(len(mlps), -1)
+        )
         rows += [_row(run, "head", heads, "magnitude"), _row(run, "mlp", mlps, "magnitude")]
     return _tidy(rows)

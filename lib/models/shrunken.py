@@ -19,20 +19,29 @@ from .architectures import WIDTHS, UnitError, layout, model_class
 def _cut(linear: torch.nn.Linear, rows: int | None = None, columns: int | None = None) -> None:
     "Keep the first rows and columns of a layer, in place; all where None"
     linear.weight = torch.nn.Parameter(linear.weight[:rows, :columns].detach().clone())
-    if linear.bias is not None: linear.bias = torch.nn.Parameter(linear.bias[:rows].detach().clone())
+    if linear.bias is not None:
+        linear.bias = torch.nn.Parameter(linear.bias[:rows].detach().clone())
     linear.out_features, linear.in_features = linear.weight.shape
 
-def parent(path: str) -> str: return path.rpartition(".")[0]  # of a module
+
+def parent(path: str) -> str:
+    return path.rpartition(".")[0]  # of a module
 
 # %% ../../nbs/models/2_shrunken.ipynb #25be242c
-def _forget(module, args, kwargs): return args, kwargs | {"position_bias": None}  # a hook: each layer computes its own
+def _forget(module, args, kwargs):
+    return args, kwargs | {"position_bias": None}  # a hook: each layer computes its own
+
 
 def _own_bias(attention: torch.nn.Module, heads: int, kind: str) -> None:
     "Make a T5 attention independent of the first layer's position bias, in place"
     attention.register_forward_pre_hook(_forget, with_kwargs=True)
-    if kind == "cross": return  # it has none
+    if kind == "cross":
+        return  # it has none
     attention.has_relative_attention_bias = True
-    attention.relative_attention_bias = torch.nn.Embedding.from_pretrained(torch.zeros(attention.relative_attention_num_buckets, heads), freeze=False)
+    attention.relative_attention_bias = torch.nn.Embedding.from_pretrained(
+        torch.zeros(attention.relative_attention_num_buckets, heads), freeze=False
+    )
+
 
 def resize(
     model: PreTrainedModel,  # as its class makes it, with `sieve_widths` in its configuration
@@ -40,15 +49,20 @@ def resize(
     "Cut every layer to its width, in place; which weights stay is not decided here"
     p, widths = layout(model), getattr(model.config, WIDTHS)
     for row, kind, k in zip(p.attention, p.kinds, widths["heads"], strict=True):
-        for part in "qkv": _cut(model.get_submodule(row[part]), rows=k * p.head_size)
+        for part in "qkv":
+            _cut(model.get_submodule(row[part]), rows=k * p.head_size)
         _cut(model.get_submodule(row["out"]), columns=k * p.head_size)
         owner = model.get_submodule(parent(row["q"]))
         for name in ("num_attention_heads", "num_heads", "n_heads"):
-            if hasattr(owner, name): setattr(owner, name, k)
-        if hasattr(owner, "has_relative_attention_bias"): _own_bias(owner, k, kind)
+            if hasattr(owner, name):
+                setattr(owner, name, k)
+        if hasattr(owner, "has_relative_attention_bias"):
+            _own_bias(owner, k, kind)
     for row, k in zip(p.ffn, widths["ffn"], strict=True):
-        for part, path in row.items(): _cut(model.get_submodule(path), **{"columns" if part == "down" else "rows": k or 0})
-        if k is None: model.get_submodule(row["down"]).bias = None
+        for part, path in row.items():
+            _cut(model.get_submodule(path), **{"columns" if part == "down" else "rows": k or 0})
+        if k is None:
+            model.get_submodule(row["down"]).bias = None
 
 # %% ../../nbs/models/2_shrunken.ipynb #bd102d7c
 @lru_cache
@@ -56,14 +70,19 @@ def shrunken_class(
     cls: type[PreTrainedModel],
 ) -> type[PreTrainedModel]:
     "A subclass of the same name whose layers have the widths of its configuration"
-    if getattr(cls, "_shrunken", False): return cls
+    if getattr(cls, "_shrunken", False):
+        return cls
+
     def build(self, config, *args, **kwargs):
         cls.__init__(self, config, *args, **kwargs)
         resize(self)
+
     return type(cls.__name__, (cls,), {"__init__": build, "__module__": cls.__module__, "_shrunken": True})
 
 # %% ../../nbs/models/2_shrunken.ipynb #5c8c9eb2
-def is_shrunken(config) -> bool: return bool(getattr(config, WIDTHS, None))  # whether a configuration has widths of its own
+def is_shrunken(config) -> bool:
+    return bool(getattr(config, WIDTHS, None))  # whether a configuration has widths of its own
+
 
 def load(
     folder: str | Path,  # written by `save_pretrained`, shrunken or not
@@ -72,11 +91,17 @@ def load(
     **options,  # of from_pretrained: dtype, attn_implementation; with output_loading_info=True missing tensors are told, not refused
 ):
     "The model of a folder, in evaluation mode; UnitError if there is none or tensors are missing"
-    if not Path(folder, "config.json").is_file(): raise UnitError(f"{folder} holds no model: config.json is missing")
+    if not Path(folder, "config.json").is_file():
+        raise UnitError(f"{folder} holds no model: config.json is missing")
     config, told = config or AutoConfig.from_pretrained(folder), options.pop("output_loading_info", False)
     cls = cls or model_class(config)
-    model, info = (shrunken_class(cls) if is_shrunken(config) else cls).from_pretrained(folder, config=config, output_loading_info=True, **options)
-    if info["missing_keys"] and not told: raise UnitError(f"{folder} lacks tensors of {cls.__name__}: {', '.join(sorted(info['missing_keys'])[:3])}")
+    model, info = (shrunken_class(cls) if is_shrunken(config) else cls).from_pretrained(
+        folder, config=config, output_loading_info=True, **options
+    )
+    if info["missing_keys"] and not told:
+        raise UnitError(
+            f"{folder} lacks tensors of {cls.__name__}: {', '.join(sorted(info['missing_keys'])[:3])}"
+        )
     return (model, info) if told else model
 
 # %% ../../nbs/models/2_shrunken.ipynb #shrunken-tied-1
@@ -85,7 +110,12 @@ def distinct(
 ) -> dict[str, torch.Tensor]:
     "The state dict with every tensor once"
     first = {}
-    return {n: t for n, t in model.state_dict().items() if not t.numel() or first.setdefault((t.data_ptr(), t.shape), n) == n}
+    return {
+        n: t
+        for n, t in model.state_dict().items()
+        if not t.numel() or first.setdefault((t.data_ptr(), t.shape), n) == n
+    }
+
 
 def restore(
     model: PreTrainedModel,
@@ -93,4 +123,5 @@ def restore(
 ) -> None:
     "Put the tensors back, in place; UnitError for one that is missing or too many"
     missing, extra = model.load_state_dict(tensors, strict=False)
-    if wrong := [*(n for n in missing if n in distinct(model)), *extra]: raise UnitError(f"these tensors do not fit {type(model).__name__}: {', '.join(wrong[:3])}")
+    if wrong := [*(n for n in missing if n in distinct(model)), *extra]:
+        raise UnitError(f"these tensors do not fit {type(model).__name__}: {', '.join(wrong[:3])}")

@@ -33,12 +33,21 @@ def flops(
 ) -> int:
     "Floating-point operations of the matrix products of one forward pass, by formula"
     p, linear = layout(model), {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    rows, products = {n: (target if model.config.is_encoder_decoder else tokens if "embeddings" in n else 1) for n in linear}, 0  # where not said otherwise below
+    rows, products = (
+        {
+            n: (target if model.config.is_encoder_decoder else tokens if "embeddings" in n else 1)
+            for n in linear
+        },
+        0,
+    )  # where not said otherwise below
     for row, kind in zip(p.attention, p.kinds):
-        queries, keys = {"encoder": (tokens, tokens), "cross": (target, tokens), "decoder": (target, target)}[kind]
+        queries, keys = {"encoder": (tokens, tokens), "cross": (target, tokens), "decoder": (target, target)}[
+            kind
+        ]
         rows |= {row["q"]: queries, row["out"]: queries, row["k"]: keys, row["v"]: keys}
         products += 4 * queries * keys * linear[row["out"]].in_features
-    for l, row in enumerate(p.ffn): rows |= dict.fromkeys(row.values(), tokens if l < p.kinds.count("encoder") else target)
+    for l, row in enumerate(p.ffn):
+        rows |= dict.fromkeys(row.values(), tokens if l < p.kinds.count("encoder") else target)
     return batch * (products + sum(2 * rows[n] * m.in_features * m.out_features for n, m in linear.items()))
 
 # %% ../../nbs/models/5_speed.ipynb #23aa45c1
@@ -50,10 +59,22 @@ def full_batch(
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     "Random token ids (B, T), and (B, target) for the decoder, on the model's device"
-    g, most = torch.Generator().manual_seed(seed), getattr(model.config, "max_position_embeddings", None) or max(tokens, target)
-    if max(tokens, target) > most: raise ValueError(f"{max(tokens, target)} tokens are more than this {type(model).__name__} takes: at most {most}")
-    def ids(n): return torch.randint(3, model.config.vocab_size, (batch, n), generator=g).to(model.device)
-    return {"input_ids": ids(tokens)} | ({"decoder_input_ids": ids(target)} if model.config.is_encoder_decoder else {})
+    g, most = (
+        torch.Generator().manual_seed(seed),
+        getattr(model.config, "max_position_embeddings", None) or max(tokens, target),
+    )
+    if max(tokens, target) > most:
+        raise ValueError(
+            f"{max(tokens, target)} tokens are more than this {type(model).__name__} takes: at most {most}"
+        )
+
+    def ids(n):
+        return torch.randint(3, model.config.vocab_size, (batch, n), generator=g).to(model.device)
+
+    return {"input_ids": ids(tokens)} | (
+        {"decoder_input_ids": ids(target)} if model.config.is_encoder_decoder else {}
+    )
+
 
 def random_units(
     model: PreTrainedModel,
@@ -63,9 +84,13 @@ def random_units(
 ) -> dict[str, torch.Tensor]:
     "A mask that keeps the same number of units in every layer, others in each"
     g, p = torch.Generator().manual_seed(seed), parts(model)
+
     def kept(kind, share):
-        rank = torch.rand(p.shape(kind), generator=g).argsort(1).argsort(1)  # (L, units): 0, 1, ... in random order
+        rank = (
+            torch.rand(p.shape(kind), generator=g).argsort(1).argsort(1)
+        )  # (L, units): 0, 1, ... in random order
         return (rank < round(share * rank.shape[1])).float()
+
     return {"head": kept("head", heads), "ffn": kept("ffn", ffn)}
 
 # %% ../../nbs/models/5_speed.ipynb #31a7d795
@@ -89,11 +114,16 @@ def timed(
     "Seconds of one call, measured on the GPU where `cuda`"
     if cuda:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize(); start.record(); call(); end.record(); end.synchronize()
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
         return start.elapsed_time(end) / 1000
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
 
 def in_turn(
     calls: dict[str, Callable],
@@ -106,7 +136,8 @@ def in_turn(
     for r in range(-warmup, repetitions):
         for name, call in calls.items():
             seconds = timed(call, cuda)
-            if r >= 0: taken[name].append(seconds)
+            if r >= 0:
+                taken[name].append(seconds)
     return taken
 
 # %% ../../nbs/models/5_speed.ipynb #e960bc58
@@ -116,19 +147,30 @@ def peak(
 ) -> int:
     "Bytes that the call allocates, at the moment when it holds most"
     if cuda:
-        torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(); before = torch.cuda.memory_allocated()
-        call(); torch.cuda.synchronize()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told: call()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        call()
     held, most = 0, 0
-    for event in sorted((e for e in told.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        held += event.nbytes(); most = max(most, held)
+    for event in sorted(
+        (e for e in told.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
+    ):
+        held += event.nbytes()
+        most = max(most, held)
     return most
 
-def weight_bytes(model: PreTrainedModel) -> int: return sum(p.numel() * p.element_size() for p in {id(p): p for p in model.parameters()}.values())
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    return sum(p.numel() * p.element_size() for p in {id(p): p for p in model.parameters()}.values())
 
 # %% ../../nbs/models/5_speed.ipynb #d41cfcda
 FACTS = ["parameters", "flops", "weight_bytes"]  # of a form, whatever the machine; all else is measured
+
 
 def ideal_share(
     frame: pd.DataFrame,  # form, seconds, flops; one row `whole`
@@ -137,10 +179,14 @@ def ideal_share(
     whole = frame[frame.form == "whole"].iloc[0]
     return (whole.seconds / frame.seconds) / (whole.flops / frame.flops)
 
+
 def measured(
     models: dict[str, PreTrainedModel],  # of `forms`
-    batch: int, tokens: int, target: int = 0,  # see `full_batch`
-    repetitions: int = 10, warmup: int = 2,  # see `in_turn`
+    batch: int,
+    tokens: int,
+    target: int = 0,  # see `full_batch`
+    repetitions: int = 10,
+    warmup: int = 2,  # see `in_turn`
     compiled: bool = False,  # run what torch.compile makes of them
     seed: int = 0,  # of the inputs
 ) -> pd.DataFrame:
@@ -152,13 +198,29 @@ def measured(
     with torch.inference_mode():
         taken = pd.DataFrame(in_turn(calls, repetitions, warmup, cuda))
         memory = {name: peak(call, cuda) for name, call in calls.items()}
-    rows = [dict(form=name, batch=batch, tokens=tokens, parameters=sum(p.numel() for p in m.parameters()), flops=flops(m, batch, tokens, target), weight_bytes=weight_bytes(m),
-                 seconds=t.median(), low=t.quantile(0.25), high=t.quantile(0.75), examples_per_second=batch / t.median(), peak_bytes=weight_bytes(m) + memory[name]) for name, m in models.items() for t in [taken[name]]]
+    rows = [
+        dict(
+            form=name,
+            batch=batch,
+            tokens=tokens,
+            parameters=sum(p.numel() for p in m.parameters()),
+            flops=flops(m, batch, tokens, target),
+            weight_bytes=weight_bytes(m),
+            seconds=t.median(),
+            low=t.quantile(0.25),
+            high=t.quantile(0.75),
+            examples_per_second=batch / t.median(),
+            peak_bytes=weight_bytes(m) + memory[name],
+        )
+        for name, m in models.items()
+        for t in [taken[name]]
+    ]
     frame = pd.DataFrame(rows)
     return frame.assign(speedup=frame.seconds[0] / frame.seconds, ideal_share=ideal_share(frame))
 
 # %% ../../nbs/models/5_speed.ipynb #aec7c9a9
 SHAPE = dict(type="bert", layers=2, heads=4, head_size=16, ffn=256, vocab=1000, length=128)
+
 
 def shaped(
     shape: dict,  # entries of SHAPE that differ; type is a row of `lib.models.architectures.ARCHITECTURES`
@@ -166,9 +228,21 @@ def shaped(
     attn: str = "sdpa",
 ) -> PreTrainedModel:
     "A model of random weights"
-    if unknown := set(shape) - set(SHAPE): raise ValueError(f"no entry {min(unknown)!r} of a shape; valid: {', '.join(SHAPE)}")
+    if unknown := set(shape) - set(SHAPE):
+        raise ValueError(f"no entry {min(unknown)!r} of a shape; valid: {', '.join(SHAPE)}")
     size = SHAPE | shape
-    return random_model(size["type"], seed, size["layers"], size["heads"], size["head_size"], size["ffn"], attn=attn, vocab=size["vocab"], length=size["length"])
+    return random_model(
+        size["type"],
+        seed,
+        size["layers"],
+        size["heads"],
+        size["head_size"],
+        size["ffn"],
+        attn=attn,
+        vocab=size["vocab"],
+        length=size["length"],
+    )
+
 
 def timed_model(
     model: str,  # run key, folder, hub name; empty: of random weights
@@ -178,7 +252,8 @@ def timed_model(
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     "The model in evaluation mode, on the GPU if there is one"
-    if not model: found = shaped(shape or {}, seed, attn).to(dtype)
+    if not model:
+        found = shaped(shape or {}, seed, attn).to(dtype)
     else:
         config, place = check_model(model), model_place(model)
         read = load if Path(place).is_dir() else model_class(config).from_pretrained

@@ -16,7 +16,17 @@ import torch
 from torch.nn.utils import parametrize
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .architectures import ARCHITECTURES, WIDTHS, Parts, UnitError, embedding_size, parts, random_inputs, random_model, skeleton
+from lib.models.architectures import (
+    ARCHITECTURES,
+    WIDTHS,
+    Parts,
+    UnitError,
+    embedding_size,
+    parts,
+    random_inputs,
+    random_model,
+    skeleton,
+)
 from .shrunken import load, parent, shrunken_class
 
 # %% ../../nbs/models/2_units.ipynb #acdc8e8b
@@ -25,7 +35,10 @@ def tensors(
     path: str,  # of a linear layer
 ) -> list[str]:
     "Names of its parameters: weight, and bias if it has one"
-    return [f"{path}.{t}" for t in ("weight", "bias") if getattr(model.get_submodule(path), t, None) is not None]
+    return [
+        f"{path}.{t}" for t in ("weight", "bias") if getattr(model.get_submodule(path), t, None) is not None
+    ]
+
 
 def weight_scope(
     model: PreTrainedModel,
@@ -33,14 +46,21 @@ def weight_scope(
 ) -> list[str]:
     "Names of the prunable parameters, layer by layer; a decoder's layers have two attentions, self and cross"
     p, names = parts(model), []
-    encoder, cross, decoder = ([r for r, k in zip(p.attention, p.kinds) if k == kind] for kind in ("encoder", "cross", "decoder"))
-    for ffn, *attention in [*zip(p.ffn, encoder), *zip(p.ffn[len(encoder):], decoder, cross)]:
-        modules = [row[part] for row in attention for part in ("q", "k", "v", "out")] + [ffn[part] for part in ffn if part != "down"]
-        names += [t for m in modules for t in tensors(model, m)[:2 if biases else 1]] + [f"{ffn['down']}.weight"]
+    encoder, cross, decoder = (
+        [r for r, k in zip(p.attention, p.kinds) if k == kind] for kind in ("encoder", "cross", "decoder")
+    )
+    for ffn, *attention in [*zip(p.ffn, encoder), *zip(p.ffn[len(encoder) :], decoder, cross)]:
+        modules = [row[part] for row in attention for part in ("q", "k", "v", "out")] + [
+            ffn[part] for part in ffn if part != "down"
+        ]
+        names += [t for m in modules for t in tensors(model, m)[: 2 if biases else 1]] + [
+            f"{ffn['down']}.weight"
+        ]
     return names
 
 # %% ../../nbs/models/2_units.ipynb #74ab3c82
 UNITS = ("head", "ffn", "mlp")  # kinds whose mask is one tensor of the shape that `Parts.shape` tells
+
 
 def ones(
     model: PreTrainedModel,
@@ -49,14 +69,24 @@ def ones(
     scope: list[str] | None = None,  # parameter names (kinds weight and block); default `weight_scope`
 ) -> dict[str, torch.Tensor]:
     "The mask that keeps everything: float32 for heads, neurons and MLPs, bool for weights and blocks"
-    if kind in UNITS: return {kind: torch.ones(parts(model).shape(kind))}
+    if kind in UNITS:
+        return {kind: torch.ones(parts(model).shape(kind))}
     if kind not in ("weight", "block") or (kind == "block") != (block is not None):
-        raise UnitError(f"kind {kind!r} with block={block}: choose head, ffn, mlp, weight, or block with block=(rows, columns)")
-    shapes = {name: _shape(model, name, kind) for name in (scope or weight_scope(model, biases=kind == "weight"))}
-    if kind == "weight": return {f"weight/{n}": torch.ones(s, dtype=torch.bool) for n, s in shapes.items()}
+        raise UnitError(
+            f"kind {kind!r} with block={block}: choose head, ffn, mlp, weight, or block with block=(rows, columns)"
+        )
+    shapes = {
+        name: _shape(model, name, kind) for name in (scope or weight_scope(model, biases=kind == "weight"))
+    }
+    if kind == "weight":
+        return {f"weight/{n}": torch.ones(s, dtype=torch.bool) for n, s in shapes.items()}
     for n, s in shapes.items():
-        if s[0] % block[0] or s[1] % block[1]: raise UnitError(f"blocks of {block} do not tile {n} of shape {tuple(s)}")
-    return {f"block/{n}": torch.ones(s[0] // block[0], s[1] // block[1], dtype=torch.bool) for n, s in shapes.items()}
+        if s[0] % block[0] or s[1] % block[1]:
+            raise UnitError(f"blocks of {block} do not tile {n} of shape {tuple(s)}")
+    return {
+        f"block/{n}": torch.ones(s[0] // block[0], s[1] // block[1], dtype=torch.bool)
+        for n, s in shapes.items()
+    }
 
 # %% ../../nbs/models/2_units.ipynb #e3e5bcf6
 def _owner(model: PreTrainedModel, name: str, key: str) -> tuple[torch.nn.Module, str]:
@@ -64,23 +94,40 @@ def _owner(model: PreTrainedModel, name: str, key: str) -> tuple[torch.nn.Module
     path, _, tensor = name.rpartition(".")
     module = dict(model.named_modules()).get(path)
     if module is None or not isinstance(getattr(module, tensor, None), torch.Tensor):
-        known = [n.replace(".parametrizations", "").removesuffix(".original") for n, _ in model.named_parameters()]
-        raise UnitError(f"mask {key!r}: {type(model).__name__} has no parameter {name!r}; nearest: {difflib.get_close_matches(name, known, 3)}")
+        known = [
+            n.replace(".parametrizations", "").removesuffix(".original") for n, _ in model.named_parameters()
+        ]
+        raise UnitError(
+            f"mask {key!r}: {type(model).__name__} has no parameter {name!r}; nearest: {difflib.get_close_matches(name, known, 3)}"
+        )
     return module, tensor
+
 
 def _shape(model: PreTrainedModel, name: str, key: str) -> torch.Size:
     "Shape of a parameter, masked or not"
     module, tensor = _owner(model, name, key)
-    return module.parametrizations[tensor].original.shape if parametrize.is_parametrized(module, tensor) else getattr(module, tensor).shape
+    return (
+        module.parametrizations[tensor].original.shape
+        if parametrize.is_parametrized(module, tensor)
+        else getattr(module, tensor).shape
+    )
 
 # %% ../../nbs/models/2_units.ipynb #f06a07b3
 def _structured(model: PreTrainedModel, key: str, value: torch.Tensor) -> list[tuple[str, Callable]]:
     "Factors of a `head`, `ffn` or `mlp` mask: (parameter name, mask -> factor)"
     p = parts(model)
-    if tuple(value.shape) != p.shape(key): raise UnitError(f"mask {key!r} has shape {tuple(value.shape)}; this model needs {p.shape(key)}")
-    if key == "head": return [(f"{row['out']}.weight", lambda m, l=l: m[l].repeat_interleave(p.head_size)[None]) for l, row in enumerate(p.attention)]
-    if key == "ffn": return [(f"{row['down']}.weight", lambda m, l=l: m[l][None]) for l, row in enumerate(p.ffn)]
-    return [(name, lambda m, l=l: m[l]) for l, row in enumerate(p.ffn) for name in tensors(model, row["down"])]
+    if tuple(value.shape) != p.shape(key):
+        raise UnitError(f"mask {key!r} has shape {tuple(value.shape)}; this model needs {p.shape(key)}")
+    if key == "head":
+        return [
+            (f"{row['out']}.weight", lambda m, l=l: m[l].repeat_interleave(p.head_size)[None])
+            for l, row in enumerate(p.attention)
+        ]
+    if key == "ffn":
+        return [(f"{row['down']}.weight", lambda m, l=l: m[l][None]) for l, row in enumerate(p.ffn)]
+    return [
+        (name, lambda m, l=l: m[l]) for l, row in enumerate(p.ffn) for name in tensors(model, row["down"])
+    ]
 
 # %% ../../nbs/models/2_units.ipynb #41f81e7a
 def factors(
@@ -91,50 +138,68 @@ def factors(
     found = []
     for key, value in mask.items():
         kind, _, name = key.partition("/")
-        if key in UNITS: found += [(n, value, f) for n, f in _structured(model, key, value)]
-        elif kind in ("weight", "block") and name: found.append((name, value, _spread(_shape(model, name, key), key, value)))
-        else: raise UnitError(f"unknown mask key {key!r}; valid: head, ffn, mlp, weight/<parameter>, block/<parameter>")
+        if key in UNITS:
+            found += [(n, value, f) for n, f in _structured(model, key, value)]
+        elif kind in ("weight", "block") and name:
+            found.append((name, value, _spread(_shape(model, name, key), key, value)))
+        else:
+            raise UnitError(
+                f"unknown mask key {key!r}; valid: head, ffn, mlp, weight/<parameter>, block/<parameter>"
+            )
     return found
 
 # %% ../../nbs/models/2_units.ipynb #0c0cad07
 def _spread(shape: torch.Size, key: str, value: torch.Tensor) -> Callable:
     "How a `weight` or `block` entry is spread over a parameter of `shape`"
     if key.startswith("weight/"):
-        if value.shape != shape: raise UnitError(f"mask {key!r} has shape {tuple(value.shape)}; the parameter has {tuple(shape)}")
+        if value.shape != shape:
+            raise UnitError(f"mask {key!r} has shape {tuple(value.shape)}; the parameter has {tuple(shape)}")
         return lambda m: m
     if value.dim() != len(shape) or any(s % v for s, v in zip(shape, value.shape, strict=True)):
-        raise UnitError(f"mask {key!r} of shape {tuple(value.shape)} does not tile the parameter of shape {tuple(shape)}")
+        raise UnitError(
+            f"mask {key!r} of shape {tuple(value.shape)} does not tile the parameter of shape {tuple(shape)}"
+        )
     r, c = (s // v for s, v in zip(shape, value.shape, strict=True))
     return lambda m: m.repeat_interleave(r, 0).repeat_interleave(c, 1)
 
 # %% ../../nbs/models/2_units.ipynb #08060d37
 class Factor(torch.nn.Module):
     "A parametrization: the parameter times the spread mask; a fixed mask is spread and moved once"
+
     def __init__(self, mask: torch.Tensor, spread: Callable):
         super().__init__()
         self.learned = mask.requires_grad
         self.held, self.spread = [mask if self.learned else spread(mask)], spread
 
     def forward(self, weight):
-        if self.learned: return weight * self.spread(self.held[0].to(weight))
-        if self.held[0].device != weight.device or self.held[0].dtype != weight.dtype: self.held[0] = self.held[0].to(weight)
+        if self.learned:
+            return weight * self.spread(self.held[0].to(weight))
+        if self.held[0].device != weight.device or self.held[0].dtype != weight.dtype:
+            self.held[0] = self.held[0].to(weight)
         return weight * self.held[0]
 
 # %% ../../nbs/models/2_units.ipynb #abd3540b
 def _remove(module: torch.nn.Module, name: str, factor: torch.nn.Module) -> None:
     "Take one factor off again, whatever else is attached; the parameter comes back as the same object, in its old place"
     held = module.parametrizations[name]
-    if len(held) > 1: del held[[f is factor for f in held].index(True)]
+    if len(held) > 1:
+        del held[[f is factor for f in held].index(True)]
     else:
         parametrize.remove_parametrizations(module, name, leave_parametrized=False)
-        for n in ("weight", "bias"):  # removal appends at the end; optimisers and state dicts see the old order again
-            if n in module._parameters: module._parameters[n] = module._parameters.pop(n)
+        for n in (
+            "weight",
+            "bias",
+        ):  # removal appends at the end; optimisers and state dicts see the old order again
+            if n in module._parameters:
+                module._parameters[n] = module._parameters.pop(n)
 
 # %% ../../nbs/models/2_units.ipynb #7877ed84
 @contextmanager
 def parametrized(
     model: PreTrainedModel,
-    given: list[tuple[str, torch.nn.Module]],  # (parameter name, module that maps the parameter to what the model computes with)
+    given: list[
+        tuple[str, torch.nn.Module]
+    ],  # (parameter name, module that maps the parameter to what the model computes with)
 ) -> Iterator[PreTrainedModel]:
     "Inside the context the parameters go through the modules; what is put on nests, and is removed on every way out"
     with ExitStack() as stack:
@@ -144,13 +209,15 @@ def parametrized(
             stack.callback(_remove, module, tensor, through)
         yield model
 
+
 @contextmanager
 def attach(
     model: PreTrainedModel,
     mask: dict[str, torch.Tensor],  # entries may require grad
 ) -> Iterator[PreTrainedModel]:
     "Inside the context the model runs under the mask; attachments nest, and are removed on every way out"
-    with parametrized(model, [(name, Factor(value, spread)) for name, value, spread in factors(model, mask)]): yield model
+    with parametrized(model, [(name, Factor(value, spread)) for name, value, spread in factors(model, mask)]):
+        yield model
 
 # %% ../../nbs/models/2_units.ipynb #e7a0b7af
 def bake(
@@ -169,15 +236,31 @@ def bake(
 def gates(
     model: PreTrainedModel,
     batch_size: int,  # B
-    mask: dict[str, torch.Tensor] | None = None,  # the gates' values: entries head (L, H) and mlp (L,); default ones
+    mask: dict[str, torch.Tensor]
+    | None = None,  # the gates' values: entries head (L, H) and mlp (L,); default ones
     kinds: tuple[str, ...] = ("head", "mlp"),
 ) -> Iterator[dict[str, torch.Tensor]]:
     "Per-example gates that require grad: `{'head': (B, L, H), 'mlp': (B, L)}`, live inside the context"
     p, weight, mask = parts(model), next(model.parameters()), mask or {}
-    for k in mask.keys() & set(kinds): _structured(model, k, mask[k])  # checks the shape
-    live = {k: mask.get(k, torch.ones(p.shape(k))).to(weight).expand(batch_size, *p.shape(k)).clone().requires_grad_() for k in kinds}
-    def head(l): return lambda _, args: ((args[0].unflatten(-1, (p.heads, -1)) * live["head"][:, l][:, None, :, None]).flatten(-2),)
-    def mlp(l): return lambda _, args, out: out * live["mlp"][:, l][:, None, None]  # (B, T, D)
+    for k in mask.keys() & set(kinds):
+        _structured(model, k, mask[k])  # checks the shape
+    live = {
+        k: mask.get(k, torch.ones(p.shape(k)))
+        .to(weight)
+        .expand(batch_size, *p.shape(k))
+        .clone()
+        .requires_grad_()
+        for k in kinds
+    }
+
+    def head(l):
+        return lambda _, args: (
+            (args[0].unflatten(-1, (p.heads, -1)) * live["head"][:, l][:, None, :, None]).flatten(-2),
+        )
+
+    def mlp(l):
+        return lambda _, args, out: out * live["mlp"][:, l][:, None, None]  # (B, T, D)
+
     with ExitStack() as stack:
         for l, row in enumerate(p.attention if "head" in kinds else []):
             stack.callback(model.get_submodule(row["out"]).register_forward_pre_hook(head(l)).remove)
@@ -189,16 +272,33 @@ def gates(
 def _survivors(model: PreTrainedModel, mask: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     "(parameter, boolean tensor that broadcasts over it) of what physical removal leaves"
     p = parts(model)
+
     def kept(path, rows=None, columns=None, bias=None):  # of one layer
-        for name in tensors(model, path): yield name, (rows[:, None] if rows is not None else columns[None]) if name.endswith("weight") else rows if rows is not None else bias
+        for name in tensors(model, path):
+            yield (
+                name,
+                (rows[:, None] if rows is not None else columns[None])
+                if name.endswith("weight")
+                else rows
+                if rows is not None
+                else bias,
+            )
+
     for l, row in enumerate(p.attention if "head" in mask else []):
         rows = mask["head"][l].bool().repeat_interleave(p.head_size)
-        for part in "qkv": yield from kept(row[part], rows)
+        for part in "qkv":
+            yield from kept(row[part], rows)
         yield from kept(row["out"], columns=rows, bias=rows.any()[None])
     for kind in mask.keys() & {"ffn", "mlp"}:
         for row, alive in zip(p.ffn, mask[kind].bool()):
-            for part in row: yield from kept(row[part], alive.reshape(-1)) if part != "down" else kept(row[part], columns=alive.reshape(-1), bias=alive.any()[None] | (kind == "ffn"))
-    for name, value, spread in factors(model, {k: v for k, v in mask.items() if "/" in k}): yield name, spread(value).bool()
+            for part in row:
+                yield from (
+                    kept(row[part], alive.reshape(-1))
+                    if part != "down"
+                    else kept(row[part], columns=alive.reshape(-1), bias=alive.any()[None] | (kind == "ffn"))
+                )
+    for name, value, spread in factors(model, {k: v for k, v in mask.items() if "/" in k}):
+        yield name, spread(value).bool()
 
 # %% ../../nbs/models/2_units.ipynb #e11510bd
 def subnetwork_size(
@@ -209,33 +309,68 @@ def subnetwork_size(
     model = skeleton(model) if isinstance(model, PretrainedConfig) else model
     factors(model, mask)  # checks keys and shapes
     alive: dict[str, torch.Tensor] = {}
-    for name, kept in _survivors(model, mask): alive[name] = alive[name] & kept if name in alive else kept
+    for name, kept in _survivors(model, mask):
+        alive[name] = alive[name] & kept if name in alive else kept
     sizes = {n: p.numel() for n, p in model.named_parameters()}
-    left = sum(int(alive[n].sum()) * (size // alive[n].numel()) if n in alive else size for n, size in sizes.items())
+    left = sum(
+        int(alive[n].sum()) * (size // alive[n].numel()) if n in alive else size for n, size in sizes.items()
+    )
     embeddings, total = embedding_size(model), sum(sizes.values())
-    return {"parameters": left, "total": total, "share": left / total, "share_no_embeddings": (left - embeddings) / (total - embeddings)}
+    return {
+        "parameters": left,
+        "total": total,
+        "share": left / total,
+        "share_no_embeddings": (left - embeddings) / (total - embeddings),
+    }
 
 # %% ../../nbs/models/2_units.ipynb #2c9e40b1
-def _kept(model: PreTrainedModel, mask: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+def _kept(
+    model: PreTrainedModel, mask: dict[str, torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
     "Numbers of the heads that each attention row keeps, and of the neurons that each FFN keeps; None where the MLP is gone"
     p = parts(model)
     heads = [row.nonzero().flatten() for row in mask.get("head", torch.ones(p.shape("head"))).cpu()]
-    if "decoder" in p.kinds and not len(heads[first := p.kinds.index("decoder")]): heads[first] = torch.tensor([0])  # the cache counts this layer's keys
-    neurons = [row.nonzero().flatten() for row in mask["ffn"].cpu()] if "ffn" in mask else [torch.arange(model.get_submodule(row["down"]).in_features) for row in p.ffn]
-    return heads, [n if m else None for n, m in zip(neurons, mask.get("mlp", torch.ones(p.shape("mlp"))), strict=True)]
+    if "decoder" in p.kinds and not len(heads[first := p.kinds.index("decoder")]):
+        heads[first] = torch.tensor([0])  # the cache counts this layer's keys
+    neurons = (
+        [row.nonzero().flatten() for row in mask["ffn"].cpu()]
+        if "ffn" in mask
+        else [torch.arange(model.get_submodule(row["down"]).in_features) for row in p.ffn]
+    )
+    return heads, [
+        n if m else None for n, m in zip(neurons, mask.get("mlp", torch.ones(p.shape("mlp"))), strict=True)
+    ]
 
-def _sliced(state: dict[str, torch.Tensor], p: Parts, heads: list[torch.Tensor], neurons: list[torch.Tensor | None]) -> dict[str, torch.Tensor]:
+
+def _sliced(
+    state: dict[str, torch.Tensor], p: Parts, heads: list[torch.Tensor], neurons: list[torch.Tensor | None]
+) -> dict[str, torch.Tensor]:
     "The tensors of a model with only these heads and neurons"
-    state, tables = dict(state), {k: state.get(f"{parent(p.attention[p.kinds.index(k)]['q'])}.relative_attention_bias.weight") for k in set(p.kinds)}  # the tables of T5
+    state, tables = (
+        dict(state),
+        {
+            k: state.get(f"{parent(p.attention[p.kinds.index(k)]['q'])}.relative_attention_bias.weight")
+            for k in set(p.kinds)
+        },
+    )  # the tables of T5
+
     def cut(path, index, dim):
         for name in (f"{path}.weight", f"{path}.bias"):
-            if name in state and dim < state[name].dim() and not (dim and name.endswith("bias")): state[name] = state[name].index_select(dim, index.to(state[name].device))
+            if name in state and dim < state[name].dim() and not (dim and name.endswith("bias")):
+                state[name] = state[name].index_select(dim, index.to(state[name].device))
+
     for row, kind, kept in zip(p.attention, p.kinds, heads, strict=True):
-        for part, path in row.items(): cut(path, (kept[:, None] * p.head_size + torch.arange(p.head_size)).flatten(), int(part == "out"))
-        if tables[kind] is not None: state[f"{parent(row['q'])}.relative_attention_bias.weight"] = tables[kind][:, kept.to(tables[kind].device)]
+        for part, path in row.items():
+            cut(path, (kept[:, None] * p.head_size + torch.arange(p.head_size)).flatten(), int(part == "out"))
+        if tables[kind] is not None:
+            state[f"{parent(row['q'])}.relative_attention_bias.weight"] = tables[kind][
+                :, kept.to(tables[kind].device)
+            ]
     for row, kept in zip(p.ffn, neurons, strict=True):
-        for part, path in row.items(): cut(path, torch.arange(0) if kept is None else kept, int(part == "down"))
-        if kept is None: state.pop(f"{row['down']}.bias", None)
+        for part, path in row.items():
+            cut(path, torch.arange(0) if kept is None else kept, int(part == "down"))
+        if kept is None:
+            state.pop(f"{row['down']}.bias", None)
     return state
 
 # %% ../../nbs/models/2_units.ipynb #51b8e6d7
@@ -244,15 +379,28 @@ def shrink(
     mask: dict[str, torch.Tensor],  # entries head, ffn and mlp
 ) -> PreTrainedModel:
     "A smaller model that computes what `model` does under the mask; UnitError for other masks, attached masks and shrunken models"
-    if other := [k for k in mask if k not in UNITS]: raise UnitError(f"mask {other[0]!r} removes no whole unit, so nothing gets smaller; `shrink` takes {', '.join(UNITS)}, and `bake` makes any mask permanent")
-    if any(parametrize.is_parametrized(m) for m in model.modules()): raise UnitError("a mask is attached to the model: leave its context, and give `shrink` the union of the masks")
+    if other := [k for k in mask if k not in UNITS]:
+        raise UnitError(
+            f"mask {other[0]!r} removes no whole unit, so nothing gets smaller; `shrink` takes {', '.join(UNITS)}, and `bake` makes any mask permanent"
+        )
+    if any(parametrize.is_parametrized(m) for m in model.modules()):
+        raise UnitError(
+            "a mask is attached to the model: leave its context, and give `shrink` the union of the masks"
+        )
     p, state = parts(model), model.state_dict()
     with torch.no_grad():
-        for name, value, spread in factors(model, mask): state[name] = state[name] * spread(value.to(state[name]))
+        for name, value, spread in factors(model, mask):
+            state[name] = state[name] * spread(value.to(state[name]))
     heads, neurons = _kept(model, mask)
     config = copy.deepcopy(model.config)
-    setattr(config, WIDTHS, {"heads": [len(h) for h in heads], "ffn": [None if n is None else len(n) for n in neurons]})
-    with torch.random.fork_rng(devices=[]): small = shrunken_class(type(model))._from_config(config, dtype=model.dtype)
+    setattr(
+        config,
+        WIDTHS,
+        {"heads": [len(h) for h in heads], "ffn": [None if n is None else len(n) for n in neurons]},
+    )
+    with torch.random.fork_rng(devices=[]):
+        small = shrunken_class(type(model))._from_config(config, dtype=model.dtype)
     small.load_state_dict(_sliced(state, p, heads, neurons))
-    if getattr(model, "generation_config", None): small.generation_config = copy.deepcopy(model.generation_config)
+    if getattr(model, "generation_config", None):
+        small.generation_config = copy.deepcopy(model.generation_config)
     return small.to(model.device).train(model.training)

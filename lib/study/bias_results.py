@@ -25,45 +25,96 @@ from ..core.runs import ROOT, find_run
 FIXTURES = ROOT / "tests" / "fixtures" / "bias"
 BEFORE = "before"
 
+
 def bias_name(params: dict) -> str:
     "Of a run of movement"
-    if params["scores"] in ("random", "magnitude"): return f"{params['scores']} mask"
+    if params["scores"] in ("random", "magnitude"):
+        return f"{params['scores']} mask"
     name = f"{'debiased weights' if params['scores'] == 'none' else 'movement'} ({params['layers']}, {params['mode']})"
-    if params["scores"] == "none": return name + (", sign flipped" if params["sign"] < 0 else "")
-    scheme = [] if (params["attention"], params["ffn"]) == ("default", "1d_alt") else [f"attention {params['attention']}, FFN {params['ffn']}"]
-    more = [", sign flipped"] * (params["sign"] < 0) + [", weights train"] * (not params["frozen"]) + [f", {t}" for t in scheme] + [f", {params['method']}"] * (params["method"] != "topk")
+    if params["scores"] == "none":
+        return name + (", sign flipped" if params["sign"] < 0 else "")
+    scheme = (
+        []
+        if (params["attention"], params["ffn"]) == ("default", "1d_alt")
+        else [f"attention {params['attention']}, FFN {params['ffn']}"]
+    )
+    more = (
+        [", sign flipped"] * (params["sign"] < 0)
+        + [", weights train"] * (not params["frozen"])
+        + [f", {t}" for t in scheme]
+        + [f", {params['method']}"] * (params["method"] != "topk")
+    )
     return name + "".join(more)
 
-GOALS = {"sparsity": "{:.0%} to be removed", "final": "threshold {:g}", "final_lambda": "penalty {:g}"}  # parameter that says how much goes -> in words
+
+GOALS = {
+    "sparsity": "{:.0%} to be removed",
+    "final": "threshold {:g}",
+    "final_lambda": "penalty {:g}",
+}  # parameter that says how much goes -> in words
+
 
 def aimed_by(params: dict) -> str:
     "The parameter that says how much goes: only of ranked masks it is a sparsity; empty without a mask"
-    if params.get("scores", "none") == "none": return ""
-    if params["method"] == "topk" or params["scores"] != "movement": return "sparsity"
+    if params.get("scores", "none") == "none":
+        return ""
+    if params["method"] == "topk" or params["scores"] != "movement":
+        return "sparsity"
     return "final_lambda" if params["method"] == "hard_concrete" else "final"
+
 
 def aim(params: dict) -> tuple[float, str]:
     "How much was to go, and the same in words"
     by = aimed_by(params)
     return (params[by], GOALS[by].format(params[by])) if by else (0.0, "")
 
-UNTRAINED = ("attention", "ffn", "scope", "minimum", "mask_bias")  # all that matters to random and magnitude masks
-ALIKE = ("seed", "draw", "model", "task", "source", "knobs", "block", "tests", "seat", "encoder", "look_every", "keep_model", "save_steps", "threads")  # what has a column of its own, or changes no mask
+
+UNTRAINED = (
+    "attention",
+    "ffn",
+    "scope",
+    "minimum",
+    "mask_bias",
+)  # all that matters to random and magnitude masks
+ALIKE = (
+    "seed",
+    "draw",
+    "model",
+    "task",
+    "source",
+    "knobs",
+    "block",
+    "tests",
+    "seat",
+    "encoder",
+    "look_every",
+    "keep_model",
+    "save_steps",
+    "threads",
+)  # what has a column of its own, or changes no mask
+
 
 def labels_of(runs: list) -> dict[str, str]:
     "key -> name, with the settings in which runs of one name differ: these are not seeds of one another"
     names = {r.key: bias_name(r.params) for r in runs}
     for name in set(names.values()):
         alike = [r for r in runs if names[r.key] == name]
-        known = UNTRAINED if alike[0].params["scores"] in ("random", "magnitude") else [k for k in alike[0].params if k not in (*ALIKE, aimed_by(alike[0].params))]
+        known = (
+            UNTRAINED
+            if alike[0].params["scores"] in ("random", "magnitude")
+            else [k for k in alike[0].params if k not in (*ALIKE, aimed_by(alike[0].params))]
+        )
         hub = () if all(re.fullmatch("[0-9a-f]{10}|", r.params["model"]) for r in alike) else ("model",)
         differ = [k for k in (*known, *hub) if len({str(r.params.get(k)) for r in alike}) > 1]
-        for r in alike: names[r.key] = ", ".join([name, *(f"{k} {r.params.get(k)}" for k in differ)])
+        for r in alike:
+            names[r.key] = ", ".join([name, *(f"{k} {r.params.get(k)}" for k in differ)])
     return names
+
 
 @dataclass
 class BiasStudy:
     "What was found about bias"
+
     scores: pd.DataFrame  # task, label, block, target (sparsity, threshold or penalty aimed at), goal (the same in words), sparsity (of the mask), seed, knob, state, metric, split, value, low, high
     density: pd.DataFrame  # label, block, target, goal, seed, level, layer, name, density
     heads: pd.DataFrame  # label, block, target, goal, seed, layer, head, kept
@@ -75,65 +126,129 @@ def published_tests() -> pd.DataFrame:
     "run, metric, split, value: tests of bias on bert-base-uncased, as it is and debiased without masks"
     return pd.read_csv(ROOT / "nbs" / "published" / "bias_tests.csv", comment="#")
 
+
 def bias_study(runs: list[str]) -> BiasStudy:
     "Of finished runs of 20c and 24; [] reads the fixtures. ValueError where none of them measured bias"
-    if not runs: return BiasStudy(*(pd.read_csv(FIXTURES / f"{f.name}.csv") for f in fields(BiasStudy)))
+    if not runs:
+        return BiasStudy(*(pd.read_csv(FIXTURES / f"{f.name}.csv") for f in fields(BiasStudy)))
     found = [find_run(key) for key in runs]
     pruned, words = ([r for r in found if r.notebook == n] for n in ("movement", "masked_lm"))
-    if not pruned and not words: raise ValueError("none of these runs measured bias: give runs of movement and masked_lm")
+    if not pruned and not words:
+        raise ValueError("none of these runs measured bias: give runs of movement and masked_lm")
     names = labels_of(pruned)
-    join = lambda parts: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["label", "block", "target", "goal", "level"])
+    join = lambda parts: (
+        pd.concat(parts, ignore_index=True)
+        if parts
+        else pd.DataFrame(columns=["label", "block", "target", "goal", "level"])
+    )
     masked = [r for r in pruned if r.params["scores"] != "none" and not r.params.get("draw")]
-    return BiasStudy(_over_draws(join([_scores(r, names) for r in [*words, *pruned]])), join([pd.read_parquet(r.artefact("density.parquet")).assign(**_same(r, names)) for r in masked]), join([_heads(r, names) for r in masked]),
-                     join([_blocks(members).assign(**same) for same, members in _alike(masked, names)]), mask_agreement(masked, names))
+    return BiasStudy(
+        _over_draws(join([_scores(r, names) for r in [*words, *pruned]])),
+        join([pd.read_parquet(r.artefact("density.parquet")).assign(**_same(r, names)) for r in masked]),
+        join([_heads(r, names) for r in masked]),
+        join([_blocks(members).assign(**same) for same, members in _alike(masked, names)]),
+        mask_agreement(masked, names),
+    )
+
 
 def _same(run, names: dict) -> dict:
     p = run.params
-    return dict(task=p["task"], label=names.get(run.key, BEFORE), block=p.get("block", ""), target=aim(p)[0], goal=aim(p)[1], seed=p["seed"], knob=p["knobs"].get("lean", np.nan))
+    return dict(
+        task=p["task"],
+        label=names.get(run.key, BEFORE),
+        block=p.get("block", ""),
+        target=aim(p)[0],
+        goal=aim(p)[1],
+        seed=p["seed"],
+        knob=p["knobs"].get("lean", np.nan),
+    )
+
 
 def _scores(run, names: dict) -> pd.DataFrame:
     rows = pd.DataFrame(run.result["metrics"])
-    sparse = [m["value"] for m in run.result["metrics"] if m["metric"] == "sparsity" and m["split"] == "masked"]
+    sparse = [
+        m["value"] for m in run.result["metrics"] if m["metric"] == "sparsity" and m["split"] == "masked"
+    ]
     state = rows["state"].fillna("") if "state" in rows else "after"
-    rows = rows.assign(state=state, low=rows.get("low", np.nan), high=rows.get("high", np.nan))[["metric", "split", "value", "low", "high", "state"]]
-    return rows[rows.split.astype(bool) & rows.state.isin(["before", "after"])].assign(sparsity=sparse[0] if sparse else 0.0, **_same(run, names))
+    rows = rows.assign(state=state, low=rows.get("low", np.nan), high=rows.get("high", np.nan))[
+        ["metric", "split", "value", "low", "high", "state"]
+    ]
+    return rows[rows.split.astype(bool) & rows.state.isin(["before", "after"])].assign(
+        sparsity=sparse[0] if sparse else 0.0, **_same(run, names)
+    )
+
 
 def _over_draws(scores: pd.DataFrame) -> pd.DataFrame:
     "Several random masks of one seed are one mask of mean score: seeds are what an interval is over. Other rows stay as they are"
-    random, given = scores.label.str.startswith("random mask"), [c for c in scores if c not in ("value", "low", "high", "sparsity")]
+    random, given = (
+        scores.label.str.startswith("random mask"),
+        [c for c in scores if c not in ("value", "low", "high", "sparsity")],
+    )
     mean = scores[random].groupby(given, dropna=False, sort=False, as_index=False).mean()
     return pd.concat([scores[~random], mean[list(scores)]], ignore_index=True) if random.any() else scores
 
+
 def _heads(run, names: dict) -> pd.DataFrame:
     kept = load_file(run.artefact("heads.safetensors"))["head"].numpy()
-    return pd.DataFrame([dict(layer=l, head=h, kept=v) for l, row in enumerate(kept) for h, v in enumerate(row)]).assign(**_same(run, names))
+    return pd.DataFrame(
+        [dict(layer=l, head=h, kept=v) for l, row in enumerate(kept) for h, v in enumerate(row)]
+    ).assign(**_same(run, names))
+
 
 def _alike(runs: list, names: dict) -> list[tuple[dict, list]]:
     "What runs of several seeds have in common, and these runs"
     groups = {}
-    for run in runs: groups.setdefault(tuple((k, v) for k, v in _same(run, names).items() if k != "seed"), []).append(run)
+    for run in runs:
+        groups.setdefault(tuple((k, v) for k, v in _same(run, names).items() if k != "seed"), []).append(run)
     return [(dict(same), members) for same, members in groups.items()]
+
 
 def _blocks(members: list) -> pd.DataFrame:
     names = pd.read_parquet(members[0].artefact("density.parquet")).query("level == 'matrix'")
     return block_frame([load_mask(r.artefact("mask.safetensors")) for r in members], names)
 
+
 def mask_agreement(runs: list, names: dict) -> pd.DataFrame:
     "Share of removed weights that two seeds remove both, of those that either does (Jaccard), and what unrelated masks of the same sizes would share"
     rows = []
     for same, members in _alike(runs, names):
-        gone = [np.concatenate([(m == 0).flatten().numpy() for n, m in sorted(load_mask(r.artefact("mask.safetensors")).items()) if n.endswith("weight")]) for r in members]
+        gone = [
+            np.concatenate(
+                [
+                    (m == 0).flatten().numpy()
+                    for n, m in sorted(load_mask(r.artefact("mask.safetensors")).items())
+                    if n.endswith("weight")
+                ]
+            )
+            for r in members
+        ]
         pairs = [(a, b) for i, a in enumerate(gone) for b in gone[:i]]
-        if pairs: rows.append(same | dict(value=float(np.mean([(a & b).sum() / max(1, (a | b).sum()) for a, b in pairs])), expected=float(np.mean([(p := a.mean()) * (q := b.mean()) / max(1e-12, p + q - p * q) for a, b in pairs])), pairs=len(pairs)))
-    return pd.DataFrame(rows, columns=["task", "label", "block", "target", "goal", "knob", "value", "expected", "pairs"])
+        if pairs:
+            rows.append(
+                same
+                | dict(
+                    value=float(np.mean([(a & b).sum() / max(1, (a | b).sum()) for a, b in pairs])),
+                    expected=float(
+                        np.mean(
+                            [(p := a.mean()) * (q := b.mean()) / max(1e-12, p + q - p * q) for a, b in pairs]
+                        )
+                    ),
+                    pairs=len(pairs),
+                )
+            )
+    return pd.DataFrame(
+        rows, columns=["task", "label", "block", "target", "goal", "knob", "value", "expected", "pairs"]
+    )
 
 # %% ../../nbs/study/3_bias_results.ipynb #09j-bias-results-08
 SAME = 0.02  # masks whose shares of removed weights are nearer than this are of one sparsity
+
 
 def distance(scores: pd.DataFrame) -> pd.DataFrame:
     "The scores as distances from no bias: |value| of effect sizes and log-odds, |value - 50| of ss and crows; other metrics as they are"
     far = scores.metric.isin(["seat", "log_odds"]), scores.metric.isin(["ss", "crows"])
     return scores.assign(value=np.select(far, [scores.value.abs(), (scores.value - 50).abs()], scores.value))
+
 
 def bias_differences(
     scores: pd.DataFrame,  # of a BiasStudy
@@ -141,20 +256,49 @@ def bias_differences(
     metrics: list,
 ) -> pd.DataFrame:
     "task, metric, split, target, system, n, difference (control minus `label`; above 0: `label` is nearer to no bias), low, high, beyond, p, p_holm; paired by seed. Controls of another sparsity are left out"
-    part = distance(scores[scores.metric.isin(metrics) & (scores.state == "after") & (scores.target > 0)]).rename(columns={"label": "system"})
+    part = distance(
+        scores[scores.metric.isin(metrics) & (scores.state == "after") & (scores.target > 0)]
+    ).rename(columns={"label": "system"})
     own = part[part.system == label].groupby(["task", "target"]).sparsity.mean().rename("own").reset_index()
     near = part.groupby(["task", "target", "system"]).sparsity.mean().reset_index().merge(own)
     part = part.merge(near[(near.sparsity - near.own).abs() <= SAME][["task", "target", "system"]])
-    if label not in set(part.system) or len(set(part.system)) < 2: return pd.DataFrame(columns=["task", "metric", "split", "target", "system", "n", "difference", "low", "high", "beyond", "p", "p_holm"])
+    if label not in set(part.system) or len(set(part.system)) < 2:
+        return pd.DataFrame(
+            columns=[
+                "task",
+                "metric",
+                "split",
+                "target",
+                "system",
+                "n",
+                "difference",
+                "low",
+                "high",
+                "beyond",
+                "p",
+                "p_holm",
+            ]
+        )
     return compare(part, label, ("task", "metric", "split", "target")).drop(columns="reference")
 
 # %% ../../nbs/study/3_bias_results.ipynb #09j-bias-results-08b
-SCALES = {"associations": (("seat", "log_odds"), 0, "effect size (standard deviations); log-odds (nats)"), "choices": (("ss", "crows", "lm"), 50, "share (%); of SS and CrowS-Pairs 50 is no preference")}
-NAMES = {"seat": "SEAT {}", "log_odds": "log-odds", "ss": "StereoSet SS, {}", "lm": "StereoSet LM, {}", "crows": "CrowS-Pairs, {}"}
+SCALES = {
+    "associations": (("seat", "log_odds"), 0, "effect size (standard deviations); log-odds (nats)"),
+    "choices": (("ss", "crows", "lm"), 50, "share (%); of SS and CrowS-Pairs 50 is no preference"),
+}
+NAMES = {
+    "seat": "SEAT {}",
+    "log_odds": "log-odds",
+    "ss": "StereoSet SS, {}",
+    "lm": "StereoSet LM, {}",
+    "crows": "CrowS-Pairs, {}",
+}
+
 
 def of_gender(scores: pd.DataFrame) -> pd.Series:
     "False for the domains of StereoSet and CrowS-Pairs that are not gender"
     return ~scores.split.str.match("(?:stereoset|crows) ") | scores.split.str.contains("gender")
+
 
 def bias_figures(
     scores: pd.DataFrame,  # metric, split, label, value, low, high
@@ -163,6 +307,17 @@ def bias_figures(
     "associations, choices -> figure, of those that have scores; intervals that reach further than the values spread are cut"
     told = published_tests().merge(scores[["metric", "split"]].drop_duplicates())
     rows = pd.concat([scores[of_gender(scores)], told.assign(label="published: " + told.run)])
-    rows = rows.assign(task=[NAMES.get(m, m).format(s.removeprefix("stereoset ").removeprefix("crows ")) for m, s in zip(rows.metric, rows.split)])
-    parts = {name: pd.concat([rows[rows.metric == m] for m in metrics]) for name, (metrics, _, _) in SCALES.items()}
-    return {name: dots(part, "label", SCALES[name][2], title, SCALES[name][1]) for name, part in parts.items() if len(part)}
+    rows = rows.assign(
+        task=[
+            NAMES.get(m, m).format(s.removeprefix("stereoset ").removeprefix("crows "))
+            for m, s in zip(rows.metric, rows.split)
+        ]
+    )
+    parts = {
+        name: pd.concat([rows[rows.metric == m] for m in metrics]) for name, (metrics, _, _) in SCALES.items()
+    }
+    return {
+        name: dots(part, "label", SCALES[name][2], title, SCALES[name][1])
+        for name, part in parts.items()
+        if len(part)
+    }

@@ -22,11 +22,13 @@ def _step(mask: np.ndarray) -> int:
     "The largest number of rows that a block can have: it divides every place where neighbouring rows differ, and the number of rows"
     return math.gcd(len(mask), *(1 + np.flatnonzero((mask[1:] != mask[:-1]).any(1))).tolist())
 
+
 def grid_of(
     mask: np.ndarray,  # (out, in)
 ) -> np.ndarray:
     "The smallest grid (R, C) that has the same values in blocks of (out / R, in / C)"
-    return mask[::_step(mask), ::_step(mask.T)]
+    return mask[:: _step(mask), :: _step(mask.T)]
+
 
 def coarse(
     grid: np.ndarray,  # (R, C)
@@ -39,7 +41,9 @@ def coarse(
 
 # %% ../../nbs/study/2_block_maps.ipynb #09f-block-maps-09
 def block_frame(
-    masks: list[dict[str, torch.Tensor]],  # of the same model, e.g. one of each seed; entries weight/<parameter>
+    masks: list[
+        dict[str, torch.Tensor]
+    ],  # of the same model, e.g. one of each seed; entries weight/<parameter>
     names: pd.DataFrame,  # layer, name of every weight matrix, in the model's order; a matrix without a mask is whole
 ) -> pd.DataFrame:
     "layer, matrix (its place in the layer), row, column of the block, kept: share of the masks that keep it"
@@ -48,11 +52,14 @@ def block_frame(
         found = [m[f"weight/{name}"].float().numpy() for m in masks if f"weight/{name}" in m]
         grid = coarse(grid_of(np.mean(found, 0))) if found else np.ones((1, 1))
         row, column = np.indices(grid.shape).reshape(2, -1)
-        frames.append(pd.DataFrame(dict(layer=int(layer), matrix=place, row=row, column=column, kept=grid.ravel())))
+        frames.append(
+            pd.DataFrame(dict(layer=int(layer), matrix=place, row=row, column=column, kept=grid.ravel()))
+        )
     return pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/study/2_block_maps.ipynb #09f-block-maps-12
 KEPT = LinearSegmentedColormap.from_list("kept", [PINK, "#f4f4f4", BLUE])
+
 
 @styled
 def block_maps(
@@ -62,14 +69,35 @@ def block_maps(
 ) -> Figure:
     "Kept and removed blocks of every matrix"
     layers, columns = sorted(set(frame.layer)), frame.matrix.max() + 1
-    side = min(.95, (DOUBLE - 1) / columns)
-    figure, axes = plt.subplots(len(layers), columns, figsize=(side * columns + 1, side * len(layers) + .6), squeeze=False)
+    side = min(0.95, (DOUBLE - 1) / columns)
+    figure, axes = plt.subplots(
+        len(layers), columns, figsize=(side * columns + 1, side * len(layers) + 0.6), squeeze=False
+    )
     for (layer, matrix), part in frame.groupby(["layer", "matrix"]):
         ax = axes[layers.index(layer), matrix]
-        image = ax.imshow(part.pivot_table("kept", "row", "column").to_numpy(), cmap=KEPT, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(True)
-        if layer == layers[0]: ax.set_title(names[matrix] if matrix < len(names) else matrix, fontsize=7, loc="center")
-        if matrix == 0: ax.set_ylabel(f"layer {layer}", fontsize=7)
-    _colour_bar(figure, image, axes, "share of seeds that keep a block", side * len(layers), fraction=.03, pad=.02, aspect=25)
+        image = ax.imshow(
+            part.pivot_table("kept", "row", "column").to_numpy(),
+            cmap=KEPT,
+            vmin=0,
+            vmax=1,
+            aspect="auto",
+            interpolation="nearest",
+        )
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(True)
+        if layer == layers[0]:
+            ax.set_title(names[matrix] if matrix < len(names) else matrix, fontsize=7, loc="center")
+        if matrix == 0:
+            ax.set_ylabel(f"layer {layer}", fontsize=7)
+    _colour_bar(
+        figure,
+        image,
+        axes,
+        "share of seeds that keep a block",
+        side * len(layers),
+        fraction=0.03,
+        pad=0.02,
+        aspect=25,
+    )
     _title(figure, title)
     return figure

@@ -26,30 +26,55 @@ GREY = "#555555"
 def _groups(frame: pd.DataFrame, hue: str) -> list:
     "The lines in order; too many are refused"
     found = list(dict.fromkeys(frame[hue]))
-    if len(found) > MOST: raise ValueError(f"{len(found)} lines in one figure, and {MOST} can be told apart: choose some, or draw several figures")
+    if len(found) > MOST:
+        raise ValueError(
+            f"{len(found)} lines in one figure, and {MOST} can be told apart: choose some, or draw several figures"
+        )
     return found
 
 # %% ../../nbs/study/2_curve_plots.ipynb #a636fe45
 def _line(ax: Axes, part: pd.DataFrame, x: str, shift: float, look: dict) -> Line2D:
     "One curve with its intervals, and crosses where there are published values"
-    part = part.sort_values(x); at = part[x] + shift
+    part = part.sort_values(x)
+    at = part[x] + shift
     ax.vlines(at, part.low, part.high, color=look["color"], linewidth=0.8)
-    if "published" in part: ax.plot(at, part.published, "x", color=look["color"], markersize=5, markeredgewidth=1.3, zorder=4)
+    if "published" in part:
+        ax.plot(at, part.published, "x", color=look["color"], markersize=5, markeredgewidth=1.3, zorder=4)
     return ax.plot(at, part.value, **look)[0]
+
 
 def _level(ax: Axes, row: pd.Series, i: int) -> Line2D:
     "A horizontal line, with its interval at the right"
-    ax.vlines(0.99 - 0.015 * i, row.low, row.high, color=GREY, linewidth=1.6, alpha=0.7, transform=ax.get_yaxis_transform())
+    ax.vlines(
+        0.99 - 0.015 * i,
+        row.low,
+        row.high,
+        color=GREY,
+        linewidth=1.6,
+        alpha=0.7,
+        transform=ax.get_yaxis_transform(),
+    )
     return ax.axhline(row.value, color=GREY, linestyle=DASHES[i % len(DASHES)], linewidth=1, zorder=1)
 
 # %% ../../nbs/study/2_curve_plots.ipynb #2e4f12eb
-def _curve_panel(ax: Axes, part: pd.DataFrame, levels: pd.DataFrame, x: str, hue: str, groups: list, names: list, step: float) -> dict:
+def _curve_panel(
+    ax: Axes,
+    part: pd.DataFrame,
+    levels: pd.DataFrame,
+    x: str,
+    hue: str,
+    groups: list,
+    names: list,
+    step: float,
+) -> dict:
     "Everything in one panel; label -> handle"
     found = {names[i]: _level(ax, r, i) for r in levels.itertuples() for i in [names.index(getattr(r, hue))]}
     for i, group in enumerate(groups):
         look = {"color": PALETTE[i], "marker": MARKERS[i], "label": group}
-        if len(one := part[part[hue] == group]): found[group] = _line(ax, one, x, step * (i - (len(groups) - 1) / 2), look)
-    if "published" in part and part.published.notna().any(): found["published"] = Line2D([], [], color=BLACK, marker="x", linestyle="", markeredgewidth=1.3)
+        if len(one := part[part[hue] == group]):
+            found[group] = _line(ax, one, x, step * (i - (len(groups) - 1) / 2), look)
+    if "published" in part and part.published.notna().any():
+        found["published"] = Line2D([], [], color=BLACK, marker="x", linestyle="", markeredgewidth=1.3)
     return found
 
 # %% ../../nbs/study/2_curve_plots.ipynb #e1600486
@@ -58,14 +83,21 @@ def _bounds(axes: np.ndarray, frame: pd.DataFrame, lines: pd.DataFrame, xlabel: 
     for ax, row in zip(axes[:, 0], dict.fromkeys(frame.row)):
         both = [f[c][f.row == row] for f in (frame, lines) for c in ("value", "published") if c in f]
         ends = [f[c][f.row == row] for f in (frame, lines) for c in ("low", "high") if c in f]
-        ax.set_ylim(*axis_room(np.concatenate(both).astype(float), 0.25, np.concatenate(ends).astype(float))); ax.set_ylabel(textwrap.fill(str(row), 24))
-    for ax, column in zip(axes[0], dict.fromkeys(frame.column)): ax.set_title(textwrap.fill(str(column), 30))
-    for ax in axes[-1]: ax.set_xlabel(textwrap.fill(xlabel, 38)); ax.locator_params(axis="x", nbins=5)
+        ax.set_ylim(*axis_room(np.concatenate(both).astype(float), 0.25, np.concatenate(ends).astype(float)))
+        ax.set_ylabel(textwrap.fill(str(row), 24))
+    for ax, column in zip(axes[0], dict.fromkeys(frame.column)):
+        ax.set_title(textwrap.fill(str(column), 30))
+    for ax in axes[-1]:
+        ax.set_xlabel(textwrap.fill(xlabel, 38))
+        ax.locator_params(axis="x", nbins=5)
+
 
 def _sheet(rows: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
     "Panels with a shared horizontal axis, and a vertical one for each row"
     width = {1: SINGLE + 0.6, 2: DOUBLE - 1.2}.get(columns, DOUBLE)
-    return subplots(rows, columns, figsize=(width, height * rows + 0.6), squeeze=False, sharex=True, sharey="row")
+    return subplots(
+        rows, columns, figsize=(width, height * rows + 0.6), squeeze=False, sharex=True, sharey="row"
+    )
 
 # %% ../../nbs/study/2_curve_plots.ipynb #346b7927
 @styled
@@ -79,13 +111,20 @@ def sparsity_curves(
 ) -> Figure:
     "Panels of curves: a row's name stands at its vertical axis, a column's above it."
     lines = pd.DataFrame(columns=["row", "column", hue, "value", "low", "high"]) if lines is None else lines
-    rows, columns, groups, names = list(dict.fromkeys(frame.row)), list(dict.fromkeys(frame.column)), _groups(frame, hue), list(dict.fromkeys(lines[hue]))
+    rows, columns, groups, names = (
+        list(dict.fromkeys(frame.row)),
+        list(dict.fromkeys(frame.column)),
+        _groups(frame, hue),
+        list(dict.fromkeys(lines[hue])),
+    )
     (figure, axes), step, found = _sheet(len(rows), len(columns), 1.5), 0.012 * (np.ptp(frame[x]) or 1), {}
     for (row, column), ax in zip(((r, c) for r in rows for c in columns), axes.flat):
         part, levels = (f[(f.row == row) & (f.column == column)] for f in (frame, lines))
-        found |= _curve_panel(ax, part, levels, x, hue, groups, names, step); ax.grid(axis="y")
+        found |= _curve_panel(ax, part, levels, x, hue, groups, names, step)
+        ax.grid(axis="y")
     _bounds(axes, frame, lines, xlabel)
-    legend_below(figure, {k: found[k] for k in [*groups, *names, "published"] if k in found}); _title(figure, title)
+    legend_below(figure, {k: found[k] for k in [*groups, *names, "published"] if k in found})
+    _title(figure, title)
     return figure
 
 # %% ../../nbs/study/2_curve_plots.ipynb #93d9c1c7
@@ -93,10 +132,22 @@ def _tell(ax: Axes, part: pd.DataFrame, size: str, form) -> None:
     "How sparse the end of each line is, and the points of the frontier, as far as there is room"
     ends = part.groupby("label")[size].transform("max") == part[size]
     told, (wide, high) = [], (0.08 * np.ptp(part.x) + 1e-9, 0.08 * np.ptp(part.y) + 1e-9)
-    for r in pd.concat([part[ends], part[part.frontier & ~ends].sort_values("y", ascending=False)]).itertuples():
-        if any(abs(r.x - x) < wide and abs(r.y - y) < high for x, y in told): continue
+    for r in pd.concat(
+        [part[ends], part[part.frontier & ~ends].sort_values("y", ascending=False)]
+    ).itertuples():
+        if any(abs(r.x - x) < wide and abs(r.y - y) < high for x, y in told):
+            continue
         told.append((r.x, r.y))
-        ax.annotate(form(getattr(r, size)), (r.x, r.y), (3, 3), textcoords="offset points", fontsize=7, color="#333333", zorder=5)
+        ax.annotate(
+            form(getattr(r, size)),
+            (r.x, r.y),
+            (3, 3),
+            textcoords="offset points",
+            fontsize=7,
+            color="#333333",
+            zorder=5,
+        )
+
 
 def _bars(ax: Axes, part: pd.DataFrame, colour: str) -> None:
     "Intervals of both scores"
@@ -113,8 +164,18 @@ def _plane_panel(ax: Axes, part: pd.DataFrame, size: str, groups: list, names: l
         _bars(ax, one, PALETTE[i])
         found[group] = ax.plot(one.x, one.y, marker=MARKERS[i], color=PALETTE[i], linewidth=0.7)[0]
     for i, name in enumerate(names):
-        one = part[part.label == name]; _bars(ax, one, BLACK)
-        found[name] = ax.plot(one.x, one.y, "*phd8"[i % 5], color=BLACK, markerfacecolor="white", markersize=8, linestyle="", zorder=4)[0]
+        one = part[part.label == name]
+        _bars(ax, one, BLACK)
+        found[name] = ax.plot(
+            one.x,
+            one.y,
+            "*phd8"[i % 5],
+            color=BLACK,
+            markerfacecolor="white",
+            markersize=8,
+            linestyle="",
+            zorder=4,
+        )[0]
     _tell(ax, part[~part.whole], size, form)
     return found | {"frontier": Line2D([], [], color=GREY, linestyle=":")}
 
@@ -128,31 +189,62 @@ def plane(
     form=lambda v: f"{v:g}",  # how the numbers of `size` are written
 ) -> Figure:
     "Panels of points: a row's name is that of its vertical axis, a column's stands above it."
-    rows, columns, groups, names = list(dict.fromkeys(frame.row)), list(dict.fromkeys(frame.column)), _groups(frame[~frame.whole], "label"), list(dict.fromkeys(frame.label[frame.whole]))
+    rows, columns, groups, names = (
+        list(dict.fromkeys(frame.row)),
+        list(dict.fromkeys(frame.column)),
+        _groups(frame[~frame.whole], "label"),
+        list(dict.fromkeys(frame.label[frame.whole])),
+    )
     (figure, axes), found = _sheet(len(rows), len(columns), 2.0), {}
     for (row, column), ax in zip(((r, c) for r in rows for c in columns), axes.flat):
-        found |= _plane_panel(ax, frame[(frame.row == row) & (frame.column == column)], size, groups, names, form); ax.grid()
+        found |= _plane_panel(
+            ax, frame[(frame.row == row) & (frame.column == column)], size, groups, names, form
+        )
+        ax.grid()
     across = frame.rename(columns={"y": "value", "y_low": "low", "y_high": "high"})
-    _bounds(axes, across, across[:0], xlabel); axes[0, 0].set_xlim(axis_room(frame.x.to_numpy(), 0.12, frame[["x_low", "x_high"]].to_numpy().ravel()))
-    legend_below(figure, {k: found[k] for k in [*groups, *names, "frontier"] if k in found}); _title(figure, title)
+    _bounds(axes, across, across[:0], xlabel)
+    axes[0, 0].set_xlim(axis_room(frame.x.to_numpy(), 0.12, frame[["x_low", "x_high"]].to_numpy().ravel()))
+    legend_below(figure, {k: found[k] for k in [*groups, *names, "frontier"] if k in found})
+    _title(figure, title)
     return figure
 
 # %% ../../nbs/study/2_curve_plots.ipynb #164ad025
 PARADIGMS = {  # title -> boxes from left to right, and what stands above the arrows between them
-    "Subnetworks of a fine-tuned model": (["pre-trained", "full model, fine-tuned", "its subnetwork"], ["fine-tune (CE or PoE)", "IMP or mask training (CE, PoE, ...)"]),
-    "Fine-tuned in isolation": (["pre-trained", "mask alone", "pre-trained subnetwork", "subnetwork, fine-tuned"], ["IMP rewound, or mask training on the tuned model", "lay on", "fine-tune (CE or PoE)"]),
-    "Without fine-tuning": (["pre-trained", "its subnetwork"], ["mask training (CE or PoE)"])}
+    "Subnetworks of a fine-tuned model": (
+        ["pre-trained", "full model, fine-tuned", "its subnetwork"],
+        ["fine-tune (CE or PoE)", "IMP or mask training (CE, PoE, ...)"],
+    ),
+    "Fine-tuned in isolation": (
+        ["pre-trained", "mask alone", "pre-trained subnetwork", "subnetwork, fine-tuned"],
+        ["IMP rewound, or mask training on the tuned model", "lay on", "fine-tune (CE or PoE)"],
+    ),
+    "Without fine-tuning": (["pre-trained", "its subnetwork"], ["mask training (CE or PoE)"]),
+}
+
 
 def _box(ax: Axes, x: float, text: str) -> None:
-    ax.text(x, 0, textwrap.fill(text, 14), ha="center", va="center", fontsize=7, bbox={"boxstyle": "round,pad=0.5", "facecolor": "#e8eef4", "edgecolor": GREY})
+    ax.text(
+        x,
+        0,
+        textwrap.fill(text, 14),
+        ha="center",
+        va="center",
+        fontsize=7,
+        bbox={"boxstyle": "round,pad=0.5", "facecolor": "#e8eef4", "edgecolor": GREY},
+    )
+
 
 @styled
 def paradigms() -> Figure:
     "A row for each paradigm of `PARADIGMS`: boxes and named arrows"
     figure, axes = subplots(len(PARADIGMS), 1, figsize=(DOUBLE, 0.85 * len(PARADIGMS)))
     for ax, (title, (boxes, arrows)) in zip(axes, PARADIGMS.items()):
-        ax.set_title(title, loc="left"); ax.set_xlim(-0.5, 3.5); ax.set_ylim(-1, 1); ax.axis("off")
-        for i, text in enumerate(boxes): _box(ax, i, text)
+        ax.set_title(title, loc="left")
+        ax.set_xlim(-0.5, 3.5)
+        ax.set_ylim(-1, 1)
+        ax.axis("off")
+        for i, text in enumerate(boxes):
+            _box(ax, i, text)
         for i, text in enumerate(arrows):
             ax.annotate("", (i + 0.68, 0), (i + 0.32, 0), arrowprops={"arrowstyle": "->", "color": GREY})
             ax.text(i + 0.5, 0.22, textwrap.fill(text, 16), ha="center", va="bottom", fontsize=6)

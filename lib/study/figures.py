@@ -20,29 +20,55 @@ from matplotlib.ticker import MaxNLocator
 
 # %% ../../nbs/study/2_figures.ipynb #dfb5e0d9
 SINGLE, DOUBLE = 3.3, 6.9  # column widths in inches
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7".split()
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
+    "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7".split()
+)
 PALETTE = [BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 7.5, "axes.titlesize": 8.5, "axes.labelsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7,
-    "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": .6, "xtick.major.width": .6,
-    "ytick.major.width": .6, "lines.linewidth": 1.2, "lines.markersize": 4, "axes.titlelocation": "left", "axes.axisbelow": True, "grid.linewidth": .4,
-    "grid.color": "#dddddd", "figure.dpi": 110, "figure.constrained_layout.use": True, "svg.hashsalt": "sieve", "svg.fonttype": "path"}
+    "font.family": "DejaVu Sans",
+    "font.size": 7.5,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.4,
+    "grid.color": "#dddddd",
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "sieve",
+    "svg.fonttype": "path",
+}
+
 
 def styled(draw):
     "Draw under the one style, and close the figure, so that a notebook shows it once."
+
     @wraps(draw)
     def wrapper(*args, **kwargs):
-        with plt.rc_context(STYLE): figure = draw(*args, **kwargs)
+        with plt.rc_context(STYLE):
+            figure = draw(*args, **kwargs)
         plt.close(figure)
         return figure
+
     return wrapper
 
 # %% ../../nbs/study/2_figures.ipynb #f4e5e194
 def save_figure(
     figure: Figure,  # what a function of this notebook returned
-    path: str,       # where to; a `.png` of the same stem is written beside the `.svg`
-) -> Path:           # the SVG's path
+    path: str,  # where to; a `.png` of the same stem is written beside the `.svg`
+) -> Path:  # the SVG's path
     "Write the figure as SVG and PNG (220 dpi), byte for byte the same for the same figure."
     path = Path(path).with_suffix(".svg")
     with plt.rc_context(STYLE):
@@ -53,26 +79,36 @@ def save_figure(
 # %% ../../nbs/study/2_figures.ipynb #e3e9b5e3
 def _title(figure, text):
     "The figure's title, at the left, broken into lines that fit its width."
-    if text: figure.suptitle(textwrap.fill(text, int(figure.get_size_inches()[0] * 14), break_on_hyphens=False), x=.01, ha="left", fontsize=8.5)
+    if text:
+        figure.suptitle(
+            textwrap.fill(text, int(figure.get_size_inches()[0] * 14), break_on_hyphens=False),
+            x=0.01,
+            ha="left",
+            fontsize=8.5,
+        )
+
 
 def legend_below(figure: Figure, handles: dict) -> None:
     "Below the panels, label -> handle, in as many columns as fit; the figure grows by its height."
     width, height = figure.get_size_inches()
     columns = int(max(1, min(len(handles), 4, width * 15 // (max(map(len, handles)) + 6))))
-    figure.set_size_inches(width, height + .16 * -(-len(handles) // columns))
+    figure.set_size_inches(width, height + 0.16 * -(-len(handles) // columns))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+
 
 def axis_room(values: np.ndarray, share: float, ends: np.ndarray = ()) -> tuple[float, float]:
     "Limits of an axis around the values, and around the ends of intervals as far as the values themselves spread."
     low, high = np.nanmin(values), np.nanmax(values)
     spread, ends = high - low, np.asarray(ends, float)[np.isfinite(ends)]
     down, up = max([share * spread, *(low - ends)]), max([share * spread, *(ends - high)])
-    return low - min(down, max(share, 1) * spread) - .005, high + min(up, max(share, 1) * spread) + .005
+    return low - min(down, max(share, 1) * spread) - 0.005, high + min(up, max(share, 1) * spread) + 0.005
+
 
 def _colour_bar(figure, image, ax, label, inches, **place):
     "The colour's scale, its label broken into lines of at most so many inches."
     bar = figure.colorbar(image, ax=ax, **place)
-    bar.set_label(textwrap.fill(label, max(12, int(inches * 15)))); bar.outline.set_visible(False)
+    bar.set_label(textwrap.fill(label, max(12, int(inches * 15))))
+    bar.outline.set_visible(False)
 
 # %% ../../nbs/study/2_figures.ipynb #a41328c4
 def _cells(ax, means, sds, limits, numbers=True):
@@ -80,69 +116,112 @@ def _cells(ax, means, sds, limits, numbers=True):
     image = ax.imshow(means, cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
     whole = sds is None and np.all(np.nan_to_num(means) % 1 == 0)  # counts
     for (i, j), m in np.ndenumerate(means):
-        if np.isnan(m) or not numbers: continue
-        dark = (m - limits[0]) > .5 * (limits[1] - limits[0]); colour = "white" if dark else "#222222"
+        if np.isnan(m) or not numbers:
+            continue
+        dark = (m - limits[0]) > 0.5 * (limits[1] - limits[0])
+        colour = "white" if dark else "#222222"
         sd = sds is not None and np.isfinite(sds[i, j])
-        ax.text(j, i - .17 * sd, f"{m:.0f}" if whole else f"{m:.2f}", ha="center", va="center", fontsize=7, color=colour)
-        if sd: ax.text(j, i + .24, f"±{sds[i, j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
-    ax.spines[:].set_visible(False); ax.tick_params(which="both", length=0)
-    ax.set_xticks(np.arange(means.shape[1] + 1) - .5, minor=True); ax.set_yticks(np.arange(means.shape[0] + 1) - .5, minor=True)
+        ax.text(
+            j,
+            i - 0.17 * sd,
+            f"{m:.0f}" if whole else f"{m:.2f}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color=colour,
+        )
+        if sd:
+            ax.text(j, i + 0.24, f"±{sds[i, j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(which="both", length=0)
+    ax.set_xticks(np.arange(means.shape[1] + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(means.shape[0] + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1)
     return image
 
 # %% ../../nbs/study/2_figures.ipynb #86e62e60
-def _matrix(means, sds, title, label, limits, xlabel="", ylabel="", cell=(.47, .42)):
+def _matrix(means, sds, title, label, limits, xlabel="", ylabel="", cell=(0.47, 0.42)):
     "A figure of one matrix with its colour bar: beside it, or below a strip."
     (rows, columns), strip = means.shape, len(means) == 1
-    size = min(DOUBLE, max(SINGLE, 1.4 + cell[0] * columns)), min(9.0, max(1.45 if strip else 2.0, cell[1] * rows + 1.05))
-    numbers = (size[0] - 1.2) / columns > .3 and (size[1] - .8) / rows > .25
+    size = (
+        min(DOUBLE, max(SINGLE, 1.4 + cell[0] * columns)),
+        min(9.0, max(1.45 if strip else 2.0, cell[1] * rows + 1.05)),
+    )
+    numbers = (size[0] - 1.2) / columns > 0.3 and (size[1] - 0.8) / rows > 0.25
     figure, ax = plt.subplots(figsize=size)
     image = _cells(ax, means, sds, limits or (0, np.nanmax(means, initial=0) or 1), numbers)
-    ax.set_xticks(range(columns)); ax.set_yticks([] if strip else range(rows)); ax.set_xlabel(xlabel); ax.set_ylabel(ylabel)
-    place = {"location": "bottom", "shrink": .6, "aspect": 40} if strip else {"location": "right", "fraction": .04, "aspect": 30}
+    ax.set_xticks(range(columns))
+    ax.set_yticks([] if strip else range(rows))
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    place = (
+        {"location": "bottom", "shrink": 0.6, "aspect": 40}
+        if strip
+        else {"location": "right", "fraction": 0.04, "aspect": 30}
+    )
     _title(figure, title)
-    _colour_bar(figure, image, ax, label, size[0] if strip else size[1] - .6, pad=.03, **place)
+    _colour_bar(figure, image, ax, label, size[0] if strip else size[1] - 0.6, pad=0.03, **place)
     return figure, ax
 
 # %% ../../nbs/study/2_figures.ipynb #e4cebbb1
 @styled
 def heatmap(
-    frame: pd.DataFrame,    # layer, (head,) mean, (sd)
-    title: str = "",        # what is counted, of which runs
-    label: str = "",        # the colour's meaning, with unit
-    limits: tuple = None,   # (low, high) of the colour; default 0 to the largest mean
-    names: list = (),       # of the layers, e.g. their kind of attention and number; default their numbers
-) -> Figure:                # layers by heads, or one strip of layers
+    frame: pd.DataFrame,  # layer, (head,) mean, (sd)
+    title: str = "",  # what is counted, of which runs
+    label: str = "",  # the colour's meaning, with unit
+    limits: tuple = None,  # (low, high) of the colour; default 0 to the largest mean
+    names: list = (),  # of the layers, e.g. their kind of attention and number; default their numbers
+) -> Figure:  # layers by heads, or one strip of layers
     "Mean and, below it, standard deviation of every head or MLP."
     axes = ["layer", "head"] if "head" in frame else ["layer"]
     shape = tuple(frame[axes].max() + 1) if len(axes) == 2 else (1, int(frame.layer.max()) + 1)
     fill = lambda column: frame.sort_values(axes)[column].to_numpy(float).reshape(shape)
     sds = fill("sd") if "sd" in frame and frame.sd.notna().any() else None
-    figure, ax = _matrix(fill("mean"), sds, title, label, limits, *(("Head", "Layer") if len(axes) == 2 else ("Layer", "")))
-    if len(names): ax.set_yticks(range(len(names)), names)
+    figure, ax = _matrix(
+        fill("mean"), sds, title, label, limits, *(("Head", "Layer") if len(axes) == 2 else ("Layer", ""))
+    )
+    if len(names):
+        ax.set_yticks(range(len(names)), names)
     return figure
 
 # %% ../../nbs/study/2_figures.ipynb #7b2031de
 @styled
 def heatmap_grid(
-    frame: pd.DataFrame,      # task, layer, (head,) mean
-    title: str = "",          # what is counted
-    label: str = "",          # the colour's meaning, with unit
-    limits: tuple = (0, 1),   # (low, high) of the colour
-) -> Figure:                  # one panel per task
+    frame: pd.DataFrame,  # task, layer, (head,) mean
+    title: str = "",  # what is counted
+    label: str = "",  # the colour's meaning, with unit
+    limits: tuple = (0, 1),  # (low, high) of the colour
+) -> Figure:  # one panel per task
     "A small heatmap for every task."
     tasks, strip = list(dict.fromkeys(frame.task)), "head" not in frame
-    columns = min(2 if strip else 5, len(tasks)); rows = -(-len(tasks) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(min(DOUBLE, 1.2 + (2.7 if strip else 1.5) * columns), (.62 if strip else 1.5) * rows + .75), squeeze=False)
-    for ax in axes.flat[len(tasks):]: ax.set_visible(False)
+    columns = min(2 if strip else 5, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(
+            min(DOUBLE, 1.2 + (2.7 if strip else 1.5) * columns),
+            (0.62 if strip else 1.5) * rows + 0.75,
+        ),
+        squeeze=False,
+    )
+    for ax in axes.flat[len(tasks) :]:
+        ax.set_visible(False)
     for ax, task in zip(axes.flat, tasks):
-        part = frame[frame.task == task].assign(row=0); part = part if strip else part.assign(row=part.layer, layer=part["head"])
+        part = frame[frame.task == task].assign(row=0)
+        part = part if strip else part.assign(row=part.layer, layer=part["head"])
         cells = part.pivot_table("mean", "row", "layer", dropna=False).to_numpy(float)
         image = ax.imshow(cells, cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
         steps = [range(0, n, 1 + (n > 6)) for n in cells.shape]
-        ax.set_title(textwrap.fill(task, 14)); ax.set_xticks(steps[1]); ax.set_yticks([] if strip else steps[0]); ax.tick_params(length=1.5)
-    figure.supxlabel("Layer" if strip else "Head", fontsize=7.5); figure.supylabel("" if strip else "Layer", fontsize=7.5)
-    _colour_bar(figure, image, axes, label, figure.get_size_inches()[1] - .6, fraction=.03, pad=.02, aspect=25)
+        ax.set_title(textwrap.fill(task, 14))
+        ax.set_xticks(steps[1])
+        ax.set_yticks([] if strip else steps[0])
+        ax.tick_params(length=1.5)
+    figure.supxlabel("Layer" if strip else "Head", fontsize=7.5)
+    figure.supylabel("" if strip else "Layer", fontsize=7.5)
+    _colour_bar(
+        figure, image, axes, label, figure.get_size_inches()[1] - 0.6, fraction=0.03, pad=0.02, aspect=25
+    )
     _title(figure, title)
     return figure
 
@@ -150,42 +229,63 @@ def heatmap_grid(
 @styled
 def overlap_matrix(
     frame: pd.DataFrame,  # task, other, mean, sd: lower triangle with the diagonal; or all pairs (a confusion matrix: truth, answer)
-    title: str = "",      # which units, of which runs
-    label: str = "",      # the colour's meaning, with unit
+    title: str = "",  # which units, of which runs
+    label: str = "",  # the colour's meaning, with unit
     axes: tuple = ("", ""),  # names of the columns and of the rows
-) -> Figure:              # square matrix of tasks
+) -> Figure:  # square matrix of tasks
     "Units that two tasks keep in common; the diagonal is each mask's size."
-    tasks = list(dict.fromkeys(frame.task)); at = {task: i for i, task in enumerate(tasks)}
+    tasks = list(dict.fromkeys(frame.task))
+    at = {task: i for i, task in enumerate(tasks)}
     means, sds = np.full((2, len(tasks), len(tasks)), np.nan)
-    for row in frame.itertuples(): means[at[row.task], at[row.other]], sds[at[row.task], at[row.other]] = row.mean, row.sd
-    figure, ax = _matrix(means, sds if np.nansum(sds) > 0 else None, title, label, None, *axes, cell=(.55, .4))
-    ax.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", rotation_mode="anchor"); ax.set_yticks(range(len(tasks)), tasks)
+    for row in frame.itertuples():
+        means[at[row.task], at[row.other]], sds[at[row.task], at[row.other]] = row.mean, row.sd
+    figure, ax = _matrix(
+        means, sds if np.nansum(sds) > 0 else None, title, label, None, *axes, cell=(0.55, 0.4)
+    )
+    ax.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(tasks)), tasks)
     return figure
 
 # %% ../../nbs/study/2_figures.ipynb #1ac4a43c
 def _dots(ax, frame, hue, groups, rows, origin):
     "Markers and intervals of every group, one row per task; crosses for published values."
-    ax.axvline(origin, color="#888888", linewidth=.8); ax.grid(axis="x")
+    ax.axvline(origin, color="#888888", linewidth=0.8)
+    ax.grid(axis="x")
     for i, group in enumerate(groups):
-        part = frame[frame[hue] == group]; y = np.array([rows.index(t) for t in part.task]) + .6 / max(2, len(groups)) * (i - (len(groups) - 1) / 2)
-        if "low" in part: ax.hlines(y, part.low, part.high, color=PALETTE[i % len(PALETTE)], linewidth=1)
+        part = frame[frame[hue] == group]
+        y = np.array([rows.index(t) for t in part.task]) + 0.6 / max(2, len(groups)) * (
+            i - (len(groups) - 1) / 2
+        )
+        if "low" in part:
+            ax.hlines(y, part.low, part.high, color=PALETTE[i % len(PALETTE)], linewidth=1)
         ax.plot(part.value, y, MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], label=str(group))
-        if "published" in part and part.published.notna().any(): ax.plot(part.published, y, "x", color=BLACK, markersize=3.5, label="published", zorder=3)
-    ax.set_yticks(range(len(rows)), rows); ax.set_ylim(len(rows) - .5, -.5)
+        if "published" in part and part.published.notna().any():
+            ax.plot(part.published, y, "x", color=BLACK, markersize=3.5, label="published", zorder=3)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+
 
 @styled
 def dots(
-    frame: pd.DataFrame,     # task, value, (low, high), and the column `hue`
-    hue: str,                # column told apart by colour and marker
-    xlabel: str = "",        # the value's name, with unit
-    title: str = "",         # what is compared
-    origin: float = 0.0,     # where to draw the reference line
-) -> Figure:                 # tasks in rows
+    frame: pd.DataFrame,  # task, value, (low, high), and the column `hue`
+    hue: str,  # column told apart by colour and marker
+    xlabel: str = "",  # the value's name, with unit
+    title: str = "",  # what is compared
+    origin: float = 0.0,  # where to draw the reference line
+) -> Figure:  # tasks in rows
     "Values with intervals, one row per task. An interval that reaches further than the values themselves spread is cut at the edge."
     tasks, groups = list(dict.fromkeys(frame.task)), list(dict.fromkeys(frame[hue]))
-    figure, ax = plt.subplots(figsize=(SINGLE + .6, .8 + max(.27, .1 * len(groups)) * len(tasks)))
-    _dots(ax, frame, hue, groups, tasks, origin); ax.set_xlabel(textwrap.fill(xlabel, 40, break_on_hyphens=False)); _title(figure, title)
-    ax.set_xlim(*axis_room(np.append(frame.value.astype(float), origin), .1, frame[[c for c in ("low", "high") if c in frame]].to_numpy(float).ravel()))
+    figure, ax = plt.subplots(figsize=(SINGLE + 0.6, 0.8 + max(0.27, 0.1 * len(groups)) * len(tasks)))
+    _dots(ax, frame, hue, groups, tasks, origin)
+    ax.set_xlabel(textwrap.fill(xlabel, 40, break_on_hyphens=False))
+    _title(figure, title)
+    ax.set_xlim(
+        *axis_room(
+            np.append(frame.value.astype(float), origin),
+            0.1,
+            frame[[c for c in ("low", "high") if c in frame]].to_numpy(float).ravel(),
+        )
+    )
     legend_below(figure, dict(zip(*ax.get_legend_handles_labels()[::-1])))
     return figure
 
@@ -193,25 +293,42 @@ def dots(
 @styled
 def dot_panels(
     frame: pd.DataFrame,  # the columns panel and hue, task (the rows), value, (low, high), (published)
-    panel: str,           # column with one panel for each value
-    hue: str,             # column told apart by colour and marker
-    xlabel: str = "",     # the value's name, with unit
-    title: str = "",      # what is compared
-    limits: tuple = None, # of the axis; longer intervals are cut
-) -> Figure:              # panels of rows
+    panel: str,  # column with one panel for each value
+    hue: str,  # column told apart by colour and marker
+    xlabel: str = "",  # the value's name, with unit
+    title: str = "",  # what is compared
+    limits: tuple = None,  # of the axis; longer intervals are cut
+) -> Figure:  # panels of rows
     "Values with intervals in panels, one row per task, axes shared; a categorical column keeps its order."
-    order = lambda c: [g for g in frame[c].cat.categories if (frame[c] == g).any()] if frame[c].dtype == "category" else list(dict.fromkeys(frame[c]))
+    order = lambda c: (
+        [g for g in frame[c].cat.categories if (frame[c] == g).any()]
+        if frame[c].dtype == "category"
+        else list(dict.fromkeys(frame[c]))
+    )
     panels, rows, groups = order(panel), order("task"), order(hue)
-    columns = 2 if len(panels) == 4 else min(3, len(panels)); lines = -(-len(panels) // columns)
-    size = max(SINGLE + .6, min(DOUBLE, 1 + 2.1 * columns)), (.5 + .3 * len(rows)) * lines + .8
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    size = max(SINGLE + 0.6, min(DOUBLE, 1 + 2.1 * columns)), (0.5 + 0.3 * len(rows)) * lines + 0.8
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharex=True, sharey=True)
-    for ax in axes.flat[len(panels):]: ax.set_visible(False)
-    for ax, name in zip(axes.flat, panels): _dots(ax, frame[frame[panel] == name], hue, groups, rows, 0); ax.set_title(textwrap.fill(str(name), 30))
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax, name in zip(axes.flat, panels):
+        _dots(ax, frame[frame[panel] == name], hue, groups, rows, 0)
+        ax.set_title(textwrap.fill(str(name), 30))
     found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
     labels = [*map(str, groups), *(["published"] if "published" in found else [])]
-    if limits: axes[0, 0].set_xlim(*limits)
-    for column in axes.T: last = [ax for ax in column if ax.get_visible()][-1]; last.set_xlabel(textwrap.fill(xlabel, 32)); last.tick_params(labelbottom=True)
-    figure.legend([found[l] for l in labels], labels, loc="outside lower center", ncols=len(labels) if sum(len(l) + 5 for l in labels) < 15 * size[0] else 3)
+    if limits:
+        axes[0, 0].set_xlim(*limits)
+    for column in axes.T:
+        last = [ax for ax in column if ax.get_visible()][-1]
+        last.set_xlabel(textwrap.fill(xlabel, 32))
+        last.tick_params(labelbottom=True)
+    figure.legend(
+        [found[l] for l in labels],
+        labels,
+        loc="outside lower center",
+        ncols=len(labels) if sum(len(l) + 5 for l in labels) < 15 * size[0] else 3,
+    )
     _title(figure, title)
     return figure
 
@@ -219,36 +336,62 @@ def dot_panels(
 @styled
 def gallery(
     frame: pd.DataFrame,  # row (which it stands in), map (a matrix), caption; (label: of the row)
-    title: str = "",      # what is shown
-) -> Figure:              # maps in rows
+    title: str = "",  # what is shown
+) -> Figure:  # maps in rows
     "Matrices as small pictures, dark where large."
-    rows = [part for _, part in frame.groupby("row", sort=False)]; columns = max(map(len, rows))
-    side = min(1.1, (DOUBLE - .4) / columns)
-    figure, axes = plt.subplots(len(rows), columns, figsize=(max(SINGLE, side * columns + .4), (side + .27) * len(rows) + .4), squeeze=False)
-    for ax in axes.flat: ax.set_axis_off()
+    rows = [part for _, part in frame.groupby("row", sort=False)]
+    columns = max(map(len, rows))
+    side = min(1.1, (DOUBLE - 0.4) / columns)
+    figure, axes = plt.subplots(
+        len(rows),
+        columns,
+        figsize=(max(SINGLE, side * columns + 0.4), (side + 0.27) * len(rows) + 0.4),
+        squeeze=False,
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
     for line, part in zip(axes, rows):
         for ax, picture, caption in zip(line, part["map"], part.caption):
-            ax.set_axis_on(); ax.imshow(picture, cmap="Blues", interpolation="nearest"); ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(True)
+            ax.set_axis_on()
+            ax.imshow(picture, cmap="Blues", interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(True)
             ax.set_title(caption, fontsize=6 if columns > 4 else 7, loc="center", pad=2)
-        if "label" in part: line[0].set_ylabel(part.label.iloc[0], fontsize=7.5)
+        if "label" in part:
+            line[0].set_ylabel(part.label.iloc[0], fontsize=7.5)
     _title(figure, title)
     return figure
 
 # %% ../../nbs/study/2_figures.ipynb #b83d4ddb
-OFFSET = {"pruned": -.16, "retrained": .16}
+OFFSET = {"pruned": -0.16, "retrained": 0.16}
+
 
 def _panel(ax, part, kinds, floor, full):
     for state, group in part.groupby("state"):
         x = np.array([kinds.index(k) for k in group.kind]) + OFFSET[state]
         colour = BLUE if state == "pruned" else ORANGE
         ax.vlines(x, group.low, group.high, color=colour, linewidth=1)
-        ax.plot(x, group.value, "o" if state == "pruned" else "s", color=colour, markerfacecolor=colour if state == "pruned" else "white", label=state)
-        if "published" in group and group.published.notna().any(): ax.plot(x + .11, group.published, "x", color=BLACK, markersize=3.5, label="published")
+        ax.plot(
+            x,
+            group.value,
+            "o" if state == "pruned" else "s",
+            color=colour,
+            markerfacecolor=colour if state == "pruned" else "white",
+            label=state,
+        )
+        if "published" in group and group.published.notna().any():
+            ax.plot(x + 0.11, group.published, "x", color=BLACK, markersize=3.5, label="published")
     for value, style, name in [(full, "-", "full model"), (floor, "--", "baseline")]:
-        if value is not None and np.isfinite(value): ax.axhline(value, color="#666666", linestyle=style, linewidth=.9, label=name, zorder=0)
-    ax.set_xticks(range(len(kinds)), kinds); ax.set_xlim(-.5, len(kinds) - .5); ax.grid(axis="y")
-    points = np.array([*part.value, *part.get("published", []), *(v for v in (floor, full) if v is not None)], float)
-    low, high = np.nanmin(points), np.nanmax(points); ax.set_ylim(low - .25 * (high - low) - .01, high + .25 * (high - low) + .01)
+        if value is not None and np.isfinite(value):
+            ax.axhline(value, color="#666666", linestyle=style, linewidth=0.9, label=name, zorder=0)
+    ax.set_xticks(range(len(kinds)), kinds)
+    ax.set_xlim(-0.5, len(kinds) - 0.5)
+    ax.grid(axis="y")
+    points = np.array(
+        [*part.value, *part.get("published", []), *(v for v in (floor, full) if v is not None)], float
+    )
+    low, high = np.nanmin(points), np.nanmax(points)
+    ax.set_ylim(low - 0.25 * (high - low) - 0.01, high + 0.25 * (high - low) + 0.01)
 
 # %% ../../nbs/study/2_figures.ipynb #bc063b5b
 @styled
@@ -256,21 +399,50 @@ def results(
     frame: pd.DataFrame,  # task, metric, kind, state (pruned | retrained), value, low, high, (published)
     lines: pd.DataFrame,  # task, full, baseline
     titles: dict = None,  # task -> title of its panel; default the task and its metric
-    title: str = "",      # of the figure
-    level: str = "",      # what the bars are, said in the legend's title
-) -> Figure:              # one panel per task
+    title: str = "",  # of the figure
+    level: str = "",  # what the bars are, said in the legend's title
+) -> Figure:  # one panel per task
     "Scores of subnetworks, pruned and retrained, between the baseline and the full model."
-    tasks, kinds, lines = list(dict.fromkeys(frame.task)), list(dict.fromkeys(frame.kind)), lines.set_index("task")
-    columns = min(3, len(tasks)); rows = -(-len(tasks) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(DOUBLE if columns == 3 else 2.3 * columns + .6, 1.65 * rows + .7), squeeze=False)
-    for ax in axes.flat[len(tasks):]: ax.set_visible(False)
+    tasks, kinds, lines = (
+        list(dict.fromkeys(frame.task)),
+        list(dict.fromkeys(frame.kind)),
+        lines.set_index("task"),
+    )
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(DOUBLE if columns == 3 else 2.3 * columns + 0.6, 1.65 * rows + 0.7),
+        squeeze=False,
+    )
+    for ax in axes.flat[len(tasks) :]:
+        ax.set_visible(False)
     for ax, task in zip(axes.flat, tasks):
-        part = frame[frame.task == task]; metric = part.metric.iloc[0]
-        _panel(ax, part, kinds, *(lines.get(name, pd.Series(dtype=float)).get(task) for name in ("baseline", "full")))
-        ax.set_title(textwrap.fill((titles or {}).get(task, task), 30)); ax.set_ylabel(metric)
+        part = frame[frame.task == task]
+        metric = part.metric.iloc[0]
+        _panel(
+            ax,
+            part,
+            kinds,
+            *(lines.get(name, pd.Series(dtype=float)).get(task) for name in ("baseline", "full")),
+        )
+        ax.set_title(textwrap.fill((titles or {}).get(task, task), 30))
+        ax.set_ylabel(metric)
     found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
-    handles = {label: found[label] for label in ("pruned", "retrained", "published", "full model", "baseline") if label in found}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), title=level or None, title_fontsize=7)
+    handles = {
+        label: found[label]
+        for label in ("pruned", "retrained", "published", "full model", "baseline")
+        if label in found
+    }
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=len(handles),
+        title=level or None,
+        title_fontsize=7,
+    )
     _title(figure, title)
     return figure
 
@@ -278,21 +450,26 @@ def results(
 @styled
 def curves(
     frame: pd.DataFrame,  # the columns x, y and hue, (low, high)
-    x: str,               # column along the horizontal axis
-    y: str,               # column of the values
-    hue: str,             # column told apart by colour and marker
-    xlabel: str = "",     # name and unit
-    ylabel: str = "",     # name and unit
-    title: str = "",      # what is shown
-) -> Figure:              # one line per value of `hue`
+    x: str,  # column along the horizontal axis
+    y: str,  # column of the values
+    hue: str,  # column told apart by colour and marker
+    xlabel: str = "",  # name and unit
+    ylabel: str = "",  # name and unit
+    title: str = "",  # what is shown
+) -> Figure:  # one line per value of `hue`
     "Values along a path, one line per group."
-    figure, ax = plt.subplots(figsize=(SINGLE + .3, 2.5)); ax.grid()
+    figure, ax = plt.subplots(figsize=(SINGLE + 0.3, 2.5))
+    ax.grid()
     for i, (group, part) in enumerate(frame.sort_values(x).groupby(hue, sort=False)):
         colour = PALETTE[i % len(PALETTE)]
-        if "low" in part: ax.fill_between(part[x], part.low, part.high, color=colour, alpha=.18, linewidth=0)
+        if "low" in part:
+            ax.fill_between(part[x], part.low, part.high, color=colour, alpha=0.18, linewidth=0)
         ax.plot(part[x], part[y], color=colour, marker=MARKERS[i % len(MARKERS)], label=str(group))
-    ax.set_xlabel(xlabel or x); ax.set_ylabel(ylabel or y); _title(figure, title)
-    if pd.api.types.is_integer_dtype(frame[x]): ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel(xlabel or x)
+    ax.set_ylabel(ylabel or y)
+    _title(figure, title)
+    if pd.api.types.is_integer_dtype(frame[x]):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_below(figure, dict(zip(*ax.get_legend_handles_labels()[::-1])))
     return figure
 
@@ -300,21 +477,32 @@ def curves(
 @styled
 def bars(
     frame: pd.DataFrame,  # the columns x and y, (hue)
-    x: str,               # column of the categories
-    y: str,               # column of the values
-    hue: str = None,      # column told apart by colour
-    xlabel: str = "",     # name and unit
-    ylabel: str = "",     # name and unit
-    title: str = "",      # what is counted
-) -> Figure:              # grouped bars, each with its number
+    x: str,  # column of the categories
+    y: str,  # column of the values
+    hue: str = None,  # column told apart by colour
+    xlabel: str = "",  # name and unit
+    ylabel: str = "",  # name and unit
+    title: str = "",  # what is counted
+) -> Figure:  # grouped bars, each with its number
     "Counts or shares by category."
-    categories, groups = list(dict.fromkeys(frame[x])), [None] if hue is None else list(dict.fromkeys(frame[hue]))
-    figure, ax = plt.subplots(figsize=(min(DOUBLE, max(SINGLE, .9 + .42 * len(categories) * max(1, .7 * len(groups)))), 2.3))
+    categories, groups = (
+        list(dict.fromkeys(frame[x])),
+        [None] if hue is None else list(dict.fromkeys(frame[hue])),
+    )
+    figure, ax = plt.subplots(
+        figsize=(min(DOUBLE, max(SINGLE, 0.9 + 0.42 * len(categories) * max(1, 0.7 * len(groups)))), 2.3)
+    )
     for i, group in enumerate(groups):
-        part = frame if group is None else frame[frame[hue] == group]; width = .8 / len(groups)
+        part = frame if group is None else frame[frame[hue] == group]
+        width = 0.8 / len(groups)
         at = np.array([categories.index(c) for c in part[x]]) + width * (i - (len(groups) - 1) / 2)
-        shown = ax.bar(at, part[y], width * .92, color=PALETTE[i % len(PALETTE)], label=str(group))
+        shown = ax.bar(at, part[y], width * 0.92, color=PALETTE[i % len(PALETTE)], label=str(group))
         ax.bar_label(shown, fmt=lambda v: f"{v:g}" if v == round(v) else f"{v:.2f}", fontsize=7, padding=1)
-    ax.margins(y=.12); ax.set_xticks(range(len(categories)), categories); ax.set_xlabel(xlabel or x); ax.set_ylabel(ylabel or y); _title(figure, title)
-    if hue is not None: figure.legend(loc="outside lower center", ncols=len(groups))
+    ax.margins(y=0.12)
+    ax.set_xticks(range(len(categories)), categories)
+    ax.set_xlabel(xlabel or x)
+    ax.set_ylabel(ylabel or y)
+    _title(figure, title)
+    if hue is not None:
+        figure.legend(loc="outside lower center", ncols=len(groups))
     return figure

@@ -16,8 +16,16 @@ from .sparsity_results import all_params, base
 
 # %% ../../nbs/study/1_head_results.ipynb #7730fa59
 METHODS = {"dsp": "DSP", "ste": "straight-through", "hard_concrete": "hard concrete"}
-SCORED = {"head_gates": "gates", "rank_heads": "importance", "evaluate": "a mask", "evaluate_translation": "a mask", "finetune": "whole", "translate": "whole"}
+SCORED = {
+    "head_gates": "gates",
+    "rank_heads": "importance",
+    "evaluate": "a mask",
+    "evaluate_translation": "a mask",
+    "finetune": "whole",
+    "translate": "whole",
+}
 WHOLE = "full model"
+
 
 def named(
     params: dict,  # of a run, with its notebook
@@ -25,36 +33,64 @@ def named(
 ) -> str:
     "The method that chose the heads, as figures call it"
     if params["notebook"] == "head_gates":
-        return METHODS[params["method"]] + (", joint" if params["joint"] else ", gates only") + ("" if params["method"] != "dsp" or params["annealing"] else ", no annealing")
-    if params["notebook"] == "rank_heads": return f"importance ({params['variant']}{'' if params['recompute'] else ', ranked once'})"
-    if params["notebook"].startswith("27") and not _missing(row.get("mask")): return f"{row['kind']} heads"
+        return (
+            METHODS[params["method"]]
+            + (", joint" if params["joint"] else ", gates only")
+            + ("" if params["method"] != "dsp" or params["annealing"] else ", no annealing")
+        )
+    if params["notebook"] == "rank_heads":
+        return f"importance ({params['variant']}{'' if params['recompute'] else ', ranked once'})"
+    if params["notebook"].startswith("27") and not _missing(row.get("mask")):
+        return f"{row['kind']} heads"
     return WHOLE
 
-def _missing(value) -> bool: return value is None or value == "" or value != value
+
+def _missing(value) -> bool:
+    return value is None or value == "" or value != value
 
 # %% ../../nbs/study/1_head_results.ipynb #bb843c7c
 COLUMNS = ["task", "model", "label", "k", "heads", "seed", "split", "metric", "value", "n", "key"]
 FIXTURES = ROOT / "tests" / "fixtures" / "heads"
 
+
 def _row(row: dict, known: dict) -> dict | None:
     "A metric row as one of the frame's; None for what has no place there"
     p, k = known[row["key"]], row.get("kept_head")
     label = named(p, row)
-    if row.get("mask") in ("majority", "copy") or (label == WHOLE and p.get("mask")) or (label != WHOLE and _missing(k)): return None
-    return {"task": p["task"], "model": base(p, known), "label": label, "k": None if label == WHOLE else int(k), "heads": row.get("of_head"),
-            "seed": p["seed"], **{c: row[c] for c in ("split", "metric", "value", "n", "key")}}
+    if (
+        row.get("mask") in ("majority", "copy")
+        or (label == WHOLE and p.get("mask"))
+        or (label != WHOLE and _missing(k))
+    ):
+        return None
+    return {
+        "task": p["task"],
+        "model": base(p, known),
+        "label": label,
+        "k": None if label == WHOLE else int(k),
+        "heads": row.get("of_head"),
+        "seed": p["seed"],
+        **{c: row[c] for c in ("split", "metric", "value", "n", "key")},
+    }
+
 
 def head_scores(
     runs: list[str],  # keys of runs of `SCORED`; others are passed over; []: the fixtures
 ) -> pd.DataFrame:
     "COLUMNS: the first measure of every reported set, by run and number of heads"
-    if not runs: return pd.read_csv(FIXTURES / "scores.csv")[COLUMNS]
+    if not runs:
+        return pd.read_csv(FIXTURES / "scores.csv")[COLUMNS]
     known = all_params()
-    for key in runs: known.get(key) or find_run(key)
+    for key in runs:
+        known.get(key) or find_run(key)
     rows = run_rows(keys=[key for key in runs if known[key]["notebook"] in SCORED])
     rows = rows[rows.split.fillna("").astype(bool) & rows.metric.notna()] if len(rows) else rows
     found = [r for r in (_row(row, known) for row in rows.to_dict("records")) if r]
-    if not found: raise ValueError("none of these runs has scores of a model with some of its heads: give runs of " + ", ".join(SCORED))
+    if not found:
+        raise ValueError(
+            "none of these runs has scores of a model with some of its heads: give runs of "
+            + ", ".join(SCORED)
+        )
     return first_measure(pd.DataFrame(found, columns=COLUMNS))
 
 # %% ../../nbs/study/1_head_results.ipynb #df72d18f
@@ -63,7 +99,9 @@ def first_measure(
 ) -> pd.DataFrame:
     "The rows of the measure that comes first in each set; a score that two runs give is taken once: a full model's is that of its training, and again that of its evaluation"
     first = scores.groupby(["task", "split"], sort=False).metric.transform("first")
-    one = scores[(scores.metric == first) & (scores.split != "select")].drop_duplicates(["key", "label", "k", "split"])
+    one = scores[(scores.metric == first) & (scores.split != "select")].drop_duplicates(
+        ["key", "label", "k", "split"]
+    )
     again = (one.label == WHOLE) & one.duplicated(["task", "model", "label", "seed", "split"])
     return one[~again].reset_index(drop=True)
 
@@ -75,7 +113,14 @@ def head_table(
     by = ["task", "model", "split", "metric", "label", "k"]
     table = summary(scores.fillna({"k": -1}), by).drop(columns="population_sd")
     full = table[table.label == WHOLE].set_index(by[:4])["mean"]
-    return table.assign(k=table.k.where(table.k >= 0), share=[m / full.get(tuple(where), float("nan")) for m, where in zip(table["mean"], table[by[:4]].to_numpy())])
+    return table.assign(
+        k=table.k.where(table.k >= 0),
+        share=[
+            m / full.get(tuple(where), float("nan"))
+            for m, where in zip(table["mean"], table[by[:4]].to_numpy())
+        ],
+    )
+
 
 def enough(
     table: pd.DataFrame,  # of `head_table`
@@ -97,5 +142,6 @@ def head_differences(
     "task, model, split, metric, k, label, n, difference, low, high, beyond, p, p_holm: every method minus the reference at the same k; empty without it"
     by = ("task", "model", "split", "metric", "k")
     frame = scores[scores.k.notna()].assign(system=lambda f: f.label)
-    if reference not in set(frame.system): return pd.DataFrame(columns=[*by, "label", "n", "difference", "low", "high", "beyond", "p", "p_holm"])
+    if reference not in set(frame.system):
+        return pd.DataFrame(columns=[*by, "label", "n", "difference", "low", "high", "beyond", "p", "p_holm"])
     return compare(frame, reference, by).drop(columns="reference").rename(columns={"system": "label"})

@@ -20,33 +20,66 @@ from ..core.runs import ROOT, find_run
 FIXTURES = ROOT / "tests" / "fixtures" / "attention"
 HEAD = ["layer", "head"]
 
+
 def _labelled(run, name: str) -> pd.DataFrame:
     "A table of a run, with what the run is"
     frame = pd.read_parquet(run.artefact(name))
     return frame.assign(run=run.key, task=run.params["task"], seed=run.params["seed"])
 
+
 def pattern_tables(
     runs: list[str],  # keys of runs of classify_heads; []: the fixtures
 ) -> tuple:  # three DataFrames
     "shares (run, task, seed, state, maps, trained_on, mask, layer, head, kind, share, n), survivors (run, mask, family, kind, layer, head, kept), examples (run, task, seed, state, maps, kind, probability, layer, head, tokens, map)"
-    if not runs: return _fixtures()
+    if not runs:
+        return _fixtures()
     found = [find_run(key) for key in runs]
-    if wrong := [str(r) for r in found if r.notebook != "classify_heads"]: raise ValueError(f"no shares in {', '.join(wrong)}: give runs of classify_heads")
-    shares, survivors, examples = (pd.concat([_labelled(r, f"{n}.parquet") for r in found], ignore_index=True) for n in ("shares", "survivors", "examples"))
+    if wrong := [str(r) for r in found if r.notebook != "classify_heads"]:
+        raise ValueError(f"no shares in {', '.join(wrong)}: give runs of classify_heads")
+    shares, survivors, examples = (
+        pd.concat([_labelled(r, f"{n}.parquet") for r in found], ignore_index=True)
+        for n in ("shares", "survivors", "examples")
+    )
     maps = [m for r in found for _, m in sorted(load_file(r.artefact("examples.safetensors")).items())]
     states = shares.drop_duplicates("run").set_index("run").state
-    return shares, survivors, examples.assign(map=maps, kind=[KINDS[k] for k in examples["kind"]], state=examples.run.map(states))
+    return (
+        shares,
+        survivors,
+        examples.assign(map=maps, kind=[KINDS[k] for k in examples["kind"]], state=examples.run.map(states)),
+    )
+
 
 def _fixtures() -> tuple:
     "The synthetic study"
-    shares, survivors = (pd.read_csv(FIXTURES / f"{n}.csv", keep_default_na=False) for n in ("shares", "survivors"))
+    shares, survivors = (
+        pd.read_csv(FIXTURES / f"{n}.csv", keep_default_na=False) for n in ("shares", "survivors")
+    )
     long = shares.melt([c for c in shares if c not in KINDS], KINDS, "kind", "count")
     maps, kinds = planted_maps("dev", {"dev": 20, "high": 30})
-    examples = pd.DataFrame({"run": "", "task": "drawn", "maps": "raw", "kind": kinds, "probability": np.nan, "layer": -1, "head": -1, "tokens": [len(m) for m in maps], "map": maps, "state": "", "seed": 0})
-    return long.assign(share=long["count"] / long.n, trained_on="a synthetic study").drop(columns="count"), survivors, examples.sort_values("kind", kind="stable", ignore_index=True)
+    examples = pd.DataFrame(
+        {
+            "run": "",
+            "task": "drawn",
+            "maps": "raw",
+            "kind": kinds,
+            "probability": np.nan,
+            "layer": -1,
+            "head": -1,
+            "tokens": [len(m) for m in maps],
+            "map": maps,
+            "state": "",
+            "seed": 0,
+        }
+    )
+    return (
+        long.assign(share=long["count"] / long.n, trained_on="a synthetic study").drop(columns="count"),
+        survivors,
+        examples.sort_values("kind", kind="stable", ignore_index=True),
+    )
 
 # %% ../../nbs/study/1_pattern_results.ipynb #dbdd7d3a
 GROUPS = ["all", "surviving", "pruned", "surviving, in the pruned model"]
+
 
 def placed(
     shares: pd.DataFrame,
@@ -55,11 +88,20 @@ def placed(
     kind: str = "good",  # of masks
 ) -> pd.DataFrame:
     "Shares of every head of the whole model, once for each mask of the family, with its `kept`; column `by` names the mask"
-    masks = survivors[(survivors.family == family) & (survivors["kind"] == kind)].rename(columns={"mask": "by"}).drop(columns=["family", "kind"])
-    if masks.empty: raise ValueError(f"no masks of family {family!r}, kind {kind!r}. There: {', '.join(sorted({f'{f} {k}' for f, k in zip(survivors.family, survivors['kind'])})) or 'none'}")
+    masks = (
+        survivors[(survivors.family == family) & (survivors["kind"] == kind)]
+        .rename(columns={"mask": "by"})
+        .drop(columns=["family", "kind"])
+    )
+    if masks.empty:
+        raise ValueError(
+            f"no masks of family {family!r}, kind {kind!r}. There: {', '.join(sorted({f'{f} {k}' for f, k in zip(survivors.family, survivors['kind'])})) or 'none'}"
+        )
     whole = shares[shares["mask"] == ""].merge(masks[["run", "by", *HEAD, "kept"]], on=["run", *HEAD])
-    if whole.groupby("run")["by"].nunique().gt(1).any(): raise ValueError(f"a run has several masks of family {family!r}, kind {kind!r}: give runs with one")
+    if whole.groupby("run")["by"].nunique().gt(1).any():
+        raise ValueError(f"a run has several masks of family {family!r}, kind {kind!r}: give runs with one")
     return whole
+
 
 def group_shares(
     shares: pd.DataFrame,
@@ -68,9 +110,23 @@ def group_shares(
 ) -> pd.DataFrame:
     "task, seed, state, maps, kind, heads (one of GROUPS), value: mean share over the heads of a group; no row for a group without heads, or (but `all`) for a run without a mask"
     whole = placed(shares, survivors, family)
-    inside = shares.merge(whole[["run", "by"]].drop_duplicates(), left_on=["run", "mask"], right_on=["run", "by"])
-    parts = {"all": shares[shares["mask"] == ""], "surviving": whole[whole.kept == 1], "pruned": whole[whole.kept == 0], GROUPS[3]: inside}
-    found = [part.groupby(["task", "seed", "state", "maps", "kind"], sort=False).share.mean().rename("value").reset_index().assign(heads=name) for name, part in parts.items()]
+    inside = shares.merge(
+        whole[["run", "by"]].drop_duplicates(), left_on=["run", "mask"], right_on=["run", "by"]
+    )
+    parts = {
+        "all": shares[shares["mask"] == ""],
+        "surviving": whole[whole.kept == 1],
+        "pruned": whole[whole.kept == 0],
+        GROUPS[3]: inside,
+    }
+    found = [
+        part.groupby(["task", "seed", "state", "maps", "kind"], sort=False)
+        .share.mean()
+        .rename("value")
+        .reset_index()
+        .assign(heads=name)
+        for name, part in parts.items()
+    ]
     return pd.concat(found, ignore_index=True)
 
 # %% ../../nbs/study/1_pattern_results.ipynb #e478bda0
@@ -79,9 +135,13 @@ def _cube(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     units = part[HEAD].drop_duplicates().sort_values(HEAD)
     kept = part.drop_duplicates(["run", *HEAD]).set_index(["run", *HEAD]).kept.sort_index()
     shape = (len(set(part.run)), len(units))
-    if len(kept) != shape[0] * shape[1]: raise ValueError(f"the models of the runs {', '.join(sorted(set(part.run)))} do not have the same heads: test them apart")
+    if len(kept) != shape[0] * shape[1]:
+        raise ValueError(
+            f"the models of the runs {', '.join(sorted(set(part.run)))} do not have the same heads: test them apart"
+        )
     wide = part.pivot_table("share", ["run", *HEAD], "kind")[KINDS].sort_index()
     return wide.to_numpy().reshape(*shape, len(KINDS)), kept.to_numpy().reshape(shape), units.layer.to_numpy()
+
 
 def survivor_tests(
     shares: pd.DataFrame,
@@ -93,12 +153,40 @@ def survivor_tests(
     "task (or `all tasks`), state, maps, kind (or `any`), runs, difference (surviving - pruned), low and high (95 % of the permutations), p, p_holm, p_within_layers"
     whole, tables = placed(shares, survivors, family), []
     for (state, maps), part in whole.groupby(["state", "maps"], sort=False):
-        for task, rows in [*part.groupby("task", sort=False), *([("all tasks", part)] if len(set(part.task)) > 1 else [])]:
+        for task, rows in [
+            *part.groupby("task", sort=False),
+            *([("all tasks", part)] if len(set(part.task)) > 1 else []),
+        ]:
             values, kept, layers = _cube(rows)
-            free, within = members_test(values, kept, draws, seed), members_test(values, kept, draws, seed, layers)
-            tables.append(pd.DataFrame({"kind": KINDS, **{k: free[k] for k in ("difference", "low", "high", "p")}, "p_holm": holm(free["p"]), "p_within_layers": within["p"]}))
-            tables.append(pd.DataFrame({"kind": ["any"], "p": [free["p_all"]], "p_holm": [free["p_all"]], "p_within_layers": [within["p_all"]]}))
-            for table in tables[-2:]: table.insert(0, "task", task); table.insert(1, "state", state); table.insert(2, "maps", maps); table.insert(3, "runs", free["runs"])
+            free, within = (
+                members_test(values, kept, draws, seed),
+                members_test(values, kept, draws, seed, layers),
+            )
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "kind": KINDS,
+                        **{k: free[k] for k in ("difference", "low", "high", "p")},
+                        "p_holm": holm(free["p"]),
+                        "p_within_layers": within["p"],
+                    }
+                )
+            )
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "kind": ["any"],
+                        "p": [free["p_all"]],
+                        "p_holm": [free["p_all"]],
+                        "p_within_layers": [within["p_all"]],
+                    }
+                )
+            )
+            for table in tables[-2:]:
+                table.insert(0, "task", task)
+                table.insert(1, "state", state)
+                table.insert(2, "maps", maps)
+                table.insert(3, "runs", free["runs"])
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/study/1_pattern_results.ipynb #d66c3b02
@@ -108,10 +196,20 @@ def pooled_correlation(
     sentences: np.ndarray,  # (R, U): how many
 ) -> tuple[float, int, float]:
     "(r, n, p): Pearson correlation of two yes/no questions over all sentences, heads and runs; p as if all were independent"
-    n, of_kind, of_kept, both = sentences.sum(), (share * sentences).sum(), (kept * sentences).sum(), (kept * share * sentences).sum()
+    n, of_kind, of_kept, both = (
+        sentences.sum(),
+        (share * sentences).sum(),
+        (kept * sentences).sum(),
+        (kept * share * sentences).sum(),
+    )
     spread = np.sqrt(of_kind * (n - of_kind) * of_kept * (n - of_kept))
     r = float((n * both - of_kind * of_kept) / spread) if spread > 0 else np.nan
-    return r, int(n), float(2 * stats.t.sf(abs(r) * np.sqrt((n - 2) / max(1 - r * r, 1e-300)), n - 2)) if n > 2 else np.nan
+    return (
+        r,
+        int(n),
+        float(2 * stats.t.sf(abs(r) * np.sqrt((n - 2) / max(1 - r * r, 1e-300)), n - 2)) if n > 2 else np.nan,
+    )
+
 
 def within_correlation(kept: np.ndarray, share: np.ndarray) -> float:
     "The same correlation in each run (all heads having equally many sentences), averaged over the runs where it is defined"
@@ -130,13 +228,34 @@ def survival_correlation(
     "r_within, p_heads_permuted, runs; r_pooled, n and p_if_independent as published"
     values, kept, _ = _cube(part)
     share, kept = values[:, :, KINDS.index(kind)], kept.astype(float)
-    sentences = part[part["kind"] == kind].set_index(["run", *HEAD]).n.sort_index().to_numpy(float).reshape(kept.shape)
-    r, found = within_correlation(kept, share), [within_correlation(kept[:, at], share) for at in permuted(kept.shape[1], draws, np.random.default_rng(seed))]
+    sentences = (
+        part[part["kind"] == kind]
+        .set_index(["run", *HEAD])
+        .n.sort_index()
+        .to_numpy(float)
+        .reshape(kept.shape)
+    )
+    r, found = (
+        within_correlation(kept, share),
+        [
+            within_correlation(kept[:, at], share)
+            for at in permuted(kept.shape[1], draws, np.random.default_rng(seed))
+        ],
+    )
     p = float(np.mean(np.abs([r, *found]) >= abs(r) - 1e-12)) if np.isfinite(r) else np.nan
-    return {"r_within": r, "p_heads_permuted": p, "runs": len(kept), **dict(zip(("r_pooled", "n", "p_if_independent"), pooled_correlation(kept, share, sentences)))}
+    return {
+        "r_within": r,
+        "p_heads_permuted": p,
+        "runs": len(kept),
+        **dict(zip(("r_pooled", "n", "p_if_independent"), pooled_correlation(kept, share, sentences))),
+    }
 
 # %% ../../nbs/study/1_pattern_results.ipynb #8aab829d
 def published_shares() -> pd.DataFrame:
     "state, heads (of GROUPS), maps, task (`mean of tasks` for the means), kind, published"
-    wide = pd.read_csv(ROOT / "nbs" / "published" / "attention.csv", comment="#").fillna({"task": "mean of tasks"})
-    return wide.assign(heads=wide.heads.map({"all": "all", "super": GROUPS[3]})).melt(["state", "heads", "maps", "task"], KINDS, "kind", "published")
+    wide = pd.read_csv(ROOT / "nbs" / "published" / "attention.csv", comment="#").fillna(
+        {"task": "mean of tasks"}
+    )
+    return wide.assign(heads=wide.heads.map({"all": "all", "super": GROUPS[3]})).melt(
+        ["state", "heads", "maps", "task"], KINDS, "kind", "published"
+    )

@@ -17,7 +17,15 @@ import torch
 from transformers import BertConfig
 
 from ..metrics.agreement import super_table
-from ..models.masks import TASK_ORDER, mask_file, mask_info, mask_labels, released_masks, run_masks, run_survival
+from lib.models.masks import (
+    TASK_ORDER,
+    mask_file,
+    mask_info,
+    mask_labels,
+    released_masks,
+    run_masks,
+    run_survival,
+)
 from ..metrics.scores import half_width, paired_bootstrap, sample_sd, summary
 from ..core.runs import ROOT, data_dir, file_hashes, find_run
 from ..core.runs import runs as run_rows
@@ -26,19 +34,23 @@ from ..models.units import subnetwork_size
 # %% ../../nbs/study/1_results.ipynb #7e66ac9d
 FIXTURES = ROOT / "tests" / "fixtures" / "lottery"
 
+
 def released_folder(
     released: str = "",  # folder of a released study, absolute or below the data folder; "" = the fixtures
-) -> Path:               # an existing folder
+) -> Path:  # an existing folder
     "The folder of a released study; FileNotFoundError names where it was looked for."
     folder = data_dir() / released if released else FIXTURES
-    if not folder.is_dir(): raise FileNotFoundError(f"no folder {folder}: set SIEVE_DATA to the data folder that holds '{released}', or give its full path")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no folder {folder}: set SIEVE_DATA to the data folder that holds '{released}', or give its full path"
+        )
     return folder
 
 # %% ../../nbs/study/1_results.ipynb #d3672fc0
 def released_files(
-    released: str,    # folder of a released study; "" = the fixtures
-    *patterns: str,   # of files below it, as `masks/heads/**/*.npy`
-) -> dict:            # path (below the data folder, or absolute) -> sha256
+    released: str,  # folder of a released study; "" = the fixtures
+    *patterns: str,  # of files below it, as `masks/heads/**/*.npy`
+) -> dict:  # path (below the data folder, or absolute) -> sha256
     "The files of a released study that match, with their hashes."
     files = sorted(f for pattern in patterns for f in released_folder(released).glob(pattern) if f.is_file())
     return file_hashes(files)
@@ -46,43 +58,72 @@ def released_files(
 # %% ../../nbs/study/1_results.ipynb #30c1672a
 def _masks(runs, released, family):
     "All masks of a family, heads and MLPs; an empty table if the source has none."
-    if family == "super": return _super(_masks(runs, released, "heads_mlps"))
+    if family == "super":
+        return _super(_masks(runs, released, "heads_mlps"))
     if runs:
-        table = run_survival(_made_by(runs, "magnitude")) if family == "magnitude" else run_masks(_made_by(runs, "importance", "head_gates", "draw_masks"))
+        table = (
+            run_survival(_made_by(runs, "magnitude"))
+            if family == "magnitude"
+            else run_masks(_made_by(runs, "importance", "head_gates", "draw_masks"))
+        )
         return table[table.family == family] if len(table) else pd.DataFrame(columns=["kind"])
     folder = released_folder(released)
-    return released_masks(folder, family) if (folder / "masks" / family).is_dir() else pd.DataFrame(columns=["kind"])
+    return (
+        released_masks(folder, family)
+        if (folder / "masks" / family).is_dir()
+        else pd.DataFrame(columns=["kind"])
+    )
+
 
 def _super(table):
     kinds = [super_table(part).assign(kind=kind, family="super") for kind, part in table.groupby("kind")]
     return pd.concat(kinds, ignore_index=True) if kinds else table
 
-def _made_by(keys, *notebooks): return [key for key in keys if find_run(key).notebook in notebooks]
+
+def _made_by(keys, *notebooks):
+    return [key for key in keys if find_run(key).notebook in notebooks]
 
 # %% ../../nbs/study/1_results.ipynb #41601c60
 def mask_tables(
-    runs: list,                  # keys of finished runs; [] = read `released`
-    released: str,               # folder of a released study; "" = the fixtures
-    families: list,              # families wanted
+    runs: list,  # keys of finished runs; [] = read `released`
+    released: str,  # folder of a released study; "" = the fixtures
+    families: list,  # families wanted
     kinds: tuple = ("head", "mlp"),
-) -> dict:                       # (family, kind) -> mask table
+) -> dict:  # (family, kind) -> mask table
     "The mask tables that the source holds, of the families and kinds asked for."
     found = {}
     for family in families:
         table = _masks(runs, released, family)
-        found |= {(family, kind): table[table.kind == kind].reset_index(drop=True) for kind in kinds if (table.kind == kind).any()}
-    if not found: raise ValueError(f"none of the families {families} in " + (f"the runs {runs}" if runs else str(released_folder(released))))
+        found |= {
+            (family, kind): table[table.kind == kind].reset_index(drop=True)
+            for kind in kinds
+            if (table.kind == kind).any()
+        }
+    if not found:
+        raise ValueError(
+            f"none of the families {families} in "
+            + (f"the runs {runs}" if runs else str(released_folder(released)))
+        )
     return found
 
 # %% ../../nbs/study/1_results.ipynb #8946f6a5
 UNITS = {"head": "heads", "mlp": "MLPs"}
-FAMILIES = {"heads": "heads pruned alone", "mlps": "MLPs pruned alone", "heads_mlps": "heads and MLPs pruned together", "super": "super survivors",
-            "heads_mlps_on_train": "found on training data", "heads_mlps_hans": "HANS", "head_gates": "found by gates", "magnitude": "weights pruned by magnitude"}
+FAMILIES = {
+    "heads": "heads pruned alone",
+    "mlps": "MLPs pruned alone",
+    "heads_mlps": "heads and MLPs pruned together",
+    "super": "super survivors",
+    "heads_mlps_on_train": "found on training data",
+    "heads_mlps_hans": "HANS",
+    "head_gates": "found by gates",
+    "magnitude": "weights pruned by magnitude",
+}
+
 
 def describe(
     family: str,  # family of masks
-    kind: str,    # head or mlp
-) -> str:         # for a figure's title
+    kind: str,  # head or mlp
+) -> str:  # for a figure's title
     "Unit and family in words."
     text = FAMILIES.get(family, family.replace("_", " "))
     return text if family in ("heads", "mlps") else f"{UNITS[kind]} ({text})"
@@ -90,34 +131,66 @@ def describe(
 # %% ../../nbs/study/1_results.ipynb #results-kinds-1
 def layer_names(
     runs: list,  # of masks over heads, of one model type
-) -> list:       # e.g. encoder 0, encoder 1, cross 0 ...; empty where all rows are of one kind, or nothing is said
+) -> list:  # e.g. encoder 0, encoder 1, cross 0 ...; empty where all rows are of one kind, or nothing is said
     "Names of a head mask's rows."
-    kinds = next((k for key in _made_by(runs, "head_gates") if (k := mask_info(mask_file(key))["provenance"].get("kinds"))), [])
+    kinds = next(
+        (
+            k
+            for key in _made_by(runs, "head_gates")
+            if (k := mask_info(mask_file(key))["provenance"].get("kinds"))
+        ),
+        [],
+    )
     return [f"{kind} {kinds[:i].count(kind)}" for i, kind in enumerate(kinds)] if len(set(kinds)) > 1 else []
 
 # %% ../../nbs/study/1_results.ipynb #af527794
 GROUP = ["task", "split", "metric", "family", "kind", "state"]
-SETTINGS = {"no_mask": ("none", "full"), "freq_baseline": ("none", "majority"), "head_mlp": ("heads_mlps", "good"), "head_mlp_random": ("heads_mlps", "random"),
-            "head_mlp_bad_1": ("heads_mlps", "bad"), "head_mlp_super": ("super", "good"), "head_mlp_super_midling": ("super", "random"),
-            "head_mlp_super_bizzaro": ("super", "bad"), "global_magnitude": ("magnitude", "good"), "global_random": ("magnitude", "random"),
-            "global_bad": ("magnitude", "bad"), "head": ("heads", "good"), "head_random": ("heads", "random"), "head_invert": ("heads", "inverted"),
-            "mlp": ("mlps", "good"), "mlp_random": ("mlps", "random"), "mlp_invert": ("mlps", "inverted"), "head_mlp_invert": ("heads_mlps", "inverted")}
+SETTINGS = {
+    "no_mask": ("none", "full"),
+    "freq_baseline": ("none", "majority"),
+    "head_mlp": ("heads_mlps", "good"),
+    "head_mlp_random": ("heads_mlps", "random"),
+    "head_mlp_bad_1": ("heads_mlps", "bad"),
+    "head_mlp_super": ("super", "good"),
+    "head_mlp_super_midling": ("super", "random"),
+    "head_mlp_super_bizzaro": ("super", "bad"),
+    "global_magnitude": ("magnitude", "good"),
+    "global_random": ("magnitude", "random"),
+    "global_bad": ("magnitude", "bad"),
+    "head": ("heads", "good"),
+    "head_random": ("heads", "random"),
+    "head_invert": ("heads", "inverted"),
+    "mlp": ("mlps", "good"),
+    "mlp_random": ("mlps", "random"),
+    "mlp_invert": ("mlps", "inverted"),
+    "head_mlp_invert": ("heads_mlps", "inverted"),
+}
 NAMES = {"acc": "accuracy", "mnli_acc": "accuracy", "mnli-mm_acc": "accuracy", "spearmanr": "spearman"}
 SPLITS = {"mnli_acc": "matched", "mnli-mm_acc": "mismatched"}
 
 # %% ../../nbs/study/1_results.ipynb #28ec0bdd
 def released_scores(
     released: str = "",  # folder of a released study; "" = the fixtures
-    n: int = 5,          # seeds behind each released mean
-) -> pd.DataFrame:       # GROUP + n, mean, population_sd, sd, low, high
+    n: int = 5,  # seeds behind each released mean
+) -> pd.DataFrame:  # GROUP + n, mean, population_sd, sd, low, high
     "The released evaluation table, one row per task, metric and setting."
     rows = []
     for setting, (family, kind) in SETTINGS.items():
         for state in ["none"] if family == "none" else ["pruned", "retrained"]:
-            folder = released_folder(released) / "evaluate_masked" / (setting + "_retrained" * (state == "retrained"))
-            file = next((f for f in (folder / "baseline" / "results.json", folder / "results.json") if f.is_file()), None)
+            folder = (
+                released_folder(released)
+                / "evaluate_masked"
+                / (setting + "_retrained" * (state == "retrained"))
+            )
+            file = next(
+                (f for f in (folder / "baseline" / "results.json", folder / "results.json") if f.is_file()),
+                None,
+            )
             for task, scores in json.loads(file.read_text()).items() if file else []:
-                rows += [[task, SPLITS.get(m, "dev"), NAMES.get(m, m), family, kind, state, n, *value] for m, value in scores.items()]
+                rows += [
+                    [task, SPLITS.get(m, "dev"), NAMES.get(m, m), family, kind, state, n, *value]
+                    for m, value in scores.items()
+                ]
     frame = pd.DataFrame(rows, columns=[*GROUP, "n", "mean", "population_sd"])
     frame["sd"] = sample_sd(frame.population_sd, n)
     half = half_width(frame.sd, n)
@@ -127,8 +200,10 @@ def released_scores(
 def _place(notebook, model, mask, seed):
     "(family, kind, state, seed) of a row: what its mask, and the mask its model was trained with, say; the seed is the model's."
     evaluated = find_run(model).params if notebook == "evaluate" and model else {"mask": mask, "seed": seed}
-    if mask == "majority": return "none", "majority", "none", evaluated["seed"]
-    if evaluated["mask"]: return *mask_labels(evaluated["mask"]), "retrained", evaluated["seed"]
+    if mask == "majority":
+        return "none", "majority", "none", evaluated["seed"]
+    if evaluated["mask"]:
+        return *mask_labels(evaluated["mask"]), "retrained", evaluated["seed"]
     return *((*mask_labels(mask), "pruned") if mask else ("none", "full", "none")), evaluated["seed"]
 
 # %% ../../nbs/study/1_results.ipynb #1643ea38
@@ -140,60 +215,90 @@ def _placed(frame):
     found = [places[key] for key in frame[asked].itertuples(index=False, name=None)]
     return frame.assign(**dict(zip(["family", "kind", "state", "seed"], zip(*found))))
 
+
 def run_scores(
-    runs: list,         # keys of runs of evaluate or finetune
-) -> pd.DataFrame:      # GROUP + seed, value, key: one row per score
+    runs: list,  # keys of runs of evaluate or finetune
+) -> pd.DataFrame:  # GROUP + seed, value, key: one row per score
     "Scores of finished runs, per seed; a score that two runs give is taken once."
     rows = run_rows(keys=_made_by(runs, "evaluate", "finetune"))
-    if rows.empty or "metric" not in rows: raise ValueError(f"no scores in the runs {runs}: give runs of evaluate or finetune")
+    if rows.empty or "metric" not in rows:
+        raise ValueError(f"no scores in the runs {runs}: give runs of evaluate or finetune")
     found = _placed(rows.dropna(subset="metric"))
     masks = found[found.state == "pruned"].groupby([*GROUP, "seed"])["mask"].nunique()
-    if (masks > 1).any(): raise ValueError(f"{masks.idxmax()}: {masks.max()} masks of this family and kind; give runs that evaluate one of them")
+    if (masks > 1).any():
+        raise ValueError(
+            f"{masks.idxmax()}: {masks.max()} masks of this family and kind; give runs that evaluate one of them"
+        )
     return found.drop_duplicates([*GROUP, "seed"])[[*GROUP, "seed", "value", "key"]].reset_index(drop=True)
 
 # %% ../../nbs/study/1_results.ipynb #72891d80
 def run_predictions(
-    runs: list,         # keys of runs of evaluate
-) -> pd.DataFrame:      # task, split, family, kind, state, seed, idx, label, prediction
+    runs: list,  # keys of runs of evaluate
+) -> pd.DataFrame:  # task, split, family, kind, state, seed, idx, label, prediction
     "Answers per example of finished evaluations."
     found = [find_run(key) for key in _made_by(runs, "evaluate")]
-    frames = [pd.read_parquet(run.artefact("predictions.parquet")).assign(notebook=run.notebook, **{p: run.params[p] for p in ("task", "seed", "model")}) for run in found]
+    frames = [
+        pd.read_parquet(run.artefact("predictions.parquet")).assign(
+            notebook=run.notebook, **{p: run.params[p] for p in ("task", "seed", "model")}
+        )
+        for run in found
+    ]
     frame = _placed(pd.concat(frames, ignore_index=True)) if frames else pd.DataFrame(columns=ANSWERS)
     return frame[ANSWERS]
+
 
 ANSWERS = ["task", "split", "family", "kind", "state", "seed", "idx", "label", "prediction"]
 
 # %% ../../nbs/study/1_results.ipynb #f216dd04
-ORDER = {"task": TASK_ORDER, "family": ["none", "heads_mlps", "super", "magnitude", "heads", "mlps"], "kind": ["full", "majority", "good", "random", "bad", "inverted"],
-         "state": ["none", "pruned", "retrained"]}
+ORDER = {
+    "task": TASK_ORDER,
+    "family": ["none", "heads_mlps", "super", "magnitude", "heads", "mlps"],
+    "kind": ["full", "majority", "good", "random", "bad", "inverted"],
+    "state": ["none", "pruned", "retrained"],
+}
+
 
 def _ordered(frame):
     "Rows in the order of `ORDER`, unknown names after the known ones by alphabet."
-    rank = lambda column: column.map(lambda v: (names.index(v), v) if v in (names := ORDER.get(column.name, [])) else (len(names), v))
+    rank = lambda column: column.map(
+        lambda v: (names.index(v), v) if v in (names := ORDER.get(column.name, [])) else (len(names), v)
+    )
     return frame.sort_values([n for n in GROUP if n in frame], key=rank, kind="stable").reset_index(drop=True)
 
 # %% ../../nbs/study/1_results.ipynb #0c01fe1d
 def score_tables(
-    runs: list,      # keys of finished runs; [] = read `released`
-    released: str,   # folder of a released study; "" = the fixtures
-) -> tuple:          # (summary table, scores per seed, predictions); the last two are empty for a released study
+    runs: list,  # keys of finished runs; [] = read `released`
+    released: str,  # folder of a released study; "" = the fixtures
+) -> tuple:  # (summary table, scores per seed, predictions); the last two are empty for a released study
     "GROUP with n, mean, both deviations and interval; and what lies below it, where the source has it."
-    if released and not runs: return _ordered(released_scores(released)), pd.DataFrame(columns=[*GROUP, "seed", "value"]), pd.DataFrame(columns=ANSWERS)
-    per_seed, answers = (run_scores(runs), run_predictions(runs)) if runs else (pd.read_csv(FIXTURES / f"{f}.csv") for f in ("scores", "predictions"))
+    if released and not runs:
+        return (
+            _ordered(released_scores(released)),
+            pd.DataFrame(columns=[*GROUP, "seed", "value"]),
+            pd.DataFrame(columns=ANSWERS),
+        )
+    per_seed, answers = (
+        (run_scores(runs), run_predictions(runs))
+        if runs
+        else (pd.read_csv(FIXTURES / f"{f}.csv") for f in ("scores", "predictions"))
+    )
     return _ordered(summary(per_seed[per_seed.metric != "size"], GROUP)), _ordered(per_seed), answers
 
 # %% ../../nbs/study/1_results.ipynb #f8243802
 REPORTED = {"CoLA": "mcc", "STS-B": "pearson"}  # other tasks: accuracy
-CRITERION = {"CoLA": "mcc", "STS-B": "corr"}    # what pruning looks at
+CRITERION = {"CoLA": "mcc", "STS-B": "corr"}  # what pruning looks at
+
 
 def main_scores(
-    table: pd.DataFrame,        # with task, split and metric
-    metrics: dict = REPORTED,   # task -> metric, where it is not accuracy
-    split: str = "",            # evaluation set; "" = dev, or matched where a task has that
-) -> pd.DataFrame:              # the rows of one metric and one evaluation set per task
+    table: pd.DataFrame,  # with task, split and metric
+    metrics: dict = REPORTED,  # task -> metric, where it is not accuracy
+    split: str = "",  # evaluation set; "" = dev, or matched where a task has that
+) -> pd.DataFrame:  # the rows of one metric and one evaluation set per task
     "What goes into a table of one number per task and subnetwork."
     wanted = [metrics.get(task, "accuracy") for task in table.task]
-    return table[(table.metric == wanted) & table.split.isin([split] if split else ["dev", "matched"])].reset_index(drop=True)
+    return table[
+        (table.metric == wanted) & table.split.isin([split] if split else ["dev", "matched"])
+    ].reset_index(drop=True)
 
 # %% ../../nbs/study/1_results.ipynb #72a6c2e5
 def published() -> pd.DataFrame:  # task, family, kind, state, published
@@ -204,58 +309,84 @@ def published() -> pd.DataFrame:  # task, family, kind, state, published
 # %% ../../nbs/study/1_results.ipynb #ac64a6b0
 def with_full(
     per_seed: pd.DataFrame,  # scores per seed of one metric per task
-) -> pd.DataFrame:           # the subnetworks, each group with the full model as one more system
+) -> pd.DataFrame:  # the subnetworks, each group with the full model as one more system
     "Scores with a column `system`: the kinds of a family and state, and the full model of the same seeds."
-    subnets, full = per_seed[per_seed.family != "none"], per_seed[per_seed.kind == "full"].drop(columns=["family", "state"])
+    subnets, full = (
+        per_seed[per_seed.family != "none"],
+        per_seed[per_seed.kind == "full"].drop(columns=["family", "state"]),
+    )
     groups = subnets[["task", "family", "state"]].drop_duplicates()
     return pd.concat([subnets, groups.merge(full, on="task")]).rename(columns={"kind": "system"})
 
 # %% ../../nbs/study/1_results.ipynb #ad6ad80b
 def compare_examples(
-    answers: pd.DataFrame,    # predictions per example
-    metrics: dict,            # task -> metric, where it is not accuracy
+    answers: pd.DataFrame,  # predictions per example
+    metrics: dict,  # task -> metric, where it is not accuracy
     reference: str = "good",  # kind that the others are compared with
-    draws: int = 200,         # bootstrap resamples
-    seed: int = 0,            # of the resamples
-) -> pd.DataFrame:            # task, family, state, system, reference, seeds, difference, low, high, n, beyond
+    draws: int = 200,  # bootstrap resamples
+    seed: int = 0,  # of the resamples
+) -> pd.DataFrame:  # task, family, state, system, reference, seeds, difference, low, high, n, beyond
     "Every kind minus the reference, over examples, averaged over the seeds both have."
     rows = []
     for (task, family, state), part in answers.groupby(["task", "family", "state"]):
-        wide = part.pivot_table("prediction", "idx", ["kind", "seed"]); labels = part.drop_duplicates("idx").set_index("idx").label.loc[wide.index]
+        wide = part.pivot_table("prediction", "idx", ["kind", "seed"])
+        labels = part.drop_duplicates("idx").set_index("idx").label.loc[wide.index]
         for system in wide.columns.unique(0).drop(reference) if reference in wide else []:
             seeds = wide[system].columns.intersection(wide[reference].columns)
-            if not len(seeds): continue
+            if not len(seeds):
+                continue
             pair = [[wide[kind][s].to_numpy() for s in seeds] for kind in (system, reference)]
-            rows.append([task, family, state, system, reference, len(seeds), *paired_bootstrap(*pair, labels, metrics.get(task, "accuracy"), draws, seed).values()])
-    table = pd.DataFrame(rows, columns=["task", "family", "state", "system", "reference", "seeds", "difference", "low", "high", "n"])
+            rows.append(
+                [
+                    task,
+                    family,
+                    state,
+                    system,
+                    reference,
+                    len(seeds),
+                    *paired_bootstrap(*pair, labels, metrics.get(task, "accuracy"), draws, seed).values(),
+                ]
+            )
+    table = pd.DataFrame(
+        rows,
+        columns=["task", "family", "state", "system", "reference", "seeds", "difference", "low", "high", "n"],
+    )
     return table.assign(beyond=(table.low > 0) | (table.high < 0))
 
 # %% ../../nbs/study/1_results.ipynb #21b99ced
 def released_sizes(
-    released: str,       # folder of a released study
-) -> pd.DataFrame:       # task, seed, family, kind, value: share of all parameters left
+    released: str,  # folder of a released study
+) -> pd.DataFrame:  # task, seed, family, kind, value: share of all parameters left
     "Sizes of the released structured masks (good and super), and of the magnitude masks by their step counts."
     config, rows = BertConfig(), []
     for (family, _), heads in mask_tables([], released, ["heads_mlps", "super"], ("head",)).items():
         mlps = mask_tables([], released, [family], ("mlp",))[family, "mlp"]
         for h, m in zip(heads.itertuples(), mlps.itertuples()):
             mask = {"head": torch.as_tensor(h.mask), "mlp": torch.as_tensor(m.mask)}
-            if h.mask.shape == (12, 12): rows.append([h.task, h.seed, family, "good", subnetwork_size(config, mask)["share"]])
+            if h.mask.shape == (12, 12):
+                rows.append([h.task, h.seed, family, "good", subnetwork_size(config, mask)["share"]])
     return pd.DataFrame([*rows, *_magnitude_sizes()], columns=["task", "seed", "family", "kind", "value"])
 
 # %% ../../nbs/study/1_results.ipynb #898c9e7e
 def _magnitude_sizes(total=109_483_778, prunable=85_008_384):
     "Share of all parameters left after k steps that each prune 5 % of the weights alive."
-    steps = pd.read_csv(ROOT / "nbs" / "published" / "lottery_steps.csv", comment="#").melt("task", var_name="seed", value_name="k")
-    return [[r.task, int(r.seed), "magnitude", "good", (total - prunable * (1 - .95 ** r.k)) / total] for r in steps.itertuples()]
+    steps = pd.read_csv(ROOT / "nbs" / "published" / "lottery_steps.csv", comment="#").melt(
+        "task", var_name="seed", value_name="k"
+    )
+    return [
+        [r.task, int(r.seed), "magnitude", "good", (total - prunable * (1 - 0.95**r.k)) / total]
+        for r in steps.itertuples()
+    ]
 
 # %% ../../nbs/study/1_results.ipynb #f9968121
 def sizes(
-    runs: list,              # keys of finished runs; [] = read `released`
-    released: str,           # folder of a released study; "" = the fixtures
+    runs: list,  # keys of finished runs; [] = read `released`
+    released: str,  # folder of a released study; "" = the fixtures
     per_seed: pd.DataFrame,  # scores per seed, with the rows of the metric `size`
-) -> pd.DataFrame:           # task, family, kind, n, mean, sd, ...: share of all parameters left
+) -> pd.DataFrame:  # task, family, kind, n, mean, sd, ...: share of all parameters left
     "Mean size over seeds of each subnetwork; empty where the source does not tell."
-    if released and not runs: table = released_sizes(released)
-    else: table = per_seed[(per_seed.metric == "size") & (per_seed.state == "pruned")]
+    if released and not runs:
+        table = released_sizes(released)
+    else:
+        table = per_seed[(per_seed.metric == "size") & (per_seed.state == "pruned")]
     return summary(table, ["task", "family", "kind"])

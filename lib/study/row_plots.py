@@ -28,19 +28,38 @@ def histograms(
 ) -> Figure:
     "Share of each kind's rows by value, outlines over one another; a panel's own range, where there are several"
     panels = list(dict.fromkeys(frame[panel])) if panel else [""]
-    columns = min(3, len(panels)); rows = -(-len(panels) // columns)
-    figure, axes = subplots(rows, columns, figsize=(SINGLE + 0.6 if columns == 1 else DOUBLE, 1.75 * rows + 0.5), squeeze=False)
-    for ax in axes.flat[len(panels):]: ax.set_visible(False)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = subplots(
+        rows, columns, figsize=(SINGLE + 0.6 if columns == 1 else DOUBLE, 1.75 * rows + 0.5), squeeze=False
+    )
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
     for ax, name in zip(axes.flat, panels):
         part = frame[frame[panel] == name] if panel else frame
         low, high = np.quantile(part[x], [0.005, 0.995])
         edges = np.linspace(low, high if high > low else low + 1, bins + 1)
         for i, kind in enumerate(dict.fromkeys(frame[hue])):
             values = part[x][part[hue] == kind].clip(edges[0], edges[-1])
-            if len(values): ax.hist(values, edges, weights=np.full(len(values), 1 / len(values)), histtype="step", color=PALETTE[i], linewidth=1.3, label=f"{kind} ({len(values)})")
-        ax.axvline(0, color="#555555", linewidth=0.7, linestyle=":"); ax.set_title(textwrap.fill(str(name), 28)); ax.legend(); ax.set_xlabel(xlabel); ax.set_ylabel("share of rows")
+            if len(values):
+                ax.hist(
+                    values,
+                    edges,
+                    weights=np.full(len(values), 1 / len(values)),
+                    histtype="step",
+                    color=PALETTE[i],
+                    linewidth=1.3,
+                    label=f"{kind} ({len(values)})",
+                )
+        ax.axvline(0, color="#555555", linewidth=0.7, linestyle=":")
+        ax.set_title(textwrap.fill(str(name), 28))
+        ax.legend()
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel("share of rows")
         ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
-    figure.suptitle(textwrap.fill(title, int(figure.get_size_inches()[0] * 14)), x=0.01, ha="left", fontsize=8.5) if title else None
+    figure.suptitle(
+        textwrap.fill(title, int(figure.get_size_inches()[0] * 14)), x=0.01, ha="left", fontsize=8.5
+    ) if title else None
     return figure
 
 # %% ../../nbs/study/2_row_plots.ipynb #09h-row-plots-08
@@ -52,18 +71,40 @@ def signed_matrices(
     axes: tuple = ("", ""),  # names of the columns and of the rows
 ) -> Figure:
     "A panel for each method, each with a colour scale of its own that is symmetric around zero"
-    panels = list(dict.fromkeys(frame.panel)); columns = min(3, len(panels)); rows = -(-len(panels) // columns)
+    panels = list(dict.fromkeys(frame.panel))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
     tall, wide = frame.row.nunique(), frame.column.nunique()
-    size = (min(DOUBLE, columns * (1.5 + 0.3 * wide)) if columns > 1 else min(DOUBLE, max(SINGLE, 1.8 + 0.45 * wide)), rows * (0.9 + 0.22 * tall) + 0.5)
+    size = (
+        min(DOUBLE, columns * (1.5 + 0.3 * wide))
+        if columns > 1
+        else min(DOUBLE, max(SINGLE, 1.8 + 0.45 * wide)),
+        rows * (0.9 + 0.22 * tall) + 0.5,
+    )
     figure, grid = subplots(rows, columns, figsize=size, squeeze=False)
-    for ax in grid.flat[len(panels):]: ax.set_visible(False)
+    for ax in grid.flat[len(panels) :]:
+        ax.set_visible(False)
     for n, (ax, name) in enumerate(zip(grid.flat, panels)):
         cells = frame[frame.panel == name].pivot_table("value", "row", "column", sort=False)
         most = np.nanmax(np.abs(cells.to_numpy())) or 1
         image = ax.imshow(cells, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
-        ax.set_title(textwrap.fill(str(name), 24)); ax.set_xticks(range(len(cells.columns)), cells.columns, rotation=45, ha="right", rotation_mode="anchor")
-        ax.set_yticks(range(len(cells)), cells.index if n % columns == 0 else [""] * len(cells)); ax.tick_params(length=0); ax.spines[:].set_visible(False)
-        bar = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.03); bar.outline.set_visible(False); bar.formatter.set_powerlimits((-2, 3)); bar.update_ticks()
-    figure.supxlabel(axes[0], fontsize=7.5); figure.supylabel(axes[1], fontsize=7.5)
-    figure.suptitle(textwrap.fill(f"{title}; colour: {label}" if label else title, int(figure.get_size_inches()[0] * 14)), x=0.01, ha="left", fontsize=8.5)
+        ax.set_title(textwrap.fill(str(name), 24))
+        ax.set_xticks(
+            range(len(cells.columns)), cells.columns, rotation=45, ha="right", rotation_mode="anchor"
+        )
+        ax.set_yticks(range(len(cells)), cells.index if n % columns == 0 else [""] * len(cells))
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        bar = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.03)
+        bar.outline.set_visible(False)
+        bar.formatter.set_powerlimits((-2, 3))
+        bar.update_ticks()
+    figure.supxlabel(axes[0], fontsize=7.5)
+    figure.supylabel(axes[1], fontsize=7.5)
+    figure.suptitle(
+        textwrap.fill(f"{title}; colour: {label}" if label else title, int(figure.get_size_inches()[0] * 14)),
+        x=0.01,
+        ha="left",
+        fontsize=8.5,
+    )
     return figure

@@ -18,74 +18,148 @@ from ..metrics.scores import compare, summary
 from ..core.runs import ROOT, find_run
 
 # %% ../../nbs/study/1_row_results.ipynb #09i-row-results-04
-NAMES = {"trak": "TRAK", "gradient_dot": "gradient dot product", "last_layer": "influence, last layer", "identity": "kronfluence, identity", "diagonal": "kronfluence, diagonal", "kfac": "kronfluence, K-FAC",
-         "ekfac": "kronfluence, EK-FAC", "bm25": "BM25", "cosine": "cosine similarity", "bm25_signed": "BM25, signed by label", "cosine_signed": "cosine, signed by label", "inverse_l2": "inverse distance", "random": "random scores"}
+NAMES = {
+    "trak": "TRAK",
+    "gradient_dot": "gradient dot product",
+    "last_layer": "influence, last layer",
+    "identity": "kronfluence, identity",
+    "diagonal": "kronfluence, diagonal",
+    "kfac": "kronfluence, K-FAC",
+    "ekfac": "kronfluence, EK-FAC",
+    "bm25": "BM25",
+    "cosine": "cosine similarity",
+    "bm25_signed": "BM25, signed by label",
+    "cosine_signed": "cosine, signed by label",
+    "inverse_l2": "inverse distance",
+    "random": "random scores",
+}
 ALL, RANDOM, EQUAL = "all rows", "random rows", "equal groups"
+
 
 def method_name(params: dict) -> str:
     "Of a run of attribution"
-    extra = [", exponential"] * (params["weight"] == "exp") + [", pseudo-groups"] * (params["groups"] == "auto") + [", shuffled queries"] * params["shuffle_queries"]
+    extra = (
+        [", exponential"] * (params["weight"] == "exp")
+        + [", pseudo-groups"] * (params["groups"] == "auto")
+        + [", shuffled queries"] * params["shuffle_queries"]
+    )
     return NAMES[params["method"]] + "".join(extra)
+
 
 def removal_name(params: dict) -> str:
     "Of a run of data_removal"
-    if params["remove"] != "alignment": return {"none": ALL, "random": RANDOM, "balanced": EQUAL}[params["remove"]]
-    return method_name(find_run(params["attribution"]).params) if params["attribution"] else NAMES["gradient_dot"]
+    if params["remove"] != "alignment":
+        return {"none": ALL, "random": RANDOM, "balanced": EQUAL}[params["remove"]]
+    return (
+        method_name(find_run(params["attribution"]).params)
+        if params["attribution"]
+        else NAMES["gradient_dot"]
+    )
 
 # %% ../../nbs/study/1_row_results.ipynb #09i-row-results-07
 FIXTURES = ROOT / "tests" / "fixtures" / "rows"
 
+
 @dataclass
 class RowStudy:
     "What was found about training rows"
+
     removal: pd.DataFrame  # task, label, k (-1: the heuristic), removed, metric, value, data_seed, seed, draw: a row for each score
     rows: pd.DataFrame  # task, method, data_seed, id, text_a, group, label, alignment, (poisoned)
-    matrix: pd.DataFrame  # task, method, data_seed, row, column, value: mean score of training group and query group
+    matrix: (
+        pd.DataFrame
+    )  # task, method, data_seed, row, column, value: mean score of training group and query group
     finding: pd.DataFrame  # task, method, data_seed, auc
     lds: pd.DataFrame  # task, method, data_seed, value, low, high, ceiling
 
+
 def row_study(runs: list[str]) -> RowStudy:
     "Of finished runs of 28, 29 and 29a; [] reads the fixtures. ValueError where none of them is there"
-    if not runs: return RowStudy(*(pd.read_csv(FIXTURES / f"{f.name}.csv") for f in fields(RowStudy)))
+    if not runs:
+        return RowStudy(*(pd.read_csv(FIXTURES / f"{f.name}.csv") for f in fields(RowStudy)))
     found = [find_run(key) for key in runs]
     of = lambda name: [r for r in found if r.notebook == name]
-    if not of("attribution") and not of("data_removal"): raise ValueError("none of these runs scored or removed training rows: give runs of attribution and data_removal")
+    if not of("attribution") and not of("data_removal"):
+        raise ValueError(
+            "none of these runs scored or removed training rows: give runs of attribution and data_removal"
+        )
     scored = [_scored(r) for r in of("attribution")]
     join = lambda parts: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    return RowStudy(join([_removed(r) for r in of("data_removal")]), join([s["rows"] for s in scored]), join([s["matrix"] for s in scored]), join([s["finding"] for s in scored]),
-                    join([_predicted(a, b) for b in of("retrain_subsets") for a in of("attribution") if _same_rows(a, b)]))
+    return RowStudy(
+        join([_removed(r) for r in of("data_removal")]),
+        join([s["rows"] for s in scored]),
+        join([s["matrix"] for s in scored]),
+        join([s["finding"] for s in scored]),
+        join(
+            [_predicted(a, b) for b in of("retrain_subsets") for a in of("attribution") if _same_rows(a, b)]
+        ),
+    )
 
 # %% ../../nbs/study/1_row_results.ipynb #09i-row-results-08
 def _removed(run) -> pd.DataFrame:
     p, rows = run.params, pd.DataFrame(run.result["metrics"])
-    return rows.assign(label=removal_name(p), data_seed=p["data_seed"], seed=p["seed"], draw=p["draw"])[["task", "label", "k", "removed", "metric", "value", "n", "data_seed", "seed", "draw"]]
+    return rows.assign(label=removal_name(p), data_seed=p["data_seed"], seed=p["seed"], draw=p["draw"])[
+        ["task", "label", "k", "removed", "metric", "value", "n", "data_seed", "seed", "draw"]
+    ]
+
 
 def _scored(run) -> dict[str, pd.DataFrame]:
     "Rows, matrix and finding of one run of 28"
     same = dict(task=run.params["task"], method=method_name(run.params), data_seed=run.params["data_seed"])
     rows, queries = (pd.read_parquet(run.artefact(f"{n}.parquet")) for n in ("rows", "queries"))
     scores = pd.DataFrame(load_file(run.artefact("scores.safetensors"))["scores"])
-    means = _long(scores.groupby(rows.group.to_numpy()).mean().T.groupby(queries.group.to_numpy()).mean().T, "row", "column")
+    means = _long(
+        scores.groupby(rows.group.to_numpy()).mean().T.groupby(queries.group.to_numpy()).mean().T,
+        "row",
+        "column",
+    )
     auc = [m["value"] for m in run.result["metrics"] if m["metric"] == "auc"][:1]
-    return {"rows": rows.assign(**same), "matrix": means.assign(**same), "finding": pd.DataFrame([same | {"auc": v} for v in auc])}
+    return {
+        "rows": rows.assign(**same),
+        "matrix": means.assign(**same),
+        "finding": pd.DataFrame([same | {"auc": v} for v in auc]),
+    }
+
 
 def _long(wide: pd.DataFrame, row: str, column: str) -> pd.DataFrame:
     "A square table as rows: row, column, value"
-    return wide.rename_axis(row, axis=0).rename_axis(column, axis=1).reset_index().melt(row, var_name=column, value_name="value")
+    return (
+        wide.rename_axis(row, axis=0)
+        .rename_axis(column, axis=1)
+        .reset_index()
+        .melt(row, var_name=column, value_name="value")
+    )
 
-def _same_rows(scored, retrained) -> bool: return all(scored.params[k] == retrained.params[k] for k in ("task", "data_seed", "protocol", "knobs", "sizes"))
+
+def _same_rows(scored, retrained) -> bool:
+    return all(
+        scored.params[k] == retrained.params[k] for k in ("task", "data_seed", "protocol", "knobs", "sizes")
+    )
+
 
 def _predicted(scored, retrained) -> pd.DataFrame:
-    with np.load(retrained.artefact("subsets.npz"), allow_pickle=False) as held: masks, outputs, ids = held["masks"], held["outputs"], held["ids"]
+    with np.load(retrained.artefact("subsets.npz"), allow_pickle=False) as held:
+        masks, outputs, ids = held["masks"], held["outputs"], held["ids"]
     order = pd.read_parquet(scored.artefact("rows.parquet")).id.to_numpy()
-    if not np.array_equal(order, ids): raise ValueError(f"{scored} and {retrained} are of other training rows")
+    if not np.array_equal(order, ids):
+        raise ValueError(f"{scored} and {retrained} are of other training rows")
     found = lds(load_file(scored.artefact("scores.safetensors"))["scores"], masks, outputs)
-    return pd.DataFrame([dict(task=scored.params["task"], method=method_name(scored.params), data_seed=scored.params["data_seed"]) | found])
+    return pd.DataFrame(
+        [
+            dict(
+                task=scored.params["task"],
+                method=method_name(scored.params),
+                data_seed=scored.params["data_seed"],
+            )
+            | found
+        ]
+    )
 
 # %% ../../nbs/study/1_row_results.ipynb #09i-row-results-10
 SHOWN = {"accuracy": "accuracy, all groups", "accuracy/worst": "accuracy, worst group"}
 PAIR = ("data_seed", "seed")
 PUBLISHED = {"IF": NAMES["ekfac"], "TRAK": NAMES["trak"], "random": RANDOM}
+
 
 def removal_table(
     removal: pd.DataFrame,  # of a RowStudy
@@ -93,30 +167,76 @@ def removal_table(
 ) -> pd.DataFrame:
     "task, metric, label, k, removed, n, mean, sd, low, high: over data sets and seeds; of several random subsets of one data set the mean is taken first"
     part = removal[removal.metric.isin(metrics)]
-    one = part.groupby(["task", "metric", "label", "k", *PAIR], sort=False)[["value", "removed"]].mean().reset_index()
+    one = (
+        part.groupby(["task", "metric", "label", "k", *PAIR], sort=False)[["value", "removed"]]
+        .mean()
+        .reset_index()
+    )
     table = summary(one, ["task", "metric", "label", "k"]).drop(columns="population_sd")
     return table.merge(one.groupby(["task", "metric", "label", "k"]).removed.mean().reset_index())
+
 
 def removal_differences(removal: pd.DataFrame, metrics: list, reference: str = RANDOM) -> pd.DataFrame:
     "task, metric, k, label, n, difference, low, high, beyond, p, p_holm: every way of removing k rows minus the reference, paired by data set and seed"
     frame = removal[removal.metric.isin(metrics) & (removal.k != 0)].rename(columns={"label": "system"})
-    if reference not in set(frame.system) or frame.system.nunique() < 2: return pd.DataFrame(columns=["task", "metric", "k", "label", "n", "difference", "low", "high", "beyond", "p", "p_holm"])
-    return compare(frame, reference, ("task", "metric", "k"), PAIR).drop(columns="reference").rename(columns={"system": "label"})
+    if reference not in set(frame.system) or frame.system.nunique() < 2:
+        return pd.DataFrame(
+            columns=[
+                "task",
+                "metric",
+                "k",
+                "label",
+                "n",
+                "difference",
+                "low",
+                "high",
+                "beyond",
+                "p",
+                "p_holm",
+            ]
+        )
+    return (
+        compare(frame, reference, ("task", "metric", "k"), PAIR)
+        .drop(columns="reference")
+        .rename(columns={"system": "label"})
+    )
+
 
 def published_removal(table: pd.DataFrame) -> pd.DataFrame:
     "The table with a column `published`: what the published study reports for this data set, way and number of rows; NaN elsewhere"
     told = pd.read_csv(ROOT / "nbs" / "published" / "debiasing.csv", comment="#")
-    told = told[told.setting.isin(PUBLISHED) & told.metric.eq("accuracy") & told.group.isin(["total", "worst"])]
-    told = told.assign(label=told.setting.map(PUBLISHED), metric=told.group.map({"total": "accuracy", "worst": "accuracy/worst"}), k=told.removed)[["task", "label", "metric", "k", "value"]]
-    return table.merge(told.rename(columns={"value": "published"}).drop_duplicates(["task", "label", "metric", "k"]), how="left")
+    told = told[
+        told.setting.isin(PUBLISHED) & told.metric.eq("accuracy") & told.group.isin(["total", "worst"])
+    ]
+    told = told.assign(
+        label=told.setting.map(PUBLISHED),
+        metric=told.group.map({"total": "accuracy", "worst": "accuracy/worst"}),
+        k=told.removed,
+    )[["task", "label", "metric", "k", "value"]]
+    return table.merge(
+        told.rename(columns={"value": "published"}).drop_duplicates(["task", "label", "metric", "k"]),
+        how="left",
+    )
+
 
 def agreement(rows: pd.DataFrame) -> pd.DataFrame:
     "method, other, value: rank correlation of the methods' alignments, mean over data sets"
-    parts = [part.pivot_table("alignment", "id", "method", sort=False).corr("spearman") for _, part in rows.groupby(["task", "data_seed"])]
+    parts = [
+        part.pivot_table("alignment", "id", "method", sort=False).corr("spearman")
+        for _, part in rows.groupby(["task", "data_seed"])
+    ]
     mean = pd.concat(parts).groupby(level=0, sort=False).mean()
     return _long(mean, "method", "other")
 
+
 def extremes(rows: pd.DataFrame, n: int = 5) -> pd.DataFrame:
     "The n rows of lowest and of highest alignment by method, with their texts: method, rank, id, group, label, alignment, text_a"
-    parts = [p.assign(rank=range(1, len(p) + 1), end=end) for (task, m, s), part in rows.groupby(["task", "method", "data_seed"], sort=False) for end, p in (("hurts most", part.nsmallest(n, "alignment")), ("helps most", part.nlargest(n, "alignment")))]
+    parts = [
+        p.assign(rank=range(1, len(p) + 1), end=end)
+        for (task, m, s), part in rows.groupby(["task", "method", "data_seed"], sort=False)
+        for end, p in (
+            ("hurts most", part.nsmallest(n, "alignment")),
+            ("helps most", part.nlargest(n, "alignment")),
+        )
+    ]
     return pd.concat(parts, ignore_index=True)

@@ -26,19 +26,32 @@ def side(
     split: str,  # evaluation set
 ) -> str:
     "ID, OOD, or nothing for what is no reported set of the task"
-    if split in OOD.get(task, []) or split in SETS: return "OOD"
+    if split in OOD.get(task, []) or split in SETS:
+        return "OOD"
     return "ID" if split in dev_sets(task) else ""
+
 
 def judged_by(
     task: str,  # by name
     split: str,  # evaluation set
 ) -> str:
     "The measure of a set that counts"
-    return GENERATORS[task].metrics[0] if task in GENERATORS else TASKS[split if split in SETS else task].metrics[0]
+    return (
+        GENERATORS[task].metrics[0]
+        if task in GENERATORS
+        else TASKS[split if split in SETS else task].metrics[0]
+    )
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #8115a9f3
-SEARCHES = {"mask_training": "mask training", "iterative_pruning": "IMP", "importance": "importance", "magnitude": "magnitude", "draw_masks": "drawn masks"}
+SEARCHES = {
+    "mask_training": "mask training",
+    "iterative_pruning": "IMP",
+    "importance": "importance",
+    "magnitude": "magnitude",
+    "draw_masks": "drawn masks",
+}
 LOSS_NAMES = {"ce": "CE", "poe": "PoE", "reweight": "reweighting", "confreg": "confidence reg."}
+
 
 def in_words(
     loss: str,  # of `lib.losses.objectives.LOSSES`
@@ -46,12 +59,14 @@ def in_words(
     "A loss as figures call it"
     return LOSS_NAMES.get(loss, loss.replace("_", " "))
 
+
 def start_of(
     params: dict,  # of a search
     known: dict,  # key -> parameters of a run, with its `notebook`
 ) -> str:
     "pre-trained, or the loss that the model was tuned with"
-    if not params.get("model"): return "CE-tuned"  # in place, for some steps
+    if not params.get("model"):
+        return "CE-tuned"  # in place, for some steps
     model = known.get(params["model"], {"max_steps": 0})  # a name or folder: somebody's pre-trained model
     return "pre-trained" if model.get("max_steps") == 0 else f"{in_words(model.get('loss', 'ce'))}-tuned"
 
@@ -59,7 +74,12 @@ def start_of(
 def _rise(p: dict) -> str:
     "A sparsity that grows: from, to, how; nothing if it does not"
     first, last, how = p.get("initial"), p.get("sparsity"), p.get("rise", "cubic")
-    return "" if first is None or first < 0 or first == last or how == "constant" else f"{first:g} -> {last:g} {how}"
+    return (
+        ""
+        if first is None or first < 0 or first == last or how == "constant"
+        else f"{first:g} -> {last:g} {how}"
+    )
+
 
 def extras(
     params: dict,  # of a run, with its `notebook`
@@ -68,14 +88,25 @@ def extras(
     "What is unusual about a run, in words"
     p, model, search = params, known.get(params.get("model"), {}), params["notebook"] in SEARCHES
     reached = lambda run: max(run.get("stop_at") or 0, 0)
-    said = {_rise(p): search and _rise(p), f"{p.get('init')} scores": p.get("init", "hard") != "hard", "global": p.get("scope", "local") != "local",
-            "OOD training data": p.get("ood_training"), "shuffled bias": known.get(p.get("bias"), {}).get("shuffled"), "as released": p.get("legacy"),
-            "pooler kept": p.get("pooler") is False, "classifier trained": p.get("train_classifier"), "classifier kept": p.get("mask_classifier") is False and not p.get("train_classifier"),
-            "frozen scores": search and p.get("lr") == 0, f"from step {reached(model)}": search and reached(model), f"until step {reached(p)}": not search and reached(p)}
+    said = {
+        _rise(p): search and _rise(p),
+        f"{p.get('init')} scores": p.get("init", "hard") != "hard",
+        "global": p.get("scope", "local") != "local",
+        "OOD training data": p.get("ood_training"),
+        "shuffled bias": known.get(p.get("bias"), {}).get("shuffled"),
+        "as released": p.get("legacy"),
+        "pooler kept": p.get("pooler") is False,
+        "classifier trained": p.get("train_classifier"),
+        "classifier kept": p.get("mask_classifier") is False and not p.get("train_classifier"),
+        "frozen scores": search and p.get("lr") == 0,
+        f"from step {reached(model)}": search and reached(model),
+        f"until step {reached(p)}": not search and reached(p),
+    }
     return [words for words, holds in said.items() if holds]
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #0e6c6690
 FACTS = ["method", "start", "search", "tuned", "extra"]
+
 
 def described(
     params: dict,  # of a run, with its `notebook`
@@ -86,10 +117,17 @@ def described(
     if params["notebook"] in SEARCHES:
         legacy = params.get("legacy", False)  # neither the loss nor the rewinding asked for
         method = SEARCHES[params["notebook"]] + (", rewound" if params.get("rewind") and not legacy else "")
-        return dict(zip(FACTS, (method, start_of(params, known), "ce" if legacy else loss, "", ", ".join(extra))))
-    if not params.get("mask"): return dict(zip(FACTS, ("full model", "", "", loss, ", ".join(extra))))
+        return dict(
+            zip(FACTS, (method, start_of(params, known), "ce" if legacy else loss, "", ", ".join(extra)))
+        )
+    if not params.get("mask"):
+        return dict(zip(FACTS, ("full model", "", "", loss, ", ".join(extra))))
     found = described(known[params["mask"]], known)
-    return found | {"method": f"in isolation: {found['method']}", "tuned": loss, "extra": ", ".join(dict.fromkeys([*filter(None, found["extra"].split(", ")), *extra]))}
+    return found | {
+        "method": f"in isolation: {found['method']}",
+        "tuned": loss,
+        "extra": ", ".join(dict.fromkeys([*filter(None, found["extra"].split(", ")), *extra])),
+    }
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #bfd84eb0
 def label(
@@ -97,15 +135,38 @@ def label(
     apart: str = "",  # what else tells it from another of the same FACTS
 ) -> str:
     "One line of a legend"
-    name = ", ".join(filter(None, [facts["method"], in_words(facts["search"]), facts["start"] and f"from {facts['start']}"]))
-    tuned = facts["tuned"] and (f", {in_words(facts['tuned'])}" if facts["method"] == "full model" else f"; tuned with {in_words(facts['tuned'])}")
+    name = ", ".join(
+        filter(
+            None, [facts["method"], in_words(facts["search"]), facts["start"] and f"from {facts['start']}"]
+        )
+    )
+    tuned = facts["tuned"] and (
+        f", {in_words(facts['tuned'])}"
+        if facts["method"] == "full model"
+        else f"; tuned with {in_words(facts['tuned'])}"
+    )
     more = ", ".join(filter(None, [facts["extra"], apart]))
     return name + tuned + (f" ({more})" if more else "")
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #a72e6f26
 FIXTURES = ROOT / "tests" / "fixtures" / "sparsity"
 SCORED = ["finetune", "mask_training", "iterative_pruning", "evaluate"]
-COLUMNS = ["task", "model", "seed", "side", "split", "metric", "value", "n", "label", "sparsity", *FACTS, "apart", "key"]
+COLUMNS = [
+    "task",
+    "model",
+    "seed",
+    "side",
+    "split",
+    "metric",
+    "value",
+    "n",
+    "label",
+    "sparsity",
+    *FACTS,
+    "apart",
+    "key",
+]
+
 
 def base(
     params: dict,  # of a run
@@ -122,34 +183,63 @@ def sparsity_of(
     known: dict,  # key -> parameters
 ) -> float:
     "Share removed, of a metric row about a run"
-    if params["notebook"] == "finetune" and not params.get("mask"): return 0.0
+    if params["notebook"] == "finetune" and not params.get("mask"):
+        return 0.0
     own = row.get("sparsity")
-    return round(float(known.get(params.get("mask"), params).get("sparsity", np.nan) if pd.isna(own) or not own else own), 3)
+    return round(
+        float(
+            known.get(params.get("mask"), params).get("sparsity", np.nan) if pd.isna(own) or not own else own
+        ),
+        3,
+    )
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #4ebe56a1
 def all_params() -> dict:
     "key -> parameters, notebook and key of every run that has a folder"
     return {run.key: run.params | {"notebook": run.notebook, "key": run.key} for run in run_folders()}
 
+
 def _subject(row: dict) -> str:
     "Key of the run that a row is about"
     return (row.get("mask") or row["model"]) if row["notebook"] == "evaluate" else row["key"]
 
+
 def _row(row: dict, known: dict) -> dict:
-    p = known[_subject(row)]; facts = described(p, known)
-    own = {"task": p["task"], "model": base(p, known), "seed": p["seed"], "side": side(p["task"], row["split"]), "key": p["key"]}
-    return own | facts | {c: row[c] for c in ("split", "metric", "value", "n")} | {"label": label(facts), "apart": "", "sparsity": sparsity_of(row, p, known)}
+    p = known[_subject(row)]
+    facts = described(p, known)
+    own = {
+        "task": p["task"],
+        "model": base(p, known),
+        "seed": p["seed"],
+        "side": side(p["task"], row["split"]),
+        "key": p["key"],
+    }
+    return (
+        own
+        | facts
+        | {c: row[c] for c in ("split", "metric", "value", "n")}
+        | {"label": label(facts), "apart": "", "sparsity": sparsity_of(row, p, known)}
+    )
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #c4bd1b41
 SAME = ["task", "model", "label", "sparsity", "seed", "split", "metric"]
+
 
 def _differing(clash: pd.DataFrame, known: dict) -> list[str]:
     "Parameters that tell runs of one name, seed and sparsity apart"
     names = {}
     for _, part in clash.groupby(SAME):
         first, *others = (known[k] for k in part.key)
-        names |= dict.fromkeys(n for other in others for n in first if first[n] != other.get(n) and n not in ("key", "notebook") and str(first[n]) not in known)
-        if not names: raise ValueError(f"the runs {', '.join(part.key)} are all '{part.label.iloc[0]}' and differ only in runs before them: give one of them")
+        names |= dict.fromkeys(
+            n
+            for other in others
+            for n in first
+            if first[n] != other.get(n) and n not in ("key", "notebook") and str(first[n]) not in known
+        )
+        if not names:
+            raise ValueError(
+                f"the runs {', '.join(part.key)} are all '{part.label.iloc[0]}' and differ only in runs before them: give one of them"
+            )
     return list(names)
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #0ba190a4
@@ -162,7 +252,13 @@ def told_apart(
     for name, part in clash.groupby(["task", "model", "label"]):
         names = _differing(part, known)
         rows = (frame.task == name[0]) & (frame.model == name[1]) & (frame.label == name[2])
-        frame.loc[rows, "apart"] = [", ".join(f"{n} {known[k].get(n):g}" if isinstance(known[k].get(n), float) else f"{n} {known[k].get(n)}" for n in names) for k in frame.key[rows]]
+        frame.loc[rows, "apart"] = [
+            ", ".join(
+                f"{n} {known[k].get(n):g}" if isinstance(known[k].get(n), float) else f"{n} {known[k].get(n)}"
+                for n in names
+            )
+            for k in frame.key[rows]
+        ]
         frame.loc[rows, "label"] = [label(r, r["apart"]) for r in frame[rows].to_dict("records")]
     return frame
 
@@ -172,18 +268,42 @@ def tidy(
     known: dict,  # key -> parameters
 ) -> pd.DataFrame:
     "COLUMNS, one row per score of a reported set; a score that is there twice is taken once"
-    rows = rows.assign(**{c: rows[c].fillna("") for c in ("mask", "split") if c in rows}).dropna(subset=["metric", "value"])
-    told = [_row(r, known) for r in rows.to_dict("records") if _subject(r) in known and side(r["task"], r.get("split", ""))]
-    frame = pd.DataFrame(told, columns=COLUMNS).drop_duplicates(["key", "sparsity", "split", "metric"], ignore_index=True)
-    if (lost := frame[frame.sparsity.isna()].key).any(): raise ValueError(f"run {lost.iloc[0]} does not say how sparse its mask is")
+    rows = rows.assign(**{c: rows[c].fillna("") for c in ("mask", "split") if c in rows}).dropna(
+        subset=["metric", "value"]
+    )
+    told = [
+        _row(r, known)
+        for r in rows.to_dict("records")
+        if _subject(r) in known and side(r["task"], r.get("split", ""))
+    ]
+    frame = pd.DataFrame(told, columns=COLUMNS).drop_duplicates(
+        ["key", "sparsity", "split", "metric"], ignore_index=True
+    )
+    if (lost := frame[frame.sparsity.isna()].key).any():
+        raise ValueError(f"run {lost.iloc[0]} does not say how sparse its mask is")
     return told_apart(frame, known)
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #627dc427
 def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
     "Rows by task, model, method (full models first), losses and sparsity"
-    first = {"method": ["full model", *SEARCHES.values()], "search": list(LOSS_NAMES), "tuned": list(LOSS_NAMES), "start": ["CE-tuned", "PoE-tuned", "pre-trained"], "split": [*TASKS]}
-    rank = lambda c: c.map(lambda v: (first[c.name].index(v), "") if v in first[c.name] else (99, v)) if c.name in first else c
-    return frame.sort_values([c for c in ("task", "model", "side", *FACTS, "sparsity", "seed") if c in frame], key=rank, kind="stable", ignore_index=True)
+    first = {
+        "method": ["full model", *SEARCHES.values()],
+        "search": list(LOSS_NAMES),
+        "tuned": list(LOSS_NAMES),
+        "start": ["CE-tuned", "PoE-tuned", "pre-trained"],
+        "split": [*TASKS],
+    }
+    rank = lambda c: (
+        c.map(lambda v: (first[c.name].index(v), "") if v in first[c.name] else (99, v))
+        if c.name in first
+        else c
+    )
+    return frame.sort_values(
+        [c for c in ("task", "model", "side", *FACTS, "sparsity", "seed") if c in frame],
+        key=rank,
+        kind="stable",
+        ignore_index=True,
+    )
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #1d311ab8
 def sparsity_scores(
@@ -192,27 +312,40 @@ def sparsity_scores(
     "COLUMNS: every score of every reported set, by run"
     if runs:
         known = all_params()
-        for key in runs: known.get(key) or find_run(key)
+        for key in runs:
+            known.get(key) or find_run(key)
         return _in_order(tidy(run_rows(keys=[k for k in runs if known[k]["notebook"] in SCORED]), known))
     frame = pd.read_csv(FIXTURES / "scores.csv", keep_default_na=False)
-    return _in_order(frame.assign(apart="", label=[label(r) for r in frame.to_dict("records")], side=[side(*r) for r in zip(frame.task, frame.split)])[COLUMNS])
+    return _in_order(
+        frame.assign(
+            apart="",
+            label=[label(r) for r in frame.to_dict("records")],
+            side=[side(*r) for r in zip(frame.task, frame.split)],
+        )[COLUMNS]
+    )
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #f89e73e3
 REFERENCE, ENOUGH = "full model, CE", 0.95
 SYSTEM = ["task", "model", "label", "sparsity"]
 
+
 def criterion_only(
     frame: pd.DataFrame,  # with task, split and metric
 ) -> pd.DataFrame:
     "One measure for each set: the one that counts"
-    return frame[np.array([m == judged_by(t, s) for t, s, m in zip(frame.task, frame.split, frame.metric)], bool)].reset_index(drop=True)
+    return frame[
+        np.array([m == judged_by(t, s) for t, s, m in zip(frame.task, frame.split, frame.metric)], bool)
+    ].reset_index(drop=True)
+
 
 def kept_in_distribution(
     table: pd.DataFrame,  # of means
     reference: str = REFERENCE,  # label of a full model
 ) -> pd.DataFrame:
     "SYSTEM, kept, counts: the score on the task's first own set as a share of the reference's"
-    own = criterion_only(table[np.array([s == dev_sets(t)[0] for t, s in zip(table.task, table.split)], bool)])
+    own = criterion_only(
+        table[np.array([s == dev_sets(t)[0] for t, s in zip(table.task, table.split)], bool)]
+    )
     full = own[own.label == reference].set_index(["task", "model"])["mean"]
     kept = own["mean"] / pd.Series([full.get(pair, np.nan) for pair in zip(own.task, own.model)], dtype=float)
     return own[SYSTEM].assign(kept=kept, counts=(kept >= ENOUGH).astype("boolean").mask(kept.isna()))
@@ -223,7 +356,9 @@ def sparsity_table(
     reference: str = REFERENCE,  # label of a full model
 ) -> pd.DataFrame:
     "task, model, side, split, metric, label, sparsity, FACTS, apart, n, mean, sd, low, high, kept, counts"
-    table = summary(scores, ["task", "model", "side", "split", "metric", "label", "sparsity", *FACTS, "apart"]).drop(columns="population_sd")
+    table = summary(
+        scores, ["task", "model", "side", "split", "metric", "label", "sparsity", *FACTS, "apart"]
+    ).drop(columns="population_sd")
     return table.merge(kept_in_distribution(table, reference), how="left", on=SYSTEM)
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #9fdee3c5
@@ -233,11 +368,18 @@ def differences(
 ) -> pd.DataFrame:
     "task, model, side, split, metric, label, sparsity, n, difference, low, high, beyond, p, p_holm; empty without the reference"
     by = ["task", "model", "side", "split", "metric"]
-    frame = criterion_only(scores).assign(system=lambda f: f.label.where(f.label == reference, f.label + " at " + f.sparsity.astype(str)))
-    if not (frame.system == reference).any(): return pd.DataFrame(columns=[*by, "label", "sparsity", "n", "difference", "low", "high", "beyond", "p", "p_holm"])
+    frame = criterion_only(scores).assign(
+        system=lambda f: f.label.where(f.label == reference, f.label + " at " + f.sparsity.astype(str))
+    )
+    if not (frame.system == reference).any():
+        return pd.DataFrame(
+            columns=[*by, "label", "sparsity", "n", "difference", "low", "high", "beyond", "p", "p_holm"]
+        )
     found = compare(frame, reference, tuple(by)).drop(columns="reference")
     named = frame[["system", "label", "sparsity", *FACTS]].drop_duplicates()
-    return _in_order(found.merge(named, on="system")).drop(columns=["system", *FACTS])[[*by, "label", "sparsity", "n", "difference", "low", "high", "beyond", "p", "p_holm"]]
+    return _in_order(found.merge(named, on="system")).drop(columns=["system", *FACTS])[
+        [*by, "label", "sparsity", "n", "difference", "low", "high", "beyond", "p", "p_holm"]
+    ]
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #c7f093f6
 def frontier(
@@ -246,8 +388,11 @@ def frontier(
 ) -> np.ndarray:
     "Which points nothing dominates, as booleans; equal points stand or fall together"
     x, y = np.asarray(x, float), np.asarray(y, float)
-    better = (x[:, None] >= x) & (y[:, None] >= y) & ((x[:, None] > x) | (y[:, None] > y))  # (dominating, dominated)
+    better = (
+        (x[:, None] >= x) & (y[:, None] >= y) & ((x[:, None] > x) | (y[:, None] > y))
+    )  # (dominating, dominated)
     return ~better.any(0)
+
 
 def plane_points(
     table: pd.DataFrame,  # of `sparsity_table`, one task and model
@@ -255,34 +400,63 @@ def plane_points(
     other: str,  # the set out of distribution
 ) -> pd.DataFrame:
     "label, sparsity, FACTS, counts, x, x_low, x_high (own), y, y_low, y_high (other), frontier"
-    at = lambda split, c: criterion_only(table[table.split == split]).set_index(["label", "sparsity", *FACTS, "counts"])[["mean", "low", "high"]].set_axis([c, f"{c}_low", f"{c}_high"], axis=1)
+    at = lambda split, c: (
+        criterion_only(table[table.split == split])
+        .set_index(["label", "sparsity", *FACTS, "counts"])[["mean", "low", "high"]]
+        .set_axis([c, f"{c}_low", f"{c}_high"], axis=1)
+    )
     points = at(own, "x").join(at(other, "y"), how="inner").reset_index()
     return points.assign(frontier=frontier(points.x, points.y))
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #2f9ded27
 def published_scores() -> pd.DataFrame:
     "source, task, model, split, metric, FACTS, label, sparsity, published, published_sd, published_n, published_epochs (nan: not said)"
-    frame = pd.read_csv(ROOT / "nbs" / "published" / "srnets.csv", comment="#").fillna(dict.fromkeys(FACTS, ""))
-    return frame.rename(columns={"value": "published", "sd": "published_sd", "n": "published_n", "epochs": "published_epochs"}).assign(label=[label(r) for r in frame.to_dict("records")])
+    frame = pd.read_csv(ROOT / "nbs" / "published" / "srnets.csv", comment="#").fillna(
+        dict.fromkeys(FACTS, "")
+    )
+    return frame.rename(
+        columns={"value": "published", "sd": "published_sd", "n": "published_n", "epochs": "published_epochs"}
+    ).assign(label=[label(r) for r in frame.to_dict("records")])
+
 
 def beside_published(
     table: pd.DataFrame,  # of `sparsity_table`
 ) -> pd.DataFrame:
     "Rows of the table that were published too, once for each source, with its `published` figure"
-    return table.merge(published_scores().drop(columns="label"), on=["task", "model", "split", "metric", *FACTS, "sparsity"])
+    return table.merge(
+        published_scores().drop(columns="label"), on=["task", "model", "split", "metric", *FACTS, "sparsity"]
+    )
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #d949395d
-FIGURES = {"searches": "Subnetworks of the start model", "isolated": "Subnetworks fine-tuned in isolation", "variants": "Variants of the search", "timing": "When to start the search"}
+FIGURES = {
+    "searches": "Subnetworks of the start model",
+    "isolated": "Subnetworks fine-tuned in isolation",
+    "variants": "Variants of the search",
+    "timing": "When to start the search",
+}
+
 
 def _figure(r: dict, together: bool) -> str:
     "Of FIGURES; a full model as it is usual belongs to all of them and has none"
-    if "from step" in r["extra"]: return "timing"
-    if (r["extra"] or r["apart"]) and not together: return "variants"
-    return "isolated" if r["method"].startswith("in isolation") else "searches" if r["method"] != "full model" else ""
+    if "from step" in r["extra"]:
+        return "timing"
+    if (r["extra"] or r["apart"]) and not together:
+        return "variants"
+    return (
+        "isolated"
+        if r["method"].startswith("in isolation")
+        else "searches"
+        if r["method"] != "full model"
+        else ""
+    )
+
 
 def _short(r: dict) -> str:
     "A name without what its column says"
-    return {"isolated": r["label"].replace("in isolation: ", ""), "searches": r["label"].replace(f", from {r['start']}", "")}.get(r["figure"], r["label"])
+    return {
+        "isolated": r["label"].replace("in isolation: ", ""),
+        "searches": r["label"].replace(f", from {r['start']}", ""),
+    }.get(r["figure"], r["label"])
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #9a580b93
 def arranged(
@@ -293,7 +467,9 @@ def arranged(
     frame = criterion_only(table)
     frame["figure"] = [_figure(r, together) for r in frame.to_dict("records")]
     frame["row"] = frame.split + " (" + frame.side + "), " + frame.metric
-    frame["column"] = ["fine-tuned in isolation" if r.figure == "isolated" else f"from {r.start}" for r in frame.itertuples()]
+    frame["column"] = [
+        "fine-tuned in isolation" if r.figure == "isolated" else f"from {r.start}" for r in frame.itertuples()
+    ]
     frame["short"] = [_short(r) for r in frame.to_dict("records")]
     said = beside_published(frame)[lambda f: f.source.str.startswith("Liu")]
     return frame.merge(said[[*SYSTEM, "split", "metric", "published"]], "left", [*SYSTEM, "split", "metric"])
@@ -306,8 +482,15 @@ def over_steps(
     early = main[main.figure == "timing"]
     step = early.extra.str.extract(r"from step (\d+)")[0].astype(float)
     rest = early.extra.str.replace(r"(, )?from step \d+", "", regex=True)
-    early = early.assign(step=step, extra=rest, short=[label({**r, "extra": e}) for r, e in zip(early.to_dict("records"), rest)])
-    ends = main[main.figure != "timing"].merge(early[["task", "model", "sparsity", *FACTS]].drop_duplicates(), on=["task", "model", "sparsity", *FACTS])
+    early = early.assign(
+        step=step,
+        extra=rest,
+        short=[label({**r, "extra": e}) for r, e in zip(early.to_dict("records"), rest)],
+    )
+    ends = main[main.figure != "timing"].merge(
+        early[["task", "model", "sparsity", *FACTS]].drop_duplicates(),
+        on=["task", "model", "sparsity", *FACTS],
+    )
     return early, ends.assign(short="from the end" + ends.apart.map(lambda a: f" ({a})" if a else ""))
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #a864a858
@@ -316,13 +499,30 @@ def planes(
 ) -> pd.DataFrame:
     "`plane_points` of every figure, start and set, with task, model, figure, row, column, whole; the name in the legend is the `label`"
     found, short = [], dict(zip(main.label, main.short))
-    for (task, model, figure, column), part in main[main.method != "full model"].groupby(["task", "model", "figure", "column"], sort=False):
+    for (task, model, figure, column), part in main[main.method != "full model"].groupby(
+        ["task", "model", "figure", "column"], sort=False
+    ):
         full = main[(main.task == task) & (main.model == model) & (main.figure == "")]
         for (split, row), _ in part[part.side == "OOD"].groupby(["split", "row"], sort=False):
             points = plane_points(pd.concat([full, part]), dev_sets(task)[0], split)
-            found.append(points.assign(task=task, model=model, figure=figure, row=row, column=column, split=split, name=points.label, label=points.label.map(short), whole=points.method == "full model"))
-    if not found: return pd.DataFrame(columns=["task", "model", "figure", "whole", "frontier"])
-    rank = {name: i for i, name in enumerate(dict.fromkeys(main.short))}  # one order of names, hence of colours, for curves and planes
+            found.append(
+                points.assign(
+                    task=task,
+                    model=model,
+                    figure=figure,
+                    row=row,
+                    column=column,
+                    split=split,
+                    name=points.label,
+                    label=points.label.map(short),
+                    whole=points.method == "full model",
+                )
+            )
+    if not found:
+        return pd.DataFrame(columns=["task", "model", "figure", "whole", "frontier"])
+    rank = {
+        name: i for i, name in enumerate(dict.fromkeys(main.short))
+    }  # one order of names, hence of colours, for curves and planes
     return pd.concat(found).sort_values("label", key=lambda c: c.map(rank), kind="stable", ignore_index=True)
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #efc01289
@@ -333,15 +533,30 @@ def timing_curves(
     "task, model, sparsity, row, short (what was searched from), step (of mask training), n, mean, low, high over seeds; searches of the timing figure and the same from the end and pre-trained"
     early, ends = over_steps(main)
     same = ["task", "model", "sparsity", "method", "search", "tuned"]
-    untuned = main[(main.start == "pre-trained") & (main.extra == "") & (main.method == "mask training")].merge(early[same].drop_duplicates(), on=same)
-    named = pd.concat([untuned.assign(short="pre-trained"), early.sort_values("step").assign(short=lambda f: [f"from step {s:g}" for s in f.step]), ends])[[*SYSTEM, "short"]].drop_duplicates()
+    untuned = main[
+        (main.start == "pre-trained") & (main.extra == "") & (main.method == "mask training")
+    ].merge(early[same].drop_duplicates(), on=same)
+    named = pd.concat(
+        [
+            untuned.assign(short="pre-trained"),
+            early.sort_values("step").assign(short=lambda f: [f"from step {s:g}" for s in f.step]),
+            ends,
+        ]
+    )[[*SYSTEM, "short"]].drop_duplicates()
     names, found = main.drop_duplicates(["task", "split"]).set_index(["task", "split"]).row, []
     for r in named.merge(scores[[*SYSTEM, "seed", "key"]].drop_duplicates(), on=SYSTEM).to_dict("records"):
-        if "curve.parquet" not in (run := find_run(r["key"])).result["artefacts"]: continue
+        if "curve.parquet" not in (run := find_run(r["key"])).result["artefacts"]:
+            continue
         curve = pd.read_parquet(run.artefact("curve.parquet"))
-        found.append(curve.melt("step", [s for s in curve if (r["task"], s) in names], "split", "value").assign(**r))
+        found.append(
+            curve.melt("step", [s for s in curve if (r["task"], s) in names], "split", "value").assign(**r)
+        )
     by = ["task", "model", "sparsity", "row", "short", "step"]
-    return summary(pd.concat(found).assign(row=lambda f: [names[k] for k in zip(f.task, f.split)]), by) if found else pd.DataFrame(columns=[*by, "n", "mean", "low", "high"])
+    return (
+        summary(pd.concat(found).assign(row=lambda f: [names[k] for k in zip(f.task, f.split)]), by)
+        if found
+        else pd.DataFrame(columns=[*by, "n", "mean", "low", "high"])
+    )
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #bdddacab
 def claims(
@@ -349,10 +564,17 @@ def claims(
     table: pd.DataFrame,  # of `sparsity_table`
 ) -> pd.DataFrame:
     "SYSTEM, kept, counts, better and worse: sets out of distribution on which it differs from the full model beyond the interval; subnetworks only"
-    out = pairs[(pairs.side == "OOD") & (pairs.sparsity > 0)].merge(table[[*SYSTEM, "kept", "counts"]].drop_duplicates(), on=SYSTEM)
+    out = pairs[(pairs.side == "OOD") & (pairs.sparsity > 0)].merge(
+        table[[*SYSTEM, "kept", "counts"]].drop_duplicates(), on=SYSTEM
+    )
     sets = lambda part, sign: ", ".join(part.split[part.beyond.astype(bool) & (part.difference * sign > 0)])
-    rows = [[*name, p.kept.iloc[0], p.counts.iloc[0], sets(p, 1), sets(p, -1)] for name, p in out.groupby(SYSTEM, sort=False)]
-    return pd.DataFrame(rows, columns=[*SYSTEM, "kept", "counts", "better", "worse"]).astype({"counts": "boolean"})
+    rows = [
+        [*name, p.kept.iloc[0], p.counts.iloc[0], sets(p, 1), sets(p, -1)]
+        for name, p in out.groupby(SYSTEM, sort=False)
+    ]
+    return pd.DataFrame(rows, columns=[*SYSTEM, "kept", "counts", "better", "worse"]).astype(
+        {"counts": "boolean"}
+    )
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #5a8920ab
 def bias_scores(
@@ -360,8 +582,17 @@ def bias_scores(
 ) -> pd.DataFrame:
     "task, key, what (parameters that differ from run to run), side, split, metric, value, n"
     known = all_params()
-    rows = run_rows(keys=[k for k in runs if known.get(k, {}).get("notebook") == "bias_model"]).dropna(subset="metric")
-    if rows.empty: return pd.DataFrame(columns=["task", "key", "what", "side", "split", "metric", "value", "n"])
-    varied = [c for c in known[rows.key.iloc[0]] if c not in ("task", "key", "notebook") and len(set(rows[c].astype(str))) > 1]
+    rows = run_rows(keys=[k for k in runs if known.get(k, {}).get("notebook") == "bias_model"]).dropna(
+        subset="metric"
+    )
+    if rows.empty:
+        return pd.DataFrame(columns=["task", "key", "what", "side", "split", "metric", "value", "n"])
+    varied = [
+        c
+        for c in known[rows.key.iloc[0]]
+        if c not in ("task", "key", "notebook") and len(set(rows[c].astype(str))) > 1
+    ]
     what = [", ".join(f"{c} {r[c]}" for c in varied) for r in rows.to_dict("records")]
-    return rows.assign(what=what, side=[side(t, s) for t, s in zip(rows.task, rows.split.fillna(""))])[["task", "key", "what", "side", "split", "metric", "value", "n"]].reset_index(drop=True)
+    return rows.assign(what=what, side=[side(t, s) for t, s in zip(rows.task, rows.split.fillna(""))])[
+        ["task", "key", "what", "side", "split", "metric", "value", "n"]
+    ].reset_index(drop=True)

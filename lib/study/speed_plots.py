@@ -21,14 +21,25 @@ def _series(ax: Axes, part: pd.DataFrame, forms: list[str], value: str, scale: f
     for i, form in enumerate(forms):
         one = part[part.form == form].sort_values("batch")
         at = one.batch.map(places) + 0.06 * (i - (len(forms) - 1) / 2)
-        if value == "seconds": ax.vlines(at, one.low * scale, one.high * scale, color=PALETTE[i], linewidth=0.8)
+        if value == "seconds":
+            ax.vlines(at, one.low * scale, one.high * scale, color=PALETTE[i], linewidth=0.8)
         ax.plot(at, one[value] * scale, marker=MARKERS[i], color=PALETTE[i], label=form, linewidth=0.8)
     ax.set_xticks(list(places.values()), [f"{b:g}" for b in places])
+
 
 def _ideal(ax: Axes, part: pd.DataFrame) -> None:
     "Dashes at the saving in operations of the last form"
     flops = part.pivot_table("flops", "batch", "form", sort=False).sort_index()
-    for i, ratio in enumerate(flops["whole"] / flops[part.form.iloc[-1]]): ax.hlines(ratio, i - 0.3, i + 0.3, color=GREY, linestyle="--", linewidth=1, label="operations saved" if not i else None)
+    for i, ratio in enumerate(flops["whole"] / flops[part.form.iloc[-1]]):
+        ax.hlines(
+            ratio,
+            i - 0.3,
+            i + 0.3,
+            color=GREY,
+            linestyle="--",
+            linewidth=1,
+            label="operations saved" if not i else None,
+        )
 
 # %% ../../nbs/study/2_speed_plots.ipynb #be7b0bea
 @styled
@@ -38,16 +49,38 @@ def speed_panels(
 ) -> Figure:
     "Time per batch above, speed-up below; a column per length"
     forms, lengths = list(dict.fromkeys(frame.form)), sorted(frame.tokens.unique())
-    if len(forms) > MOST: raise ValueError(f"{len(forms)} lines in one figure, and {MOST} can be told apart: choose some, or draw several figures")
-    def plain(x, _): return f"{x:g}" if f"{x:e}"[0] in "25" else ""  # minor ticks at 2 and 5
-    figure, axes = subplots(2, len(lengths), figsize=(SINGLE + 0.4 if len(lengths) == 1 else DOUBLE, 3.6), squeeze=False, sharex=True, sharey="row")
+    if len(forms) > MOST:
+        raise ValueError(
+            f"{len(forms)} lines in one figure, and {MOST} can be told apart: choose some, or draw several figures"
+        )
+
+    def plain(x, _):
+        return f"{x:g}" if f"{x:e}"[0] in "25" else ""  # minor ticks at 2 and 5
+
+    figure, axes = subplots(
+        2,
+        len(lengths),
+        figsize=(SINGLE + 0.4 if len(lengths) == 1 else DOUBLE, 3.6),
+        squeeze=False,
+        sharex=True,
+        sharey="row",
+    )
     for (top, bottom), length in zip(axes.T, lengths, strict=True):
         part = frame[frame.tokens == length]
-        _series(top, part, forms, "seconds", 1000); _series(bottom, part, forms, "speedup"); _ideal(bottom, part)
-        top.set_yscale("log"); top.yaxis.set_major_formatter("{x:g}"); top.yaxis.set_minor_formatter(plain)
-        top.set_title(f"{length} tokens"); bottom.set_xlabel("examples in a batch"); bottom.set_ylim(bottom=0)
-        for ax in (top, bottom): ax.grid(axis="y")
-    axes[0, 0].set_ylabel("time per batch (ms)"); axes[1, 0].set_ylabel("speed-up over\nthe whole model")
+        _series(top, part, forms, "seconds", 1000)
+        _series(bottom, part, forms, "speedup")
+        _ideal(bottom, part)
+        top.set_yscale("log")
+        top.yaxis.set_major_formatter("{x:g}")
+        top.yaxis.set_minor_formatter(plain)
+        top.set_title(f"{length} tokens")
+        bottom.set_xlabel("examples in a batch")
+        bottom.set_ylim(bottom=0)
+        for ax in (top, bottom):
+            ax.grid(axis="y")
+    axes[0, 0].set_ylabel("time per batch (ms)")
+    axes[1, 0].set_ylabel("speed-up over\nthe whole model")
     figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(forms) + 1)
-    if title: figure.suptitle(title, x=0.01, ha="left", fontsize=8.5)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=8.5)
     return figure

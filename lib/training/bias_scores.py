@@ -13,28 +13,52 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..metrics.bias import association_file, association_test, association_tests, pair_test, read_crows, read_stereoset, shared_positions, stereo_test
+from lib.metrics.bias import (
+    association_file,
+    association_test,
+    association_tests,
+    pair_test,
+    read_crows,
+    read_stereoset,
+    shared_positions,
+    stereo_test,
+)
 from ..data.formats import DataError, nearest
 from ..data.synthetic_gender import planted_association, planted_choices, planted_pairs_of_sentences
 from ..core.runs import data_dir
 
 # %% ../../nbs/training/2_bias_scores.ipynb #08i-bias-scores-05
-ENCODERS = {"cls": lambda h, mask: h[:, 0], "mean": lambda h, mask: (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)}
+ENCODERS = {
+    "cls": lambda h, mask: h[:, 0],
+    "mean": lambda h, mask: (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
+}
+
 
 @torch.no_grad()
 def sentence_vectors(
-    model, tokenizer,
+    model,
+    tokenizer,
     texts: list[str],
     how: str = "cls",  # of ENCODERS
-    batch_size: int = 64, max_length: int = 128,
+    batch_size: int = 64,
+    max_length: int = 128,
 ) -> np.ndarray:
     "(N, d) float32, of the encoder in evaluation mode, in the order of the texts"
-    if how not in ENCODERS: raise ValueError(f"no way {how!r} to make a vector of a sentence{nearest(how, ENCODERS)}")
+    if how not in ENCODERS:
+        raise ValueError(f"no way {how!r} to make a vector of a sentence{nearest(how, ENCODERS)}")
     model.eval()
     parts = []
     for start in range(0, len(texts), batch_size):
-        batch = tokenizer(texts[start:start + batch_size], padding=True, truncation=True, max_length=min(max_length, tokenizer.model_max_length), return_tensors="pt").to(model.device)
-        parts.append(ENCODERS[how](model.base_model(**batch).last_hidden_state, batch["attention_mask"]).float().cpu())
+        batch = tokenizer(
+            texts[start : start + batch_size],
+            padding=True,
+            truncation=True,
+            max_length=min(max_length, tokenizer.model_max_length),
+            return_tensors="pt",
+        ).to(model.device)
+        parts.append(
+            ENCODERS[how](model.base_model(**batch).last_hidden_state, batch["attention_mask"]).float().cpu()
+        )
     return torch.cat(parts).numpy()
 
 # %% ../../nbs/training/2_bias_scores.ipynb #08i-bias-scores-08
@@ -43,26 +67,36 @@ def _asked(model, tokenizer, inputs: list[tuple[list[int], int, int]], batch_siz
     "Log-probability of a token at a place, for each (ids, place, token), float64; inputs of like length go together"
     model.eval()
     order, out = np.argsort([len(ids) for ids, _, _ in inputs], kind="stable"), np.empty(len(inputs))
-    for at in (order[i:i + batch_size] for i in range(0, len(inputs), batch_size)):
+    for at in (order[i : i + batch_size] for i in range(0, len(inputs), batch_size)):
         batch = tokenizer.pad({"input_ids": [inputs[i][0] for i in at]}, return_tensors="pt").to(model.device)
-        rows, places = torch.arange(len(at), device=model.device), torch.tensor([inputs[i][1] for i in at], device=model.device)
+        rows, places = (
+            torch.arange(len(at), device=model.device),
+            torch.tensor([inputs[i][1] for i in at], device=model.device),
+        )
         logp = model(**batch).logits[rows, places].double().log_softmax(-1)
         out[at] = logp[rows, torch.tensor([inputs[i][2] for i in at], device=model.device)].cpu().numpy()
     return out
+
 
 def _place_inputs(tokenizer, context: str, word: str) -> list[tuple[list[int], int, int]]:
     "One input for each piece of a word at BLANK; a further BLANK stays masked"
     before, after = context.split("BLANK", 1)
     after = after.replace("BLANK", tokenizer.mask_token)
     ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-    pieces, left, right = ids(before + word), ids(before.rstrip()), ids(after)  # byte-level pieces hold the space before a word
-    pieces = pieces[len(left):] if pieces[:len(left)] == left else ids(word)
+    pieces, left, right = (
+        ids(before + word),
+        ids(before.rstrip()),
+        ids(after),
+    )  # byte-level pieces hold the space before a word
+    pieces = pieces[len(left) :] if pieces[: len(left)] == left else ids(word)
     first, *_, last = tokenizer("")["input_ids"]  # the marks at both ends
     room = min(tokenizer.model_max_length, 512) - 2
+
     def fitted(shown):
         "The middle with as much of both sides as the model takes, the right side cut first"
-        after = right[:max(0, room - len(left) - len(shown))]
-        return [first, *left[max(0, len(left) + len(shown) - room):], *shown, *after, last]
+        after = right[: max(0, room - len(left) - len(shown))]
+        return [first, *left[max(0, len(left) + len(shown) - room) :], *shown, *after, last]
+
     whole = [fitted([*pieces[:i], tokenizer.mask_token_id]) for i in range(len(pieces))]
     return [(w, w.index(tokenizer.mask_token_id), p) for w, p in zip(whole, pieces)]
 
@@ -71,71 +105,149 @@ def word_of(context: str, sentence: str) -> str:
     "The word (or words) that stand where the context has BLANK, the same at each of them; ValueError if the sentence is not made of the context."
     before, *after = map(re.escape, context.split("BLANK"))
     found = re.fullmatch(before + "(.+?)" + r"\1".join(after), sentence, re.IGNORECASE)
-    if not found: raise ValueError(f"{sentence!r} is not made of {context!r}")
+    if not found:
+        raise ValueError(f"{sentence!r} is not made of {context!r}")
     return found[1]
 
+
 def choice_scores(
-    model, tokenizer,
-    items: list[dict],  # target, bias_type, context with BLANK; stereotype, anti, unrelated: words, or whole sentences
+    model,
+    tokenizer,
+    items: list[
+        dict
+    ],  # target, bias_type, context with BLANK; stereotype, anti, unrelated: words, or whole sentences
     batch_size: int = 64,
 ) -> pd.DataFrame:
     "target, bias_type, stereotype, anti, unrelated: mean probability of each word's pieces (Nadeem et al. 2021)"
     roles, inputs, owner = ("stereotype", "anti", "unrelated"), [], []
     for i, item in enumerate(items):
         for role in roles:
-            word = word_of(item["context"], item[role]) if item[role].count(" ") > item["context"].count("BLANK") else item[role]
+            word = (
+                word_of(item["context"], item[role])
+                if item[role].count(" ") > item["context"].count("BLANK")
+                else item[role]
+            )
             made = _place_inputs(tokenizer, item["context"], word)
-            if not made: raise ValueError(f"item {i}: the {role} {word!r} has no pieces in this vocabulary")
-            inputs += made; owner += [(i, role)] * len(made)
-    p = pd.DataFrame(owner, columns=["item", "role"]).assign(p=np.exp(_asked(model, tokenizer, inputs, batch_size)))
+            if not made:
+                raise ValueError(f"item {i}: the {role} {word!r} has no pieces in this vocabulary")
+            inputs += made
+            owner += [(i, role)] * len(made)
+    p = pd.DataFrame(owner, columns=["item", "role"]).assign(
+        p=np.exp(_asked(model, tokenizer, inputs, batch_size))
+    )
     table = p.pivot_table("p", "item", "role")[list(roles)]  # mean over the pieces
-    return table.assign(target=[i["target"] for i in items], bias_type=[i["bias_type"] for i in items]).reset_index(drop=True)
+    return table.assign(
+        target=[i["target"] for i in items], bias_type=[i["bias_type"] for i in items]
+    ).reset_index(drop=True)
+
 
 def pair_scores(
-    model, tokenizer,
+    model,
+    tokenizer,
     pairs: list[dict],  # more, less, direction, bias_type
-    batch_size: int = 64, max_length: int = 128,
+    batch_size: int = 64,
+    max_length: int = 128,
 ) -> pd.DataFrame:
     "more, less (sum of the log-probabilities of shared tokens, rounded to 3 decimals), direction, bias_type (Nangia et al. 2020)"
     inputs, owner = [], []
     for i, pair in enumerate(pairs):
-        both = [tokenizer(pair[side], truncation=True, max_length=min(max_length, tokenizer.model_max_length))["input_ids"] for side in ("more", "less")]
+        both = [
+            tokenizer(pair[side], truncation=True, max_length=min(max_length, tokenizer.model_max_length))[
+                "input_ids"
+            ]
+            for side in ("more", "less")
+        ]
         for side, ids, places in zip(("more", "less"), both, shared_positions(*both)):
-            inputs += [(ids[:t] + [tokenizer.mask_token_id] + ids[t + 1:], t, ids[t]) for t in places]; owner += [(i, side)] * len(places)
-    table = pd.DataFrame(owner, columns=["pair", "side"]).assign(logp=_asked(model, tokenizer, inputs, batch_size)).pivot_table("logp", "pair", "side", aggfunc="sum").reindex(range(len(pairs)), fill_value=0.0)
-    return table[["more", "less"]].round(3).assign(direction=[p["direction"] for p in pairs], bias_type=[p["bias_type"] for p in pairs]).reset_index(drop=True)
+            inputs += [(ids[:t] + [tokenizer.mask_token_id] + ids[t + 1 :], t, ids[t]) for t in places]
+            owner += [(i, side)] * len(places)
+    table = (
+        pd.DataFrame(owner, columns=["pair", "side"])
+        .assign(logp=_asked(model, tokenizer, inputs, batch_size))
+        .pivot_table("logp", "pair", "side", aggfunc="sum")
+        .reindex(range(len(pairs)), fill_value=0.0)
+    )
+    return (
+        table[["more", "less"]]
+        .round(3)
+        .assign(direction=[p["direction"] for p in pairs], bias_type=[p["bias_type"] for p in pairs])
+        .reset_index(drop=True)
+    )
 
 # %% ../../nbs/training/2_bias_scores.ipynb #08i-bias-scores-13
 def bias_rows(
-    model, tokenizer,
+    model,
+    tokenizer,
     associations: dict[str, dict] | None = None,  # name -> X, Y, A, B: texts
     choices: list[dict] | None = None,  # StereoSet's items; needs a masked language model
     pairs: list[dict] | None = None,  # CrowS-Pairs; needs a masked language model
     how: str = "cls",  # of ENCODERS, for associations
-    batch_size: int = 64, limit: int = 100_000, seed: int = 0,
+    batch_size: int = 64,
+    limit: int = 100_000,
+    seed: int = 0,
     **labels,  # free columns of every row
 ) -> list[dict]:
     "Rows metric (seat, ss, lm, icat, crows), split (the test or its domain; `6, cls` where SEAT's vectors are no means), value, low, high, n, and for seat p"
     rows = []
     for name, test in (associations or {}).items():
         sides = [sentence_vectors(model, tokenizer, test[s], how, batch_size) for s in "XYAB"]
-        rows.append(dict(metric="seat", split=name if how == "mean" else f"{name}, {how}") | association_test(*sides, limit=limit, seed=seed))
-    rows += [dict(metric=r["metric"], split=f"stereoset {r['domain']}") | {k: r[k] for k in ("value", "low", "high", "n")} for r in (stereo_test(choice_scores(model, tokenizer, choices, batch_size), seed=seed) if choices else [])]
-    rows += [dict(metric=r["metric"], split=f"crows {r['domain']}") | {k: r[k] for k in ("value", "low", "high", "n")} for r in (pair_test(pair_scores(model, tokenizer, pairs, batch_size), seed=seed) if pairs else [])]
+        rows.append(
+            dict(metric="seat", split=name if how == "mean" else f"{name}, {how}")
+            | association_test(*sides, limit=limit, seed=seed)
+        )
+    rows += [
+        dict(metric=r["metric"], split=f"stereoset {r['domain']}")
+        | {k: r[k] for k in ("value", "low", "high", "n")}
+        for r in (
+            stereo_test(choice_scores(model, tokenizer, choices, batch_size), seed=seed) if choices else []
+        )
+    ]
+    rows += [
+        dict(metric=r["metric"], split=f"crows {r['domain']}")
+        | {k: r[k] for k in ("value", "low", "high", "n")}
+        for r in (pair_test(pair_scores(model, tokenizer, pairs, batch_size), seed=seed) if pairs else [])
+    ]
     return [row | labels for row in rows]
+
 
 def planted_bias(model, tokenizer, **labels) -> list[dict]:
     "All tests of the planted language, and `log_odds`: of a female over a male word after occupations that lean to women, minus the same after those that lean to men, halved"
-    rows = bias_rows(model, tokenizer, {"planted": planted_association()}, planted_choices(), planted_pairs_of_sentences(), "mean", limit=2000, **labels)  # no planted sentence is classified: [CLS] has learned nothing
+    rows = bias_rows(
+        model,
+        tokenizer,
+        {"planted": planted_association()},
+        planted_choices(),
+        planted_pairs_of_sentences(),
+        "mean",
+        limit=2000,
+        **labels,
+    )  # no planted sentence is classified: [CLS] has learned nothing
     scores = choice_scores(model, tokenizer, planted_choices())
     gap = np.log(scores.stereotype / scores.anti)
-    low, high = np.quantile(gap.to_numpy()[np.random.default_rng(0).integers(0, len(gap), (1000, len(gap)))].mean(1), [0.025, 0.975])
+    low, high = np.quantile(
+        gap.to_numpy()[np.random.default_rng(0).integers(0, len(gap), (1000, len(gap)))].mean(1),
+        [0.025, 0.975],
+    )
     rows = [r | {"split": "planted"} for r in rows if "," not in r["split"]]  # no domains, one direction
-    return [*rows, dict(metric="log_odds", split="planted", value=float(gap.mean()), low=float(low), high=float(high), n=len(gap)) | labels]
+    return [
+        *rows,
+        dict(
+            metric="log_odds",
+            split="planted",
+            value=float(gap.mean()),
+            low=float(low),
+            high=float(high),
+            n=len(gap),
+        )
+        | labels,
+    ]
 
 # %% ../../nbs/training/2_bias_scores.ipynb #08i-bias-scores-13b
 TESTS = ("planted", "seat", "stereoset", "crows")
-PUBLIC = {"stereoset": "stereoset/dev_intrasentence_gender_race_religion.jsonl", "crows": "crows_pairs_anonymized.csv"}
+PUBLIC = {
+    "stereoset": "stereoset/dev_intrasentence_gender_race_religion.jsonl",
+    "crows": "crows_pairs_anonymized.csv",
+}
+
 
 def bias_tests(
     names: list[str],  # of TESTS; the public ones are read from bias/ below the data folder
@@ -144,19 +256,33 @@ def bias_tests(
 ) -> dict:
     "What `measured` asks, to be read before anything is trained, and the files that it comes from. DataError for an unknown test, for files that are missing or empty, and for a test that this head cannot take"
     for name in names:
-        if name not in TESTS: raise DataError(f"no test of bias {name!r}{nearest(name, TESTS)}")
-        if name != "seat" and head != "masked_lm": raise DataError(f"{name} asks for words, and a model with head {head!r} fills in none: its only test of bias is seat")
-    if "seat" in names and not seat: raise DataError("seat is among the tests, and none of SEAT's tests is named, e.g. 6, 6b")
+        if name not in TESTS:
+            raise DataError(f"no test of bias {name!r}{nearest(name, TESTS)}")
+        if name != "seat" and head != "masked_lm":
+            raise DataError(
+                f"{name} asks for words, and a model with head {head!r} fills in none: its only test of bias is seat"
+            )
+    if "seat" in names and not seat:
+        raise DataError("seat is among the tests, and none of SEAT's tests is named, e.g. 6, 6b")
     files = [p for name in names if name in PUBLIC for p in [data_dir() / "bias" / PUBLIC[name]]]
-    return dict(planted="planted" in names, associations=association_tests(seat) if "seat" in names else None, pairs=read_crows(data_dir() / "bias" / PUBLIC["crows"]) if "crows" in names else None,
-                choices=read_stereoset(data_dir() / "bias" / PUBLIC["stereoset"]) if "stereoset" in names else None, files=files + [association_file(n) for n in seat if "seat" in names])
+    return dict(
+        planted="planted" in names,
+        associations=association_tests(seat) if "seat" in names else None,
+        pairs=read_crows(data_dir() / "bias" / PUBLIC["crows"]) if "crows" in names else None,
+        choices=read_stereoset(data_dir() / "bias" / PUBLIC["stereoset"]) if "stereoset" in names else None,
+        files=files + [association_file(n) for n in seat if "seat" in names],
+    )
+
 
 def measured(
-    model, tokenizer,
+    model,
+    tokenizer,
     asked: dict,  # of `bias_tests`
     how: str = "cls",  # of ENCODERS, for SEAT
     **labels,  # free columns of every row
 ) -> list[dict]:
     "Rows as of `bias_rows`; [] if nothing is asked"
     public = {k: asked[k] for k in ("associations", "choices", "pairs")}
-    return (planted_bias(model, tokenizer, **labels) if asked["planted"] else []) + (bias_rows(model, tokenizer, how=how, **public, **labels) if any(public.values()) else [])
+    return (planted_bias(model, tokenizer, **labels) if asked["planted"] else []) + (
+        bias_rows(model, tokenizer, how=how, **public, **labels) if any(public.values()) else []
+    )

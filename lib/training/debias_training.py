@@ -15,7 +15,15 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..losses.debias import attribute_vectors, chosen, debias_loss, hidden_states, keyword_rows, orthogonality, target_rows
+from lib.losses.debias import (
+    attribute_vectors,
+    chosen,
+    debias_loss,
+    hidden_states,
+    keyword_rows,
+    orthogonality,
+    target_rows,
+)
 from ..data.gender import epoch_order, pad
 from ..maskers.movement import MovementMasker, moved
 from ..maskers.movement_schedule import MovementCallback, MovementSchedule, movement_groups, penalty
@@ -27,46 +35,101 @@ def projection(
     model,
     rows: dict[str, list],  # kind -> encoded sentences
     pad_id: int,
-    layers: str = "last", batch_size: int = 64,
+    layers: str = "last",
+    batch_size: int = 64,
 ) -> float:
     "Of the keywords of stereotype sentences on the mean vectors of male and female ones, squared, in [0, 1]"
-    cut = lambda kind: [pad(rows[kind][i:i + batch_size], pad_id) for i in range(0, len(rows[kind]), batch_size)]
-    vectors, _ = attribute_vectors(model, [([g] * len(b["input_ids"]), b) for g in ("male", "female") for b in cut(g)], layers)
-    targets = torch.cat([keyword_rows(chosen(hidden_states(model.eval(), b), layers).float(), b["keyword"].to(model.device)) for b in cut("stereotype")])
-    return float(orthogonality(targets, vectors) / len(vectors) / ((targets**2).sum(1).mean() * (vectors**2).sum(1).mean()))
+    cut = lambda kind: [
+        pad(rows[kind][i : i + batch_size], pad_id) for i in range(0, len(rows[kind]), batch_size)
+    ]
+    vectors, _ = attribute_vectors(
+        model, [([g] * len(b["input_ids"]), b) for g in ("male", "female") for b in cut(g)], layers
+    )
+    targets = torch.cat(
+        [
+            keyword_rows(
+                chosen(hidden_states(model.eval(), b), layers).float(), b["keyword"].to(model.device)
+            )
+            for b in cut("stereotype")
+        ]
+    )
+    return float(
+        orthogonality(targets, vectors)
+        / len(vectors)
+        / ((targets**2).sum(1).mean() * (vectors**2).sum(1).mean())
+    )
 
 # %% ../../nbs/training/3_debias_training.ipynb #08j-debias-training-05
 class Steps(Dataset):
     "Item i: the batches of step i"
+
     def __init__(self, rows: dict[str, list], pad_id: int, batch_size: int, seed: int, steps: int):
         self.rows, self.pad_id, self.batch_size, self.seed, self.steps = rows, pad_id, batch_size, seed, steps
         self.sizes = {k: len(v) for k, v in rows.items()}
         self.per_epoch = len(epoch_order(self.sizes, batch_size, seed))
 
-    def __len__(self): return self.steps
+    def __len__(self):
+        return self.steps
 
     def __getitem__(self, i):
         targets, attributes = self.order(i // self.per_epoch)[i % self.per_epoch]
-        return {"targets": pad([self.rows["stereotype"][t] for t in targets], self.pad_id), "attributes": pad([self.rows[g][j] for g, j in attributes], self.pad_id)}
+        return {
+            "targets": pad([self.rows["stereotype"][t] for t in targets], self.pad_id),
+            "attributes": pad([self.rows[g][j] for g, j in attributes], self.pad_id),
+        }
 
     def order(self, epoch: int):
-        if getattr(self, "held", (None,))[0] != epoch: self.held = epoch, epoch_order(self.sizes, self.batch_size, self.seed, epoch)
+        if getattr(self, "held", (None,))[0] != epoch:
+            self.held = epoch, epoch_order(self.sizes, self.batch_size, self.seed, epoch)
         return self.held[1]
 
     def attributes(self, by: str = "gender", epoch: int = 0) -> list[tuple[list, dict]]:
         "Names and batches: of either gender the sentences that the epoch draws, as many; or every sentence, once for each of its words"
-        if by == "gender": pairs = [(g, self.rows[g][i]) for g, i in dict.fromkeys(place for _, part in self.order(epoch) for place in part)]
-        else: pairs = [(word, row | {"keyword": marks}) for g in ("male", "female") for row in self.rows[g] for word, marks in row["words"].items() if any(marks)]
-        cut = [pairs[i:i + self.batch_size] for i in range(0, len(pairs), self.batch_size)]
+        if by == "gender":
+            pairs = [
+                (g, self.rows[g][i])
+                for g, i in dict.fromkeys(place for _, part in self.order(epoch) for place in part)
+            ]
+        else:
+            pairs = [
+                (word, row | {"keyword": marks})
+                for g in ("male", "female")
+                for row in self.rows[g]
+                for word, marks in row["words"].items()
+                if any(marks)
+            ]
+        cut = [pairs[i : i + self.batch_size] for i in range(0, len(pairs), self.batch_size)]
         return [([name for name, _ in part], pad([r for _, r in part], self.pad_id)) for part in cut]
 
 # %% ../../nbs/training/3_debias_training.ipynb #08j-debias-training-07
 class Debiasing(nn.Module):
     "What the loss needs beside the model: its settings, the original model, and the attribute vectors of the epoch"
-    def __init__(self, original, steps: Steps, layers: str = "last", mode: str = "sentence", form: str = "paper", alpha: float = 0.2, beta: float = 0.8, sign: int = 1, by: str = "gender", pads: bool = False):
+
+    def __init__(
+        self,
+        original,
+        steps: Steps,
+        layers: str = "last",
+        mode: str = "sentence",
+        form: str = "paper",
+        alpha: float = 0.2,
+        beta: float = 0.8,
+        sign: int = 1,
+        by: str = "gender",
+        pads: bool = False,
+    ):
         super().__init__()
         self.held = [original, steps]  # a list: the original is no part of the model
-        self.layers, self.mode, self.form, self.alpha, self.beta, self.sign, self.by, self.pads = layers, mode, form, alpha, beta, sign, by, pads
+        self.layers, self.mode, self.form, self.alpha, self.beta, self.sign, self.by, self.pads = (
+            layers,
+            mode,
+            form,
+            alpha,
+            beta,
+            sign,
+            by,
+            pads,
+        )
         names = len({n for part, _ in steps.attributes(by) for n in part})
         self.register_buffer("vectors", torch.zeros(names, original.config.hidden_size))
 
@@ -75,30 +138,62 @@ class Debiasing(nn.Module):
         self.vectors.copy_(attribute_vectors(model, self.held[1].attributes(self.by, epoch), self.layers)[0])
 
     def forward(self, model, batch: dict) -> torch.Tensor:
-        targets = target_rows(chosen(hidden_states(model, batch["targets"]), self.layers), batch["targets"], self.mode, self.pads)
+        targets = target_rows(
+            chosen(hidden_states(model, batch["targets"]), self.layers),
+            batch["targets"],
+            self.mode,
+            self.pads,
+        )
         keyword = batch["attributes"]["keyword"]
         now = keyword_rows(torch.stack(hidden_states(model, batch["attributes"])), keyword)
-        with torch.no_grad(): before = keyword_rows(torch.stack(hidden_states(self.held[0], batch["attributes"])), keyword)
-        return debias_loss(targets.float(), self.vectors, now.float(), before.float(), self.alpha, self.beta, self.form, self.sign)
+        with torch.no_grad():
+            before = keyword_rows(torch.stack(hidden_states(self.held[0], batch["attributes"])), keyword)
+        return debias_loss(
+            targets.float(),
+            self.vectors,
+            now.float(),
+            before.float(),
+            self.alpha,
+            self.beta,
+            self.form,
+            self.sign,
+        )
+
 
 class Debiaser(Finetuner):
     "A Finetuner whose loss is the model's `Debiasing`, plus the penalty of its movement scores"
-    def __init__(self, *args, score_lr: float = 1e-2, schedule: MovementSchedule | None = None, regulariser: str = "none", **kwargs):
+
+    def __init__(
+        self,
+        *args,
+        score_lr: float = 1e-2,
+        schedule: MovementSchedule | None = None,
+        regulariser: str = "none",
+        **kwargs,
+    ):
         self.score_lr, self.schedule, self.regulariser = score_lr, schedule, regulariser
         super().__init__(*args, loss=None, **kwargs)
 
-    def get_train_dataloader(self): return self.accelerator.prepare(DataLoader(self.train_dataset, batch_size=1, collate_fn=lambda items: items[0]))
+    def get_train_dataloader(self):
+        return self.accelerator.prepare(
+            DataLoader(self.train_dataset, batch_size=1, collate_fn=lambda items: items[0])
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         step, objective = self.state.global_step, model.objective
-        if step % self.train_dataset.per_epoch == 0: objective.renew(model, step // self.train_dataset.per_epoch)
+        if step % self.train_dataset.per_epoch == 0:
+            objective.renew(model, step // self.train_dataset.per_epoch)
         loss = objective(model, inputs)
-        if self.schedule and self.regulariser != "none": loss = loss + self.schedule.weight(step) * penalty(model.movement, self.regulariser).to(loss)
+        if self.schedule and self.regulariser != "none":
+            loss = loss + self.schedule.weight(step) * penalty(model.movement, self.regulariser).to(loss)
         return (loss, None) if return_outputs else loss
 
     def create_optimizer(self, model=None):
-        if not hasattr(self.model, "movement"): return super().create_optimizer(model)
-        self.optimizer = torch.optim.AdamW(movement_groups(self.model, self.score_lr, self.args.learning_rate), eps=1e-6)
+        if not hasattr(self.model, "movement"):
+            return super().create_optimizer(model)
+        self.optimizer = torch.optim.AdamW(
+            movement_groups(self.model, self.score_lr, self.args.learning_rate), eps=1e-6
+        )
         return self.optimizer
 
 # %% ../../nbs/training/3_debias_training.ipynb #08j-debias-training-08
@@ -109,21 +204,51 @@ def train_debiased(
     masker: MovementMasker | None = None,  # scores to train; None: the weights
     schedule: MovementSchedule | None = None,  # of the masker
     frozen: bool = True,  # weights under a masker
-    steps: int = 100, batch_size: int = 128, lr: float = 5e-5, score_lr: float = 1e-2, seed: int = 0,
+    steps: int = 100,
+    batch_size: int = 128,
+    lr: float = 5e-5,
+    score_lr: float = 1e-2,
+    seed: int = 0,
     regulariser: str = "none",  # of the scores: l1, l0
     loss: dict | None = None,  # of Debiasing: layers, mode, form, alpha, beta, sign, by, pads
-    folder: Path | None = None, save_steps: int = 0, callbacks: tuple = (), **more,  # TrainingArguments, precision
+    folder: Path | None = None,
+    save_steps: int = 0,
+    callbacks: tuple = (),
+    **more,  # TrainingArguments, precision
 ):
     "The trainer. With a masker the model leaves as it came, and `masker.masks()` says what is kept"
     data, folder = Steps(rows, pad_id, batch_size, seed, steps), Path(folder or tempfile.mkdtemp())
     original = copy.deepcopy(model).requires_grad_(False).eval()
     model.objective = Debiasing(original, data, **(loss or {})).to(next(model.parameters()).device)
-    args = arguments(folder, save_steps=save_steps, seed=seed, data_seed=seed, learning_rate=lr, max_steps=steps, per_device_train_batch_size=1, logging_steps=max(1, steps // 50), report_to="none", max_grad_norm=0.0, **{"weight_decay": 0.0, **more})
+    args = arguments(
+        folder,
+        save_steps=save_steps,
+        seed=seed,
+        data_seed=seed,
+        learning_rate=lr,
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        logging_steps=max(1, steps // 50),
+        report_to="none",
+        max_grad_norm=0.0,
+        **{"weight_decay": 0.0, **more},
+    )
     cooling = (MovementCallback(masker, schedule),) if schedule else ()
     try:
         with moved(model, masker, freeze=frozen) if masker else nullcontext():
-            trainer = Debiaser(model, args, None, data, score_lr=score_lr, schedule=schedule, regulariser=regulariser, callbacks=[*cooling, *callbacks])
-            if steps: trainer.train(resume_from_checkpoint=newest(folder))
-    finally: del model.objective
+            trainer = Debiaser(
+                model,
+                args,
+                None,
+                data,
+                score_lr=score_lr,
+                schedule=schedule,
+                regulariser=regulariser,
+                callbacks=[*cooling, *callbacks],
+            )
+            if steps:
+                trainer.train(resume_from_checkpoint=newest(folder))
+    finally:
+        del model.objective
     model.eval()
     return trainer

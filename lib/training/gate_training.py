@@ -23,29 +23,58 @@ from .trainer import Best, Finetuner, best_file, finetune
 
 # %% ../../nbs/training/3_gate_training.ipynb #e49b75fe
 SCHEDULES = {  # (step, steps in all) -> share of the peak rate
-    "linear": lambda step, total: max(0.0, 1 - step / total), "constant": lambda step, total: 1.0, "model": None}  # model: that of the weights
+    "linear": lambda step, total: max(0.0, 1 - step / total),
+    "constant": lambda step, total: 1.0,
+    "model": None,
+}  # model: that of the weights
+
 
 class GateTraining:
     "Mixed into a Finetuner whose model is `gated` by a HeadGate: its scores have a rate, a decay and a schedule of their own"
-    def __init__(self, *args, gate_lr: float, gate_decay: float = 0.0, gate_schedule: str = "linear", penalty: float = 0.0, **kwargs):
-        self.gate_lr, self.gate_decay, self.gate_schedule, self.penalty = gate_lr, gate_decay, SCHEDULES[gate_schedule], penalty
+
+    def __init__(
+        self,
+        *args,
+        gate_lr: float,
+        gate_decay: float = 0.0,
+        gate_schedule: str = "linear",
+        penalty: float = 0.0,
+        **kwargs,
+    ):
+        self.gate_lr, self.gate_decay, self.gate_schedule, self.penalty = (
+            gate_lr,
+            gate_decay,
+            SCHEDULES[gate_schedule],
+            penalty,
+        )
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model=None):
         optimizer, scores = super().create_optimizer(model), list(self.model.head_gate.parameters())
-        for group in optimizer.param_groups: group["params"] = [p for p in group["params"] if all(p is not s for s in scores)]
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if all(p is not s for s in scores)]
         optimizer.add_param_group({"params": scores, "lr": self.gate_lr, "weight_decay": self.gate_decay})
         return optimizer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         others = super().create_scheduler(num_training_steps, optimizer).lr_lambdas[:-1]
-        for group in self.optimizer.param_groups: group["lr"] = group["initial_lr"]  # the first scheduler has already moved it
-        self.lr_scheduler = LambdaLR(self.optimizer, [*others, (lambda step: self.gate_schedule(step, num_training_steps)) if self.gate_schedule else others[0]])
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"]  # the first scheduler has already moved it
+        self.lr_scheduler = LambdaLR(
+            self.optimizer,
+            [
+                *others,
+                (lambda step: self.gate_schedule(step, num_training_steps))
+                if self.gate_schedule
+                else others[0],
+            ],
+        )
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, **more):
         loss, output = super().compute_loss(model, inputs, return_outputs=True, **more)
-        if self.penalty: loss = loss + (self.penalty * model.head_gate.penalty()).to(loss)
+        if self.penalty:
+            loss = loss + (self.penalty * model.head_gate.penalty()).to(loss)
         return (loss, output) if return_outputs else loss
 
 # %% ../../nbs/training/3_gate_training.ipynb #35bb3d47
@@ -54,14 +83,18 @@ def gate_trainer(base: type) -> type:
     "A Finetuner with `GateTraining` mixed in"
     return type(f"Gate{base.__name__}", (GateTraining, base), {})
 
+
 class Cooling(TrainerCallback):
     "Sets the gates' temperature before every step; refuses a training that ends too early"
+
     def __init__(self, gate: HeadGate, initial: float, final: float, cooldown: int):
         self.gate, self.initial, self.final, self.cooldown = gate, initial, final, cooldown
 
-    def on_train_begin(self, args, state, control, **_): check_cooldown(state.max_steps, self.cooldown)
+    def on_train_begin(self, args, state, control, **_):
+        check_cooldown(state.max_steps, self.cooldown)
 
-    def on_step_begin(self, args, state, control, **_): self.gate.temperature = temperature(state.global_step, self.initial, self.final, self.cooldown)
+    def on_step_begin(self, args, state, control, **_):
+        self.gate.temperature = temperature(state.global_step, self.initial, self.final, self.cooldown)
 
 # %% ../../nbs/training/3_gate_training.ipynb #frozen-01
 @contextmanager
@@ -71,8 +104,10 @@ def first_token(model) -> Iterator[bool]:
     if row and type(model).__name__.endswith("ForSequenceClassification"):
         last = model.base_model.get_submodule(row.format(len(parts(model).attention) - 1))
         hook = last.register_forward_pre_hook(lambda _, args: tuple(x[:, :1] for x in args))
-    try: yield hook is not None
-    finally: hook and hook.remove()
+    try:
+        yield hook is not None
+    finally:
+        hook and hook.remove()
 
 # %% ../../nbs/training/3_gate_training.ipynb #frozen-03
 @contextmanager
@@ -81,7 +116,9 @@ def training_only(model, gate: HeadGate, joint: bool) -> Iterator[None]:
     wanted = [p for p in model.parameters() if p.requires_grad]
     with ExitStack() as stack:
         stack.callback(lambda: [p.requires_grad_(True) for p in wanted])
-        if not joint: model.requires_grad_(False); stack.enter_context(first_token(model))
+        if not joint:
+            model.requires_grad_(False)
+            stack.enter_context(first_token(model))
         yield stack.enter_context(gated(model, gate))
 
 # %% ../../nbs/training/3_gate_training.ipynb #d6b35ea9
@@ -93,26 +130,57 @@ def train_gates(
     *,
     score: Callable,  # model -> number: looked at, and chosen by
     joint: bool = True,  # train the model with its gates
-    gate_lr: float = 0.5, gate_decay: float = 0.0, gate_schedule: str = "linear",  # of the scores
+    gate_lr: float = 0.5,
+    gate_decay: float = 0.0,
+    gate_schedule: str = "linear",  # of the scores
     penalty: float = 0.0,  # lambda, of hard concrete gates
-    initial: float = 1000.0, final: float = 1e-8, cooldown: int = 25000,  # temperature of dsp; cooldown 0: the final one throughout
+    initial: float = 1000.0,
+    final: float = 1e-8,
+    cooldown: int = 25000,  # temperature of dsp; cooldown 0: the final one throughout
     keep: str = "last",  # last or best: scores (and weights) at the end
     look_every: int = 0,  # steps from one look to the next; 0: at each epoch's end
-    train: Callable = finetune, base: type = Finetuner,  # the loop, and its trainer
+    train: Callable = finetune,
+    base: type = Finetuner,  # the loop, and its trainer
     folder: Path | None = None,  # checkpoints; a complete one there is resumed
     **more,  # of `train`: lr, epochs, max_steps, seed, save_steps ...
 ) -> Found:
     "The mask {'head': (L, H)}, a row for each look (step, temperature, value, kept), the trainer"
-    if gate_schedule not in SCHEDULES or keep not in ("last", "best"): raise ValueError(f"gate_schedule {gate_schedule!r}, keep {keep!r}: choose {', '.join(SCHEDULES)}; last, best")
-    if penalty and gate.method != "hard_concrete": raise ValueError(f"{gate.method} keeps exactly k heads: a penalty is for hard_concrete")
+    if gate_schedule not in SCHEDULES or keep not in ("last", "best"):
+        raise ValueError(
+            f"gate_schedule {gate_schedule!r}, keep {keep!r}: choose {', '.join(SCHEDULES)}; last, best"
+        )
+    if penalty and gate.method != "hard_concrete":
+        raise ValueError(f"{gate.method} keeps exactly k heads: a penalty is for hard_concrete")
     folder, rows = Path(folder or tempfile.mkdtemp()), []
+
     def look(m):
-        rows.append({"temperature": gate.temperature, "value": float(score(m)), "kept": int(gate.hard().sum())})
+        rows.append(
+            {"temperature": gate.temperature, "value": float(score(m)), "kept": int(gate.hard().sum())}
+        )
         return rows[-1]["value"]
+
     best = Best(best_file(folder), look, restore=keep == "best", every=look_every)
     cooling = [Cooling(gate, initial, final, cooldown)] if gate.method == "dsp" else []
-    def trainer(*args, **kwargs): return gate_trainer(base)(*args, gate_lr=gate_lr, gate_decay=gate_decay, gate_schedule=gate_schedule, penalty=penalty, **kwargs)
+
+    def trainer(*args, **kwargs):
+        return gate_trainer(base)(
+            *args,
+            gate_lr=gate_lr,
+            gate_decay=gate_decay,
+            gate_schedule=gate_schedule,
+            penalty=penalty,
+            **kwargs,
+        )
+
     with training_only(model, gate, joint):
-        made = train(model, tokenizer, task, folder=folder, trainer=trainer, callbacks=(*cooling, best, *more.pop("callbacks", ())), **more)
+        made = train(
+            model,
+            tokenizer,
+            task,
+            folder=folder,
+            trainer=trainer,
+            callbacks=(*cooling, best, *more.pop("callbacks", ())),
+            **more,
+        )
         mask = {"head": gate.hard().float().cpu()}
     return Found(mask, rows, made)

@@ -35,7 +35,10 @@ def completed(
     known: dict,  # values for those of `NEEDED`
 ) -> dict:
     "The options, with those that the loss needs and nobody gave"
-    return {k: v for k, v in known.items() if loss in LOSSES and k in NEEDED and k in options_of(LOSSES[loss])} | options
+    return {
+        k: v for k, v in known.items() if loss in LOSSES and k in NEEDED and k in options_of(LOSSES[loss])
+    } | options
+
 
 def known_of(
     model,
@@ -45,10 +48,16 @@ def known_of(
     max_steps: int = -1,
 ) -> dict[str, int]:
     "Width of the last hidden state, and steps of the training"
-    return {"width": model.config.hidden_size, "steps": max_steps if max_steps >= 0 else int(math.ceil(len(task.splits["train"]) / batch_size) * epochs)}
+    return {
+        "width": model.config.hidden_size,
+        "steps": max_steps
+        if max_steps >= 0
+        else int(math.ceil(len(task.splits["train"]) / batch_size) * epochs),
+    }
 
 # %% ../../nbs/training/2_loss_columns.ipynb #d6d31ff8
 MAKERS = {"bias": "bias, a run of bias_model", "teacher": "teacher, a run of evaluate with sets [train]"}
+
 
 def check_objective(
     loss: str,  # of `objectives.LOSSES`
@@ -58,10 +67,17 @@ def check_objective(
     ood_training: bool = False,  # rows out of distribution are added to the training rows
 ) -> Loss:
     "The loss's row of the table; ValueError or DataError on what cannot be trained"
-    row, given = check_loss(loss, completed(loss, loss_options or {}, dict.fromkeys(NEEDED, 1))), {"bias": bias, "teacher": teacher}
+    row, given = (
+        check_loss(loss, completed(loss, loss_options or {}, dict.fromkeys(NEEDED, 1))),
+        {"bias": bias, "teacher": teacher},
+    )
     needs = [name for name in MAKERS if name in row.needs]
-    if missing := [MAKERS[name] for name in needs if not given[name]]: raise DataError(f"loss {loss} needs {' and '.join(missing)}")
-    if ood_training and needs: raise DataError(f"loss {loss} needs a {' and a '.join(needs)} for every training row, and ood_training adds rows without: choose ce")
+    if missing := [MAKERS[name] for name in needs if not given[name]]:
+        raise DataError(f"loss {loss} needs {' and '.join(missing)}")
+    if ood_training and needs:
+        raise DataError(
+            f"loss {loss} needs a {' and a '.join(needs)} for every training row, and ood_training adds rows without: choose ce"
+        )
     return row
 
 # %% ../../nbs/training/2_loss_columns.ipynb #a3ad4371
@@ -77,13 +93,18 @@ def rows_digest(rows) -> str:
     "A fingerprint of texts and labels in their order"
     return digest({c: list(rows[c]) for c in ("text_a", "text_b", "label") if c in rows.column_names})
 
+
 def save_log_probs(
     log_probs: np.ndarray,  # (N, C), in the order of the rows
     rows,  # the training rows
     path: Path,
 ) -> None:
     "Write log-probabilities with the rows' `idx` and fingerprint (safetensors)"
-    save_file({"log_probs": np.asarray(log_probs, np.float32), "idx": np.asarray(rows["idx"], np.int64)}, path, {"rows": rows_digest(rows)})
+    save_file(
+        {"log_probs": np.asarray(log_probs, np.float32), "idx": np.asarray(rows["idx"], np.int64)},
+        path,
+        {"rows": rows_digest(rows)},
+    )
 
 # %% ../../nbs/training/2_loss_columns.ipynb #0b5bfd8b
 def check_rows(
@@ -92,11 +113,20 @@ def check_rows(
     n: int,  # answers that the run has
 ) -> None:
     "DataError unless the run is of the task, its training rows were generated in the same way, and there are as many"
-    if run.params["task"] != task.name: raise DataError(f"{run} is of task {run.params['task']}, not {task.name}")
+    if run.params["task"] != task.name:
+        raise DataError(f"{run} is of task {run.params['task']}, not {task.name}")
     if task.name in PLANTED:
-        theirs, ours = ({k: v for k, v in fill_knobs(task.name, knobs).items() if k not in task.dev_sets} for knobs in (run.params["knobs"], task.knobs))
-        if theirs != ours: raise DataError(f"{run} has the knobs {theirs}, and these training rows {ours}")
-    if n != len(task.splits["train"]): raise DataError(f"{run} has answers for {n} rows, and {task.name} has {len(task.splits['train'])} training rows")
+        theirs, ours = (
+            {k: v for k, v in fill_knobs(task.name, knobs).items() if k not in task.dev_sets}
+            for knobs in (run.params["knobs"], task.knobs)
+        )
+        if theirs != ours:
+            raise DataError(f"{run} has the knobs {theirs}, and these training rows {ours}")
+    if n != len(task.splits["train"]):
+        raise DataError(
+            f"{run} has answers for {n} rows, and {task.name} has {len(task.splits['train'])} training rows"
+        )
+
 
 def bias_column(
     key: str,  # a run of bias_model
@@ -104,10 +134,15 @@ def bias_column(
 ) -> np.ndarray:
     "(N, C) float32 log-probabilities of a bias model for the task's training rows"
     run, rows = find_run(key), task.splits["train"]
-    if "bias.safetensors" not in run.result["artefacts"]: raise DataError(f"{run} is no bias model. Valid: runs of bias_model")
-    with safe_open(run.artefact("bias.safetensors"), "np") as held: values, of = held.get_tensor("log_probs"), held.metadata()["rows"]
+    if "bias.safetensors" not in run.result["artefacts"]:
+        raise DataError(f"{run} is no bias model. Valid: runs of bias_model")
+    with safe_open(run.artefact("bias.safetensors"), "np") as held:
+        values, of = held.get_tensor("log_probs"), held.metadata()["rows"]
     check_rows(run, task, len(values))
-    if of != rows_digest(rows): raise DataError(f"{run} was made for other training rows of {task.name}: their texts, labels or order differ")
+    if of != rows_digest(rows):
+        raise DataError(
+            f"{run} was made for other training rows of {task.name}: their texts, labels or order differ"
+        )
     return values
 
 # %% ../../nbs/training/2_loss_columns.ipynb #ffb131a1
@@ -117,12 +152,22 @@ def teacher_column(
 ) -> np.ndarray:
     "(N, C) float32 log-probabilities of a model for the task's training rows"
     run, rows = find_run(key), task.splits["train"]
-    table = pd.read_parquet(run.artefact("predictions.parquet")) if "predictions.parquet" in run.result["artefacts"] else pd.DataFrame(columns=["split"])
+    table = (
+        pd.read_parquet(run.artefact("predictions.parquet"))
+        if "predictions.parquet" in run.result["artefacts"]
+        else pd.DataFrame(columns=["split"])
+    )
     table = table[(table.split == "train") & (table["mask"] == "" if "mask" in table else True)]
-    if not len(table): raise DataError(f"{run} has no answers of a whole model on training rows. Valid: a run of evaluate with sets [train]")
+    if not len(table):
+        raise DataError(
+            f"{run} has no answers of a whole model on training rows. Valid: a run of evaluate with sets [train]"
+        )
     check_rows(run, task, len(table))
-    if list(table.idx) != list(rows["idx"]) or list(table.label) != list(rows["label"]): raise DataError(f"{run} answered other training rows of {task.name}: numbers or labels differ")
-    return log_softmax(table[[f"logit_{c}" for c in range(len(task.labels))]].to_numpy(float), -1).astype(np.float32)
+    if list(table.idx) != list(rows["idx"]) or list(table.label) != list(rows["label"]):
+        raise DataError(f"{run} answered other training rows of {task.name}: numbers or labels differ")
+    return log_softmax(table[[f"logit_{c}" for c in range(len(task.labels))]].to_numpy(float), -1).astype(
+        np.float32
+    )
 
 # %% ../../nbs/training/2_loss_columns.ipynb #646d1d93
 def objective_of(
@@ -135,21 +180,31 @@ def objective_of(
 ) -> tuple[Objective | None, dict[str, np.ndarray] | None]:
     "(loss, columns) for `finetune`, `train_mask` and `imp`; (None, None) for the task's own loss"
     row = check_objective(loss, options, bias, teacher)
-    if loss == "ce": return None, None
-    if not task.labels: raise DataError(f"{task.name} asks for a number, and loss {loss} is for labels. Valid: ce, which then is the squared error")
+    if loss == "ce":
+        return None, None
+    if not task.labels:
+        raise DataError(
+            f"{task.name} asks for a number, and loss {loss} is for labels. Valid: ce, which then is the squared error"
+        )
     readers = {"bias": lambda: bias_column(bias, task), "teacher": lambda: teacher_column(teacher, task)}
-    return Objective(loss, **completed(loss, options or {}, known or {})), {name: read() for name, read in readers.items() if name in row.needs} or None
+    return Objective(loss, **completed(loss, options or {}, known or {})), {
+        name: read() for name, read in readers.items() if name in row.needs
+    } or None
 
 # %% ../../nbs/training/2_loss_columns.ipynb #ad05bf53
 class StopAt(TrainerCallback):
     "Ends the training after a number of steps (0: at its end)"
-    def __init__(self, steps: int): self.steps = steps
+
+    def __init__(self, steps: int):
+        self.steps = steps
 
     def on_train_begin(self, args, state, control, **_):
-        if self.steps > state.max_steps: raise DataError(f"stop_at {self.steps} is beyond the training's {state.max_steps} steps")
+        if self.steps > state.max_steps:
+            raise DataError(f"stop_at {self.steps} is beyond the training's {state.max_steps} steps")
 
     def on_step_end(self, args, state, control, **_):
-        if 0 < self.steps <= state.global_step: control.should_training_stop, control.should_save = True, False
+        if 0 < self.steps <= state.global_step:
+            control.should_training_stop, control.should_save = True, False
 
 # %% ../../nbs/training/2_loss_columns.ipynb #a10f63f5
 def watcher(
@@ -160,11 +215,19 @@ def watcher(
     also: Callable | None = None,  # (model, answers to every example) -> None
 ) -> Callable:
     "model -> {'set|metric': value, 'set|metric|n': rows}, for `watch`"
+
     def watch(model):
         rows, answers = score_sets(model, tokenizer, sets, task, max_length=max_length)
-        if also: also(model, answers)
-        return {f"{r['split']}|{r['metric']}{end}": r[column] for r in rows for end, column in (("", "value"), ("|n", "n"))}
+        if also:
+            also(model, answers)
+        return {
+            f"{r['split']}|{r['metric']}{end}": r[column]
+            for r in rows
+            for end, column in (("", "value"), ("|n", "n"))
+        }
+
     return watch
+
 
 def watched(
     row: dict,  # of a search
@@ -175,4 +238,15 @@ def watched(
     "The metric rows that were written flat"
     found = [(*name.split("|"), value) for name, value in row.items() if name.count("|") == 1]
     source = lambda split: getattr(sets[split], "source", task.source)
-    return [dict(metric=metric, value=value, n=int(row[f"{split}|{metric}|n"]), split=split, task=task.name, source=source(split), **labels) for split, metric, value in found]
+    return [
+        dict(
+            metric=metric,
+            value=value,
+            n=int(row[f"{split}|{metric}|n"]),
+            split=split,
+            task=task.name,
+            source=source(split),
+            **labels,
+        )
+        for split, metric, value in found
+    ]

@@ -14,7 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling, Trainer
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+)
 
 from ..data.tasks import DataError, Task, tokenized
 from ..data.synthetic_nli import stream
@@ -32,11 +38,13 @@ def masked_lm_of(
     mlm.base_model.load_state_dict(model.base_model.state_dict(), strict=False)
     return mlm
 
+
 def load_masked_lm(
     model: str,  # tiny (new, over the task's words), a run key, a local folder or a hub name
     task: Task,  # for tiny
     seed: int,  # of a new one
-    attn: str = "sdpa", tiny: dict | None = None,
+    attn: str = "sdpa",
+    tiny: dict | None = None,
     head: str = "masked_lm",  # or encoder: no head, whatever the checkpoint has
 ):
     "(model in evaluation mode and float32, on the GPU if there is one; tokenizer). DataError for a checkpoint without a trained head, if one is wanted"
@@ -46,43 +54,90 @@ def load_masked_lm(
         return (net.base_model if bare else masked_lm_of(net, seed)).eval().to(device), tokenizer
     check_model(model, head)
     place = model_place(model)
-    net, info = (AutoModel if bare else AutoModelForMaskedLM).from_pretrained(place, attn_implementation=attn, dtype=torch.float32, output_loading_info=True)
+    net, info = (AutoModel if bare else AutoModelForMaskedLM).from_pretrained(
+        place, attn_implementation=attn, dtype=torch.float32, output_loading_info=True
+    )
     lost = sorted(k for k in info["missing_keys"] if not (bare and k.startswith("pooler.")))
-    if lost and bare: raise DataError(f"{model} has not all of its encoder's weights: {', '.join(lost[:3])} would be random")
+    if lost and bare:
+        raise DataError(
+            f"{model} has not all of its encoder's weights: {', '.join(lost[:3])} would be random"
+        )
     if lost:
-        raise DataError(f"{model} has no trained masked-language-model head ({', '.join(lost[:3])} would be random), and what random weights say of words is no bias. Valid: a checkpoint of a masked language model, or a run of masked_lm")
+        raise DataError(
+            f"{model} has no trained masked-language-model head ({', '.join(lost[:3])} would be random), and what random weights say of words is no bias. Valid: a checkpoint of a masked language model, or a run of masked_lm"
+        )
     return net.eval().to(device), AutoTokenizer.from_pretrained(place)
 
 # %% ../../nbs/training/2_masked_lm.ipynb #08h-masked-lm-08
-def masked_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor: return cross_entropy(logits.flatten(0, 1), labels.flatten())
+def masked_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(logits.flatten(0, 1), labels.flatten())
+
 
 @contextmanager
 def dropped(model, p: float | None) -> Iterator[None]:
     "Inside the context every dropout of the model has this probability; None: its own"
     found = [(m, m.p) for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-    for m, own in found: m.p = own if p is None else p
-    try: yield
+    for m, own in found:
+        m.p = own if p is None else p
+    try:
+        yield
     finally:
-        for m, own in found: m.p = own
+        for m, own in found:
+            m.p = own
+
 
 def train_masked_lm(
-    mlm, tokenizer, task: Task,
-    steps: int, lr: float = 5e-4, batch_size: int = 32, max_length: int = 128, seed: int = 0,
+    mlm,
+    tokenizer,
+    task: Task,
+    steps: int,
+    lr: float = 5e-4,
+    batch_size: int = 32,
+    max_length: int = 128,
+    seed: int = 0,
     collate=None,  # what masks the words; default 15 % of them
     dropout: float | None = None,  # in [0, 1), of the training alone; None: the model's own
-    folder: Path | None = None, save_steps: int = 0,  # checkpoints; a complete one there is resumed
+    folder: Path | None = None,
+    save_steps: int = 0,  # checkpoints; a complete one there is resumed
     **more,  # TrainingArguments, precision
 ) -> Trainer:
     "Train in place; the log is in `state.log_history`"
     rows = tokenized(task.splits["train"], tokenizer, max_length).remove_columns("labels")
-    args = arguments(folder := Path(folder or tempfile.mkdtemp()), save_steps=save_steps, seed=seed, data_seed=seed, learning_rate=lr, max_steps=steps, per_device_train_batch_size=batch_size,
-                     report_to="none", logging_steps=max(1, steps // 50), **more)
-    trainer = Finetuner(mlm, args, collate or DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15), rows, loss=masked_loss)
-    with dropped(mlm, dropout): trainer.train(resume_from_checkpoint=newest(folder))
+    args = arguments(
+        folder := Path(folder or tempfile.mkdtemp()),
+        save_steps=save_steps,
+        seed=seed,
+        data_seed=seed,
+        learning_rate=lr,
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        report_to="none",
+        logging_steps=max(1, steps // 50),
+        **more,
+    )
+    trainer = Finetuner(
+        mlm,
+        args,
+        collate or DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
+        rows,
+        loss=masked_loss,
+    )
+    with dropped(mlm, dropout):
+        trainer.train(resume_from_checkpoint=newest(folder))
     mlm.eval()
     return trainer
 
-def pretrain(model, tokenizer, task: Task, steps: int, lr: float = 5e-4, batch_size: int = 32, max_length: int = 128, seed: int = 0) -> Trainer:
+
+def pretrain(
+    model,
+    tokenizer,
+    task: Task,
+    steps: int,
+    lr: float = 5e-4,
+    batch_size: int = 32,
+    max_length: int = 128,
+    seed: int = 0,
+) -> Trainer:
     "Train the encoder of a classifier in place as a masked language model on the training texts."
     mlm = masked_lm_of(model, seed)
     trainer = train_masked_lm(mlm, tokenizer, task, steps, lr, batch_size, max_length, seed)
@@ -92,42 +147,75 @@ def pretrain(model, tokenizer, task: Task, steps: int, lr: float = 5e-4, batch_s
 # %% ../../nbs/training/2_masked_lm.ipynb #focused-01
 class Focused:
     "A collator that asks, in a share of the sentences, for one word of one group (of one or two), and in the others as usual"
-    def __init__(self, tokenizer, groups: list[list[str]], share: float = 1.0, first: float = 0.9):  # first: how often it is the first group
-        if len(groups) not in (1, 2): raise ValueError(f"{len(groups)} groups of words: give one, or two")
-        ids = lambda words: torch.tensor(sorted({t for w in words for t in tokenizer(w, add_special_tokens=False)["input_ids"]}))
-        self.tokenizer, self.usual, self.groups, self.share, self.first = tokenizer, DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15), [ids(g) for g in groups], share, first
+
+    def __init__(
+        self, tokenizer, groups: list[list[str]], share: float = 1.0, first: float = 0.9
+    ):  # first: how often it is the first group
+        if len(groups) not in (1, 2):
+            raise ValueError(f"{len(groups)} groups of words: give one, or two")
+        ids = lambda words: torch.tensor(
+            sorted({t for w in words for t in tokenizer(w, add_special_tokens=False)["input_ids"]})
+        )
+        self.tokenizer, self.usual, self.groups, self.share, self.first = (
+            tokenizer,
+            DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
+            [ids(g) for g in groups],
+            share,
+            first,
+        )
 
     def __call__(self, rows: list[dict]) -> dict:
         batch, ids = self.usual(rows), self.tokenizer.pad(rows, return_tensors="pt")["input_ids"]
         group = (torch.rand(len(ids), 1) >= self.first).long() * (len(self.groups) > 1)  # (B, 1)
         ask, focused = torch.zeros_like(ids, dtype=torch.bool), torch.rand(len(ids), 1) < self.share
-        for i, words in enumerate(self.groups): ask |= torch.isin(ids, words) & (group == i)
-        ask &= torch.zeros_like(ask).scatter(1, torch.where(ask, torch.rand(ask.shape), -1.0).argmax(1, keepdim=True), True)  # one: the others say what it is
+        for i, words in enumerate(self.groups):
+            ask |= torch.isin(ids, words) & (group == i)
+        ask &= torch.zeros_like(ask).scatter(
+            1, torch.where(ask, torch.rand(ask.shape), -1.0).argmax(1, keepdim=True), True
+        )  # one: the others say what it is
         batch["labels"] = torch.where(focused, ids.masked_fill(~ask, -100), batch["labels"])
-        batch["input_ids"] = torch.where(focused, ids.masked_fill(ask, self.tokenizer.mask_token_id), batch["input_ids"])
+        batch["input_ids"] = torch.where(
+            focused, ids.masked_fill(ask, self.tokenizer.mask_token_id), batch["input_ids"]
+        )
         return batch
 
 # %% ../../nbs/training/2_masked_lm.ipynb #08h-masked-lm-12
 @torch.no_grad()
 def masked_quality(
-    mlm, tokenizer, rows,  # Dataset with text_a
+    mlm,
+    tokenizer,
+    rows,  # Dataset with text_a
     share: float = 0.15,  # of the words; one in a row at least
-    seed: int = 0, batch_size: int = 64, max_length: int = 128,
+    seed: int = 0,
+    batch_size: int = 64,
+    max_length: int = 128,
 ) -> dict[str, float]:
     "masked_loss (nats) and masked_accuracy, mean over the asked tokens; n"
     ids = tokenized(rows, tokenizer, max_length)["input_ids"][:]
     special, loss, right, n = set(tokenizer.all_special_ids), 0.0, 0, 0
     mlm.eval()
     for start in range(0, len(ids), batch_size):
-        asked = [_asked(row, special, share, stream(seed, "asked", i)) for i, row in enumerate(ids[start:start + batch_size], start)]
-        padded = tokenizer.pad({"input_ids": ids[start:start + batch_size]}, return_tensors="pt")
+        asked = [
+            _asked(row, special, share, stream(seed, "asked", i))
+            for i, row in enumerate(ids[start : start + batch_size], start)
+        ]
+        padded = tokenizer.pad({"input_ids": ids[start : start + batch_size]}, return_tensors="pt")
         labels, hidden = torch.full_like(padded["input_ids"], -100), padded["input_ids"].clone()
-        for i, places in enumerate(asked): labels[i, places] = padded["input_ids"][i, places]; hidden[i, places] = tokenizer.mask_token_id
-        logits = mlm(input_ids=hidden.to(mlm.device), attention_mask=padded["attention_mask"].to(mlm.device)).logits.float().cpu()[labels != -100]
+        for i, places in enumerate(asked):
+            labels[i, places] = padded["input_ids"][i, places]
+            hidden[i, places] = tokenizer.mask_token_id
+        logits = (
+            mlm(input_ids=hidden.to(mlm.device), attention_mask=padded["attention_mask"].to(mlm.device))
+            .logits.float()
+            .cpu()[labels != -100]
+        )
         wanted = labels[labels != -100]
-        loss += cross_entropy(logits, wanted, reduction="sum").item(); right += int((logits.argmax(1) == wanted).sum()); n += len(wanted)
+        loss += cross_entropy(logits, wanted, reduction="sum").item()
+        right += int((logits.argmax(1) == wanted).sum())
+        n += len(wanted)
     return {"masked_loss": loss / n, "masked_accuracy": right / n, "n": n}
+
 
 def _asked(row: list[int], special: set, share: float, rng) -> list[int]:
     places = np.array([i for i, t in enumerate(row) if t not in special])
-    return places[rng.permutation(len(places))[:max(1, round(share * len(places)))]].tolist()
+    return places[rng.permutation(len(places))[: max(1, round(share * len(places)))]].tolist()

@@ -26,7 +26,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 
 from ..data.tasks import Task
-from ..maskers.mask_training import LearnedMask, estimate, export, fixed, learned_mask, learning, mask_scope, update, zeros
+from lib.maskers.mask_training import (
+    LearnedMask,
+    estimate,
+    export,
+    fixed,
+    learned_mask,
+    learning,
+    mask_scope,
+    update,
+    zeros,
+)
 from ..models.masks import load_mask, save_mask
 from ..maskers.pruning import masks, prunable, prune_model, rewinder, schedule
 from .trainer import Finetuner, best_file, criterion, finetune, outside
@@ -34,49 +44,100 @@ from .trainer import Finetuner, best_file, criterion, finetune, outside
 # %% ../../nbs/training/3_subnetworks.ipynb #ac46892b
 class ClipEach(TrainerCallback):
     "Clips the gradient of each parameter at a norm of its own"
-    def __init__(self, norm: float): self.norm = norm
+
+    def __init__(self, norm: float):
+        self.norm = norm
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
         for p in model.parameters():
-            if p.grad is not None: clip_grad_norm_([p], self.norm)
+            if p.grad is not None:
+                clip_grad_norm_([p], self.norm)
+
 
 def clipping(
     how: str = "global",  # global | tensor
     norm: float = 1.0,
 ) -> dict:
     "Arguments of `finetune` that clip gradients by the norm of all, or each by its own"
-    if how not in ("global", "tensor"): raise ValueError(f"clip {how!r}: choose global or tensor")
-    return {"max_grad_norm": norm} if how == "global" else {"max_grad_norm": 0.0, "callbacks": (ClipEach(norm),)}
+    if how not in ("global", "tensor"):
+        raise ValueError(f"clip {how!r}: choose global or tensor")
+    return (
+        {"max_grad_norm": norm} if how == "global" else {"max_grad_norm": 0.0, "callbacks": (ClipEach(norm),)}
+    )
 
 # %% ../../nbs/training/3_subnetworks.ipynb #f01af389
 class MaskUpdates(TrainerCallback):
     "Moves the thresholds during training, and keeps the best mask"
-    def __init__(self, masker: LearnedMask, target, look, file: Path, every: int, between: int, scope: str, start_ratio: float, head: list[str], final: float):
+
+    def __init__(
+        self,
+        masker: LearnedMask,
+        target,
+        look,
+        file: Path,
+        every: int,
+        between: int,
+        scope: str,
+        start_ratio: float,
+        head: list[str],
+        final: float,
+    ):
         self.masker, self.target, self.look, self.file, self.every = masker, target, look, file, every
-        self.between, self.scope, self.start_ratio, self.head, self.final = between, scope, start_ratio, head, final
+        self.between, self.scope, self.start_ratio, self.head, self.final = (
+            between,
+            scope,
+            start_ratio,
+            head,
+            final,
+        )
 
     def on_step_end(self, args, state, control, model=None, **_):
         step, s = state.global_step, self.target(state.epoch)
-        if abs(s - self.final) <= 1e-3: s = self.final  # the flat end of a cubic rise
-        if step % self.every == 0 or step == state.max_steps: self.keep_if_better(state, model, s)
-        elif self.between and step % self.between == 0: estimate(self.masker, s, self.scope)
+        if abs(s - self.final) <= 1e-3:
+            s = self.final  # the flat end of a cubic rise
+        if step % self.every == 0 or step == state.max_steps:
+            self.keep_if_better(state, model, s)
+        elif self.between and step % self.between == 0:
+            estimate(self.masker, s, self.scope)
 
     def keep_if_better(self, state, model, s: float):
         update(self.masker, s, self.scope)
         mask = export(self.masker, s, self.scope)
-        with fixed(self.masker, mask): value, more = self.look(model)
-        state.log_history.append({"step": state.global_step, "epoch": state.epoch, "sparsity": s, "removed": share_removed(mask), "value": value, **more})
-        late, last = state.global_step >= self.start_ratio * state.max_steps, state.global_step == state.max_steps
-        if (late and s == self.final and value > self.value()) or (last and not self.file.exists()):  # the second: a score that is not a number
+        with fixed(self.masker, mask):
+            value, more = self.look(model)
+        state.log_history.append(
+            {
+                "step": state.global_step,
+                "epoch": state.epoch,
+                "sparsity": s,
+                "removed": share_removed(mask),
+                "value": value,
+                **more,
+            }
+        )
+        late, last = (
+            state.global_step >= self.start_ratio * state.max_steps,
+            state.global_step == state.max_steps,
+        )
+        if (late and s == self.final and value > self.value()) or (
+            last and not self.file.exists()
+        ):  # the second: a score that is not a number
             held = mask | {f"head/{n}": model.get_parameter(n).detach() for n in self.head}
-            save_file({k: v.contiguous() for k, v in held.items()}, draft := self.file.with_suffix(".new"), {"value": repr(value), "step": str(state.global_step)})
+            save_file(
+                {k: v.contiguous() for k, v in held.items()},
+                draft := self.file.with_suffix(".new"),
+                {"value": repr(value), "step": str(state.global_step)},
+            )
             os.replace(draft, self.file)
 
     def said(self, what: str, otherwise: float) -> float:
-        if not self.file.exists(): return otherwise
-        with safe_open(self.file, "pt") as held: return float(held.metadata()[what])
+        if not self.file.exists():
+            return otherwise
+        with safe_open(self.file, "pt") as held:
+            return float(held.metadata()[what])
 
-    def value(self) -> float: return self.said("value", -np.inf)
+    def value(self) -> float:
+        return self.said("value", -np.inf)
 
 # %% ../../nbs/training/3_subnetworks.ipynb #9e420b0a
 def share_removed(
@@ -86,16 +147,25 @@ def share_removed(
     removed, entries = np.array(list(zeros(mask).values())).sum(0)
     return float(removed / entries)
 
+
 class Found(NamedTuple):
     "What a search gives back"
+
     mask: dict[str, Tensor] | dict[float, dict[str, Tensor]]  # boolean; of `imp`: sparsity -> mask
-    rows: list[dict]  # one per evaluation: step, epoch, sparsity wanted, removed, value, and what `watch` said
+    rows: list[
+        dict
+    ]  # one per evaluation: step, epoch, sparsity wanted, removed, value, and what `watch` said
     trainer: Trainer
     step: int = -1  # of the evaluation at which the mask was kept
 
+
 def looker(tokenizer, task: Task, select, metric: str, max_length: int, watch: Callable | None) -> Callable:
     "model -> (value on which is selected, further numbers)"
-    return lambda model: (float(criterion(model, tokenizer, select, task, max_length, metric)), {k: float(v) for k, v in (watch(model) if watch else {}).items()})
+    return lambda model: (
+        float(criterion(model, tokenizer, select, task, max_length, metric)),
+        {k: float(v) for k, v in (watch(model) if watch else {}).items()},
+    )
+
 
 def evaluations(trainer: Trainer) -> list[dict]:
     "The rows among the log's"
@@ -121,68 +191,132 @@ def train_mask(
     estimate_every: int = 0,  # steps from one estimated threshold to the next; 0: it stays in between
     start_ratio: float = 0.7,  # share of the training before which no mask is kept
     metric: str = "",  # to choose by; default the task's
-    watch: Callable | None = None,  # model -> {name: number}, called at every evaluation, e.g. for sets out of distribution
+    watch: Callable
+    | None = None,  # model -> {name: number}, called at every evaluation, e.g. for sets out of distribution
     clip: str = "global",  # global | tensor, at norm 1
-    lr: float = 5e-5, epochs: float = 3.0, max_steps: int = -1, batch_size: int = 32, max_length: int = 128, seed: int = 0,
+    lr: float = 5e-5,
+    epochs: float = 3.0,
+    max_steps: int = -1,
+    batch_size: int = 32,
+    max_length: int = 128,
+    seed: int = 0,
     folder: Path | None = None,  # checkpoints and the best mask; a complete checkpoint there is resumed
     **more,  # of `finetune`: loss, columns, save_steps, warmup_steps, precision, report_to ...
 ) -> Found:
     "Search for a mask by training scores (Liu et al. 2022, section 3): the best one, with exactly floor(N s) zeros in each matrix"
-    if mask_classifier and train_classifier: raise ValueError("a classifier is masked or trained, not both: set mask_classifier or train_classifier to False")
+    if mask_classifier and train_classifier:
+        raise ValueError(
+            "a classifier is masked or trained, not both: set mask_classifier or train_classifier to False"
+        )
     folder = Path(folder or tempfile.mkdtemp())
     total = epochs if max_steps < 0 else max_steps / math.ceil(len(task.splits["train"]) / batch_size)
     target = schedule(rise, initial, sparsity, last=total if rise_until is None else rise_until)
-    if abs(target(total) - sparsity) > 1e-3: raise ValueError(f"rise_until {rise_until} is beyond the last epoch, {total:g}: the sparsity would end at {target(total):.4f} and not at {sparsity}")
-    masker = learned_mask(model, target(0.0), init, mask_scope(model, pooler, mask_classifier), scope, seed=seed)
+    if abs(target(total) - sparsity) > 1e-3:
+        raise ValueError(
+            f"rise_until {rise_until} is beyond the last epoch, {total:g}: the sparsity would end at {target(total):.4f} and not at {sparsity}"
+        )
+    masker = learned_mask(
+        model, target(0.0), init, mask_scope(model, pooler, mask_classifier), scope, seed=seed
+    )
     head = outside(model) if train_classifier else []
     file = best_file(folder)
-    updates = MaskUpdates(masker, target, looker(tokenizer, task, select, metric, max_length, watch), file, update_every, estimate_every, scope, start_ratio, head, sparsity)
+    updates = MaskUpdates(
+        masker,
+        target,
+        looker(tokenizer, task, select, metric, max_length, watch),
+        file,
+        update_every,
+        estimate_every,
+        scope,
+        start_ratio,
+        head,
+        sparsity,
+    )
     settings = clipping(clip)
     callbacks = (*settings.pop("callbacks", ()), updates, *more.pop("callbacks", ()))
     with learning(model, masker, tuple(head)):
-        trainer = finetune(model, tokenizer, task, lr=lr, epochs=epochs, max_steps=max_steps, batch_size=batch_size, max_length=max_length, seed=seed, folder=folder,
-                           callbacks=callbacks, **settings, **more)
+        trainer = finetune(
+            model,
+            tokenizer,
+            task,
+            lr=lr,
+            epochs=epochs,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+            folder=folder,
+            callbacks=callbacks,
+            **settings,
+            **more,
+        )
     held = load_file(file)
     with torch.no_grad():
-        for name in head: model.get_parameter(name).copy_(held[f"head/{name}"])
-    return Found({f"weight/{n}": held[f"weight/{n}"] for n in masker.named_gates()}, evaluations(trainer), trainer, int(updates.said("step", -1)))
+        for name in head:
+            model.get_parameter(name).copy_(held[f"head/{name}"])
+    return Found(
+        {f"weight/{n}": held[f"weight/{n}"] for n in masker.named_gates()},
+        evaluations(trainer),
+        trainer,
+        int(updates.said("step", -1)),
+    )
 
 # %% ../../nbs/training/3_subnetworks.ipynb #a3fa9aed
 class Restarting(Finetuner):
     "A rate that falls linearly towards 0 at `total` steps, and begins anew after every `interval`"
+
     def __init__(self, *args, interval: int, total: int, **kwargs):
         self.interval, self.total = interval, total
         super().__init__(*args, **kwargs)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: 1 - step % self.interval / self.total)
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer, lambda step: 1 - step % self.interval / self.total
+        )
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
 # %% ../../nbs/training/3_subnetworks.ipynb #9c06d16b
 class Turns(TrainerCallback):
     "Prunes before the first step, and looks at the subnetwork and prunes again after every interval"
-    def __init__(self, held, interval: int, turns: int, scope: str, look, rewind, folder: Path, keep_weights: bool):
+
+    def __init__(
+        self, held, interval: int, turns: int, scope: str, look, rewind, folder: Path, keep_weights: bool
+    ):
         self.held, self.interval, self.turns, self.scope, self.look = held, interval, turns, scope, look
         self.rewind, self.folder, self.keep_weights = rewind, folder, keep_weights
 
     def on_train_begin(self, args, state, control, model=None, **_):
-        if state.global_step == 0: prune_model(model, self.held, 1 / self.turns, self.scope)
+        if state.global_step == 0:
+            prune_model(model, self.held, 1 / self.turns, self.scope)
 
     def on_step_end(self, args, state, control, model=None, optimizer=None, **_):
         done, rest = divmod(state.global_step, self.interval)  # prunings so far
-        if rest: return
+        if rest:
+            return
         self.record(done, state, model)
-        if done == self.turns - 1: return  # the next would leave nothing
+        if done == self.turns - 1:
+            return  # the next would leave nothing
         prune_model(model, self.held, 1 / (self.turns - done), self.scope)
-        if self.rewind: self.rewind()
+        if self.rewind:
+            self.rewind()
         optimizer.state.clear()
 
     def record(self, done: int, state, model):
         mask, (value, more) = masks(self.held), self.look(model)
-        state.log_history.append({"step": state.global_step, "epoch": state.epoch, "sparsity": done / self.turns, "removed": share_removed(mask), "value": value, **more})
+        state.log_history.append(
+            {
+                "step": state.global_step,
+                "epoch": state.epoch,
+                "sparsity": done / self.turns,
+                "removed": share_removed(mask),
+                "value": value,
+                **more,
+            }
+        )
         save_mask(mask, self.folder / f"mask-{done}.safetensors", "", "imp")
-        if self.keep_weights: save_file(plain_state(model), self.folder / f"weights-{done}.safetensors")
+        if self.keep_weights:
+            save_file(plain_state(model), self.folder / f"weights-{done}.safetensors")
 
 # %% ../../nbs/training/3_subnetworks.ipynb #3e2009e4
 def plain_state(
@@ -191,8 +325,17 @@ def plain_state(
     "The state dict that the model would have with everything multiplied in, as copies"
     state = model.state_dict()
     stacked = [n.partition(".parametrizations.")[::2] for n in state if n.endswith(".original")]
-    plain = {n: v.clone() for n, v in state.items() if ".parametrizations." not in n and not n.startswith("objective.")}
-    return plain | {f"{path}.{rest.split('.')[0]}": getattr(model.get_submodule(path), rest.split(".")[0]).detach().clone() for path, rest in stacked}
+    plain = {
+        n: v.clone()
+        for n, v in state.items()
+        if ".parametrizations." not in n and not n.startswith("objective.")
+    }
+    return plain | {
+        f"{path}.{rest.split('.')[0]}": getattr(model.get_submodule(path), rest.split(".")[0])
+        .detach()
+        .clone()
+        for path, rest in stacked
+    }
 
 # %% ../../nbs/training/3_subnetworks.ipynb #c1bc381a
 def imp(
@@ -208,7 +351,11 @@ def imp(
     metric: str = "",  # default the task's
     watch: Callable | None = None,  # model -> {name: number}, called at every evaluation
     keep_weights: bool = False,  # of each subnetwork, as weights-<turn>.safetensors in the folder
-    lr: float = 5e-5, epochs: float = 3.0, max_steps: int = -1, batch_size: int = 32, max_length: int = 128,  # T = max_steps, or that of the epochs
+    lr: float = 5e-5,
+    epochs: float = 3.0,
+    max_steps: int = -1,
+    batch_size: int = 32,
+    max_length: int = 128,  # T = max_steps, or that of the epochs
     folder: Path | None = None,  # checkpoints, masks and weights; a complete checkpoint there is resumed
     **more,  # of `finetune`: loss, columns, seed, save_steps, report_to ...
 ) -> Found:
@@ -216,13 +363,39 @@ def imp(
     folder = Path(folder or tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     total = max_steps if max_steps >= 0 else int(math.ceil(len(task.splits["train"]) / batch_size) * epochs)
-    if not (interval := total // turns): raise ValueError(f"{total} steps cannot be cut into {turns} intervals")
+    if not (interval := total // turns):
+        raise ValueError(f"{total} steps cannot be cut into {turns} intervals")
     back = rewinder(model, outside(model)) if rewind else None
     with prunable(model, mask_scope(model, pooler)) as held:
-        events = Turns(held, interval, turns, scope, looker(tokenizer, task, select, metric, max_length, watch), back, folder, keep_weights)
-        trainer = finetune(model, tokenizer, task, lr=lr, epochs=epochs, max_steps=interval * (turns - 1), batch_size=batch_size, max_length=max_length, folder=folder,
-                           trainer=partial(Restarting, interval=interval, total=total), callbacks=(events, *more.pop("callbacks", ())), **more)
-    return Found({k / turns: load_mask(folder / f"mask-{k}.safetensors") for k in range(1, turns)}, evaluations(trainer), trainer)
+        events = Turns(
+            held,
+            interval,
+            turns,
+            scope,
+            looker(tokenizer, task, select, metric, max_length, watch),
+            back,
+            folder,
+            keep_weights,
+        )
+        trainer = finetune(
+            model,
+            tokenizer,
+            task,
+            lr=lr,
+            epochs=epochs,
+            max_steps=interval * (turns - 1),
+            batch_size=batch_size,
+            max_length=max_length,
+            folder=folder,
+            trainer=partial(Restarting, interval=interval, total=total),
+            callbacks=(events, *more.pop("callbacks", ())),
+            **more,
+        )
+    return Found(
+        {k / turns: load_mask(folder / f"mask-{k}.safetensors") for k in range(1, turns)},
+        evaluations(trainer),
+        trainer,
+    )
 
 # %% ../../nbs/training/3_subnetworks.ipynb #410226e3
 def save_head(
@@ -232,15 +405,21 @@ def save_head(
     "Write the parameters outside the encoder (safetensors)"
     save_file({n: model.get_parameter(n).detach().cpu().contiguous() for n in outside(model)}, path)
 
+
 def load_head(
     model,
     path: Path,
 ) -> None:
     "Put saved parameters of a head in place; they must be exactly the model's"
     held = load_file(path)
-    if set(held) != set(outside(model)): raise ValueError(f"{path} holds {', '.join(sorted(held))}; this model's head is {', '.join(outside(model))}")
+    if set(held) != set(outside(model)):
+        raise ValueError(
+            f"{path} holds {', '.join(sorted(held))}; this model's head is {', '.join(outside(model))}"
+        )
     with torch.no_grad():
-        for name, value in held.items(): model.get_parameter(name).copy_(value)
+        for name, value in held.items():
+            model.get_parameter(name).copy_(value)
+
 
 @contextmanager
 def head_kept(
@@ -250,8 +429,10 @@ def head_kept(
     "Inside the context the model has a saved head"
     own = {n: model.get_parameter(n).detach().clone() for n in outside(model)}
     try:
-        if path: load_head(model, path)
+        if path:
+            load_head(model, path)
         yield
     finally:
         with torch.no_grad():
-            for name, value in own.items(): model.get_parameter(name).copy_(value)
+            for name, value in own.items():
+                model.get_parameter(name).copy_(value)

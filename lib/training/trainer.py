@@ -15,14 +15,23 @@ import tempfile
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # before transformers: a forked worker would dead-lock
+os.environ.setdefault(
+    "TOKENIZERS_PARALLELISM", "false"
+)  # before transformers: a forked worker would dead-lock
 import numpy as np
 import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, mse_loss
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
@@ -48,14 +57,20 @@ def draw_head(
     with torch.no_grad():
         for name in sorted(names):
             p = model.get_parameter(name)
-            p.copy_(torch.randn(p.shape, generator=generator) * model.config.initializer_range) if p.dim() > 1 else p.zero_()
+            p.copy_(
+                torch.randn(p.shape, generator=generator) * model.config.initializer_range
+            ) if p.dim() > 1 else p.zero_()
+
 
 def outside(model) -> list[str]:
     "Names of the parameters that are not the encoder's: the head."
-    return [name for name, _ in model.named_parameters() if not name.startswith(model.base_model_prefix + ".")]
+    return [
+        name for name, _ in model.named_parameters() if not name.startswith(model.base_model_prefix + ".")
+    ]
 
 # %% ../../nbs/training/1_trainer.ipynb #70e8cb15
 TINY = dict(layers=2, width=128, heads=4, ffn=512, vocab=2000, length=128, type="bert")
+
 
 def tiny_model(
     task: Task,
@@ -64,18 +79,31 @@ def tiny_model(
     attn: str = "sdpa",
 ):
     "A classifier of random weights and its tokenizer; roberta counts positions from the padding's number on, and needs one more."
-    if unknown := set(sizes or {}) - set(TINY): raise DataError(f"no tiny size {min(unknown)!r}{nearest(min(unknown), TINY)}")
+    if unknown := set(sizes or {}) - set(TINY):
+        raise DataError(f"no tiny size {min(unknown)!r}{nearest(min(unknown), TINY)}")
     size = TINY | {"ffn": 4 * (sizes or {}).get("width", TINY["width"])} | (sizes or {})
     tokenizer = tiny_tokenizer(task_texts(task), size["vocab"], size["length"])
-    if size["type"] not in (valid := ("bert", "roberta", "electra")): raise DataError(f"no tiny model of type {size['type']!r}{nearest(str(size['type']), valid)}")
-    config = AutoConfig.for_model(size["type"], vocab_size=len(tokenizer), hidden_size=size["width"], num_hidden_layers=size["layers"], num_attention_heads=size["heads"],
-                                  intermediate_size=size["ffn"], max_position_embeddings=size["length"] + (size["type"] == "roberta"), type_vocab_size=2, pad_token_id=tokenizer.pad_token_id,
-                                  **({"embedding_size": size["width"]} if size["type"] == "electra" else {}), **head_config(task))
+    if size["type"] not in (valid := ("bert", "roberta", "electra")):
+        raise DataError(f"no tiny model of type {size['type']!r}{nearest(str(size['type']), valid)}")
+    config = AutoConfig.for_model(
+        size["type"],
+        vocab_size=len(tokenizer),
+        hidden_size=size["width"],
+        num_hidden_layers=size["layers"],
+        num_attention_heads=size["heads"],
+        intermediate_size=size["ffn"],
+        max_position_embeddings=size["length"] + (size["type"] == "roberta"),
+        type_vocab_size=2,
+        pad_token_id=tokenizer.pad_token_id,
+        **({"embedding_size": size["width"]} if size["type"] == "electra" else {}),
+        **head_config(task),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attn)
     draw_head(model, outside(model), seed)
     return model.eval(), tokenizer
+
 
 def head_config(task: Task) -> dict:
     "What a configuration must know of the task's labels."
@@ -89,11 +117,17 @@ def model_place(
     "The folder of a run's or a local model, or the hub name itself."
     if re.fullmatch(r"[0-9a-f]{10}", model):
         folder = find_run(model).folder / "model"
-        if not (folder / "config.json").is_file(): raise DataError(f"run {model} kept no model: it was made with keep_model none. Valid: a run with keep_model last or best")
+        if not (folder / "config.json").is_file():
+            raise DataError(
+                f"run {model} kept no model: it was made with keep_model none. Valid: a run with keep_model last or best"
+            )
         return str(folder)
-    if Path(model, "config.json").is_file(): return str(Path(model))
-    if Path(model).is_dir(): raise DataError(f"{model} is a folder without config.json, so no model")
+    if Path(model, "config.json").is_file():
+        return str(Path(model))
+    if Path(model).is_dir():
+        raise DataError(f"{model} is a folder without config.json, so no model")
     return model
+
 
 def check_model(
     model: str,  # as for `load_model`
@@ -101,14 +135,26 @@ def check_model(
     scores: str = "none",  # for these two: none leaves the units alone
 ):
     "Configuration of a model by name (None for tiny). DataError if there is none, or its architecture has no row in the table of units, or where these are left alone cannot fill in words."
-    if model == "tiny": return None
+    if model == "tiny":
+        return None
     place = model_place(model)
-    if place == model and not Path(place).is_dir(): knock()
-    try: config = AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as error: raise DataError(f"no model {model!r}: not tiny, no run key, no folder, and the hub says: {str(error).splitlines()[0]}") from None
+    if place == model and not Path(place).is_dir():
+        knock()
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"no model {model!r}: not tiny, no run key, no folder, and the hub says: {str(error).splitlines()[0]}"
+        ) from None
     if head != "classifier" and scores == "none":
-        if head == "masked_lm" and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES: raise DataError(f"{model}: no masked language model is known of architecture {config.model_type!r}. Valid without such a head: head encoder")
-    elif config.model_type not in ARCHITECTURES: raise DataError(f"{model}: unknown architecture {config.model_type!r}. Valid: {', '.join(ARCHITECTURES)}")
+        if head == "masked_lm" and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            raise DataError(
+                f"{model}: no masked language model is known of architecture {config.model_type!r}. Valid without such a head: head encoder"
+            )
+    elif config.model_type not in ARCHITECTURES:
+        raise DataError(
+            f"{model}: unknown architecture {config.model_type!r}. Valid: {', '.join(ARCHITECTURES)}"
+        )
     return config
 
 # %% ../../nbs/training/1_trainer.ipynb #177b71ca
@@ -116,13 +162,19 @@ def has_head(config) -> bool:
     "Whether a checkpoint holds a trained classifier (of any labels), not only an encoder."
     return any("ForSequenceClassification" in a for a in config.architectures or [])
 
+
 def check_head(config, task: Task, model: str) -> dict:
     "What to change in the configuration: nothing for a trained classifier of the same labels, the task's labels for an encoder."
     wanted = head_config(task)
-    if not has_head(config): return wanted
+    if not has_head(config):
+        return wanted
     has = [config.id2label[i] for i in range(config.num_labels)]
-    if has == list(wanted["label2id"]) or [f"LABEL_{i}" for i in range(len(wanted["label2id"]))] == has: return wanted
-    raise DataError(f"{model} answers {', '.join(has)}, but the labels of {task.name} are {', '.join(wanted['label2id'])}")
+    if has == list(wanted["label2id"]) or [f"LABEL_{i}" for i in range(len(wanted["label2id"]))] == has:
+        return wanted
+    raise DataError(
+        f"{model} answers {', '.join(has)}, but the labels of {task.name} are {', '.join(wanted['label2id'])}"
+    )
+
 
 def load_model(
     model: str,  # tiny, a run key, a local folder or a hub name
@@ -138,10 +190,14 @@ def load_model(
         return net.to(device), tokenizer
     config, place = check_model(model), model_place(model)
     config.update(check_head(config, task, model))
-    cls, options = model_class(config, named=False), dict(config=config, attn_implementation=attn, dtype=torch.float32, output_loading_info=True)
+    cls, options = (
+        model_class(config, named=False),
+        dict(config=config, attn_implementation=attn, dtype=torch.float32, output_loading_info=True),
+    )
     net, info = load(place, cls, **options) if is_shrunken(config) else cls.from_pretrained(place, **options)
     draw_head(net, list(info["missing_keys"]), seed)
     return net.eval().to(device), AutoTokenizer.from_pretrained(place)
+
 
 def save_model(
     model,
@@ -166,7 +222,8 @@ def batches(
     rows, collate = tokenized(dataset, tokenizer, max_length), collator(tokenizer)
     order = np.arange(len(rows)) if order is None else order
     for start in range(0, len(rows), batch_size):
-        yield {k: v.to(model.device) for k, v in collate(rows[order[start:start + batch_size]]).items()}
+        yield {k: v.to(model.device) for k, v in collate(rows[order[start : start + batch_size]]).items()}
+
 
 @torch.no_grad()
 def predict(model, tokenizer, dataset, batch_size: int = 64, max_length: int = 128) -> np.ndarray:
@@ -174,7 +231,10 @@ def predict(model, tokenizer, dataset, batch_size: int = 64, max_length: int = 1
     model.eval()
     rows = tokenized(dataset, tokenizer, max_length)
     order = np.argsort([len(x) for x in rows["input_ids"]], kind="stable")
-    logits = [model(**{k: v for k, v in b.items() if k != "labels"}).logits.float().cpu() for b in batches(model, tokenizer, rows, batch_size, max_length, order)]
+    logits = [
+        model(**{k: v for k, v in b.items() if k != "labels"}).logits.float().cpu()
+        for b in batches(model, tokenizer, rows, batch_size, max_length, order)
+    ]
     return torch.cat(logits).numpy()[np.argsort(order)]
 
 # %% ../../nbs/training/1_trainer.ipynb #453d8758
@@ -192,20 +252,36 @@ def score_sets(
     for name, given in sets.items():
         one = as_set(given, task)
         logits, y = predict(model, tokenizer, one.rows, batch_size, max_length), np.asarray(one["label"])
-        answer, same = predictions(logits, one.collapse), dict(split=name, task=task.name, source=one.source, **labels)
-        rows += [dict(metric=m, value=float(v), n=len(y), **same) for m, v in score(logits, y, one.metrics, one.collapse).items()]
+        answer, same = (
+            predictions(logits, one.collapse),
+            dict(split=name, task=task.name, source=one.source, **labels),
+        )
+        rows += [
+            dict(metric=m, value=float(v), n=len(y), **same)
+            for m, v in score(logits, y, one.metrics, one.collapse).items()
+        ]
         rows += [row | same for row in accuracy_by(answer, y, {c: one[c] for c in one.by})]
-        columns = dict(split=name, idx=one["idx"][:], label=y, prediction=answer, **{f"logit_{c}": logits[:, c] for c in range(logits.shape[1])})
+        columns = dict(
+            split=name,
+            idx=one["idx"][:],
+            label=y,
+            prediction=answer,
+            **{f"logit_{c}": logits[:, c] for c in range(logits.shape[1])},
+        )
         frames.append(pd.DataFrame(columns).assign(**labels))
     return rows, pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/training/1_trainer.ipynb #2a606275
 def task_loss(task: Task):
     "Cross-entropy of the labels, or mean squared error for a regression."
-    return cross_entropy if task.labels else lambda logits, labels: mse_loss(logits.squeeze(-1), labels.float())
+    return (
+        cross_entropy if task.labels else lambda logits, labels: mse_loss(logits.squeeze(-1), labels.float())
+    )
+
 
 class Finetuner(Trainer):
     "A Trainer with a loss of logits and labels, whose checkpoints hold the raw tensors, under a mask too, and are marked when complete."
+
     def __init__(self, *args, loss, columns=(), **kwargs):
         super().__init__(*args, **kwargs)
         self.loss_function, self.columns, self.model_accepts_loss_kwargs = loss, columns, False
@@ -213,8 +289,10 @@ class Finetuner(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         labels, more = inputs.pop("labels"), {n: inputs.pop(n) for n in self.columns}
         module = isinstance(self.loss_function, torch.nn.Module)
-        with head_input(model, more) if module else nullcontext(): output = model(**inputs)
-        if module: more["step"] = self.state.global_step
+        with head_input(model, more) if module else nullcontext():
+            output = model(**inputs)
+        if module:
+            more["step"] = self.state.global_step
         loss = self.loss_function(output.logits.float(), labels, **more)
         return (loss, output) if return_outputs else loss
 
@@ -236,60 +314,91 @@ def with_columns(
 ):
     "The rows with further columns, that a loss will be given."
     for name, values in (columns or {}).items():
-        if len(values) != len(rows) or name in rows.column_names: raise DataError(f"column {name!r} of {len(values)} rows does not fit {len(rows)} rows with {', '.join(rows.column_names)}")
-        rows = rows.add_column(name, list(np.asarray(values, np.float32)), new_fingerprint=f"{rows._fingerprint[:40]}-{name}"[:64])
+        if len(values) != len(rows) or name in rows.column_names:
+            raise DataError(
+                f"column {name!r} of {len(values)} rows does not fit {len(rows)} rows with {', '.join(rows.column_names)}"
+            )
+        rows = rows.add_column(
+            name,
+            list(np.asarray(values, np.float32)),
+            new_fingerprint=f"{rows._fingerprint[:40]}-{name}"[:64],
+        )
     return rows
 
 # %% ../../nbs/training/1_trainer.ipynb #dfb85f47
 @contextmanager
 def head_input(model, into: dict):
     "Inside the context, what the last layer of the head receives (B, width) goes into a dict as `hidden`."
-    last = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and not n.startswith((model.base_model_prefix + ".", "objective."))][-1]
+    last = [
+        m
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear) and not n.startswith((model.base_model_prefix + ".", "objective."))
+    ][-1]
     hook = last.register_forward_pre_hook(lambda _, args: into.update(hidden=args[0]))
-    try: yield
-    finally: hook.remove()
+    try:
+        yield
+    finally:
+        hook.remove()
+
 
 @contextmanager
 def trained_with(model, loss):
     "Inside the context a loss that is a module is part of the model: its parameters are optimised, clipped and saved."
-    if isinstance(loss, torch.nn.Module): model.objective = loss.to(model.device)
-    try: yield
+    if isinstance(loss, torch.nn.Module):
+        model.objective = loss.to(model.device)
+    try:
+        yield
     finally:
-        if isinstance(loss, torch.nn.Module): del model.objective
+        if isinstance(loss, torch.nn.Module):
+            del model.objective
 
 # %% ../../nbs/training/1_trainer.ipynb #3137eba5
 def newest(folder: Path) -> str | None:
     "The last complete checkpoint of a folder; incomplete ones are removed."
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     for path in found:
-        if not (path / "complete").exists(): shutil.rmtree(path)
+        if not (path / "complete").exists():
+            shutil.rmtree(path)
     return str(max((p for p in found if p.exists()), key=found.index, default="")) or None
 
 # %% ../../nbs/training/1_trainer.ipynb #716e4cba
 class Best(TrainerCallback):
     "Keeps the weights with the highest score, and gives them back at the end."
-    def __init__(self, file: Path, scorer, later: bool = False, restore: bool = True, every: int = 0):  # later: of equals, the last instead of the first; every: steps, 0: at each epoch's end
+
+    def __init__(
+        self, file: Path, scorer, later: bool = False, restore: bool = True, every: int = 0
+    ):  # later: of equals, the last instead of the first; every: steps, 0: at each epoch's end
         self.file, self.scorer, self.later, self.restore, self.every = file, scorer, later, restore, every
 
     def value(self) -> float:
-        if not self.file.exists(): return -np.inf
-        with safe_open(self.file, "pt") as held: return float(held.metadata()["value"])
+        if not self.file.exists():
+            return -np.inf
+        with safe_open(self.file, "pt") as held:
+            return float(held.metadata()["value"])
 
-    def weights(self) -> dict: return load_file(self.file)
+    def weights(self) -> dict:
+        return load_file(self.file)
 
     def on_epoch_end(self, args, state, control, model=None, **_):
-        if not self.every: self.look(state, model)
+        if not self.every:
+            self.look(state, model)
 
     def on_step_end(self, args, state, control, model=None, **_):
-        if self.every and (state.global_step % self.every == 0 or state.global_step == state.max_steps): self.look(state, model)
+        if self.every and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
+            self.look(state, model)
 
     def look(self, state, model):
         value = self.scorer(model)
         if value > self.value() or (self.later and value == self.value()):
-            save_file(distinct(model), draft := self.file.with_suffix(".new"), {"value": repr(value), "step": str(state.global_step)})
+            save_file(
+                distinct(model),
+                draft := self.file.with_suffix(".new"),
+                {"value": repr(value), "step": str(state.global_step)},
+            )
             os.replace(draft, self.file)
 
-    def on_train_end(self, args, state, control, model=None, **_): self.restore and restore(model, self.weights())
+    def on_train_end(self, args, state, control, model=None, **_):
+        self.restore and restore(model, self.weights())
 
 # %% ../../nbs/training/1_trainer.ipynb #6280073f
 def arguments(
@@ -301,9 +410,19 @@ def arguments(
     "TrainingArguments for one device, nothing reported, nothing forked."
     gpu = torch.cuda.is_available()
     args = TrainingArguments(
-        output_dir=str(folder), use_cpu=not gpu, bf16=gpu and precision == "auto" and torch.cuda.is_bf16_supported(), optim="adamw_torch_fused" if gpu else "adamw_torch",
-        save_strategy="steps" if save_steps else "no", save_steps=save_steps or 500, save_total_limit=2, dataloader_num_workers=0, dataloader_pin_memory=gpu,
-        remove_unused_columns=False, logging_nan_inf_filter=False, **given)
+        output_dir=str(folder),
+        use_cpu=not gpu,
+        bf16=gpu and precision == "auto" and torch.cuda.is_bf16_supported(),
+        optim="adamw_torch_fused" if gpu else "adamw_torch",
+        save_strategy="steps" if save_steps else "no",
+        save_steps=save_steps or 500,
+        save_total_limit=2,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=gpu,
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,
+        **given,
+    )
     args._n_gpu = min(args.n_gpu, 1)  # never DataParallel without being asked
     return args
 
@@ -324,7 +443,8 @@ def finetune(
     columns: dict | None = None,  # name -> array with a row for each training row, for the loss
     select=None,  # Dataset for keep="best"
     keep: str = "last",  # last or best: weights at the end
-    metric: str = "", scorer=None,  # for the best: default the task's; or a function model -> number instead
+    metric: str = "",
+    scorer=None,  # for the best: default the task's; or a function model -> number instead
     look_every: int = 0,  # steps from one look for the best to the next; 0: at each epoch's end
     folder: Path | None = None,  # checkpoints; a complete one there is resumed
     save_steps: int = 0,  # 0: no checkpoints
@@ -337,22 +457,58 @@ def finetune(
     folder = Path(folder or tempfile.mkdtemp())
     rows = with_columns(tokenized(task.splits["train"], tokenizer, max_length), columns)
     steps = max_steps if max_steps >= 0 else int(np.ceil(len(rows) / batch_size) * epochs)
-    args = arguments(folder, save_steps=save_steps, seed=seed, data_seed=seed, learning_rate=lr, num_train_epochs=epochs, max_steps=max_steps, report_to=report_to,
-                     per_device_train_batch_size=batch_size, logging_steps=max(1, steps // 50), **{"weight_decay": 0.0, **more})
-    held = [Best(best_file(folder), scorer or (lambda m: criterion(m, tokenizer, select, task, max_length, metric)), every=look_every)] if keep == "best" and steps else []
+    args = arguments(
+        folder,
+        save_steps=save_steps,
+        seed=seed,
+        data_seed=seed,
+        learning_rate=lr,
+        num_train_epochs=epochs,
+        max_steps=max_steps,
+        report_to=report_to,
+        per_device_train_batch_size=batch_size,
+        logging_steps=max(1, steps // 50),
+        **{"weight_decay": 0.0, **more},
+    )
+    held = (
+        [
+            Best(
+                best_file(folder),
+                scorer or (lambda m: criterion(m, tokenizer, select, task, max_length, metric)),
+                every=look_every,
+            )
+        ]
+        if keep == "best" and steps
+        else []
+    )
     with attach(model, mask) if mask else nullcontext(), trained_with(model, loss):
-        made = trainer(model, args, collator(tokenizer), rows, loss=loss or task_loss(task), columns=tuple(columns or ()), callbacks=[*held, *callbacks])
-        if steps: made.train(resume_from_checkpoint=newest(folder))
+        made = trainer(
+            model,
+            args,
+            collator(tokenizer),
+            rows,
+            loss=loss or task_loss(task),
+            columns=tuple(columns or ()),
+            callbacks=[*held, *callbacks],
+        )
+        if steps:
+            made.train(resume_from_checkpoint=newest(folder))
     model.eval()
     return made
 
 # %% ../../nbs/training/1_trainer.ipynb #846492b4
 def criterion(model, tokenizer, dataset, task: Task, max_length: int = 128, metric: str = "") -> float:
     "A metric on a dataset, the task's first if none is named."
-    return score(predict(model, tokenizer, dataset, max_length=max_length), np.asarray(dataset["label"]), [metric or task.criterion])[metric or task.criterion]
+    return score(
+        predict(model, tokenizer, dataset, max_length=max_length),
+        np.asarray(dataset["label"]),
+        [metric or task.criterion],
+    )[metric or task.criterion]
+
 
 def best_file(folder: Path) -> Path:
     "Where the best weights wait; without a checkpoint to resume, older ones are from another attempt and go."
     folder.mkdir(parents=True, exist_ok=True)
-    if newest(folder) is None: (folder / "best.safetensors").unlink(missing_ok=True)
+    if newest(folder) is None:
+        (folder / "best.safetensors").unlink(missing_ok=True)
     return folder / "best.safetensors"

@@ -25,24 +25,56 @@ from . import trainer as training
 from ..data.tasks import DataError, Task, nearest
 from ..attribution.head_importance import classification_loss
 from ..models.shrunken import is_shrunken
-from ..data.translation import EOS, PAD, PairTokenizer, TokenSampler, bleu, load_pair_tokenizer, pair_tokenizer, token_batches
+from lib.data.translation import (
+    EOS,
+    PAD,
+    PairTokenizer,
+    TokenSampler,
+    bleu,
+    load_pair_tokenizer,
+    pair_tokenizer,
+    token_batches,
+)
 from ..models.units import load
 
 # %% ../../nbs/training/2_translator.ipynb #08g-translator-05
 SIZES = dict(layers=6, width=512, heads=4, ffn=1024, merges=10_000, dropout=0.3, length=176)  # as published
 
+
 def marian_config(
-    source: int, target: int,  # entries of the vocabularies
+    source: int,
+    target: int,  # entries of the vocabularies
     sizes: dict | None = None,  # those of SIZES that differ
 ) -> MarianConfig:
     "The configuration of the published model, in any size."
-    if unknown := set(sizes or {}) - set(SIZES): raise DataError(f"no size {min(unknown)!r}{nearest(min(unknown), SIZES)}")
+    if unknown := set(sizes or {}) - set(SIZES):
+        raise DataError(f"no size {min(unknown)!r}{nearest(min(unknown), SIZES)}")
     s = SIZES | (sizes or {})
-    sides = {f"{side}_{k}": s[v] for side in ("encoder", "decoder") for k, v in {"layers": "layers", "attention_heads": "heads", "ffn_dim": "ffn"}.items()}
+    sides = {
+        f"{side}_{k}": s[v]
+        for side in ("encoder", "decoder")
+        for k, v in {"layers": "layers", "attention_heads": "heads", "ffn_dim": "ffn"}.items()
+    }
     return MarianConfig(
-        vocab_size=source, decoder_vocab_size=target, d_model=s["width"], dropout=s["dropout"], attention_dropout=0.0, activation_dropout=0.0, activation_function="relu", **sides,
-        max_position_embeddings=2 * s["length"] + 16, scale_embedding=True, share_encoder_decoder_embeddings=False, tie_word_embeddings=True,
-        pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None, decoder_start_token_id=EOS, forced_eos_token_id=None)
+        vocab_size=source,
+        decoder_vocab_size=target,
+        d_model=s["width"],
+        dropout=s["dropout"],
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        activation_function="relu",
+        **sides,
+        max_position_embeddings=2 * s["length"] + 16,
+        scale_embedding=True,
+        share_encoder_decoder_embeddings=False,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        bos_token_id=None,
+        decoder_start_token_id=EOS,
+        forced_eos_token_id=None,
+    )
+
 
 def initialise(model: MarianMTModel, seed: int) -> None:
     "Draw all weights as fairseq does, in place."
@@ -53,8 +85,12 @@ def initialise(model: MarianMTModel, seed: int) -> None:
                 nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)[PAD] = 0
             if isinstance(module, nn.Linear) and name != "lm_head":
                 module.reset_parameters()
-                if "_attn." in name: nn.init.xavier_uniform_(module.weight, gain=1 if name.endswith("out_proj") else 1 / math.sqrt(2))
-                if name.endswith("out_proj"): module.bias.zero_()
+                if "_attn." in name:
+                    nn.init.xavier_uniform_(
+                        module.weight, gain=1 if name.endswith("out_proj") else 1 / math.sqrt(2)
+                    )
+                if name.endswith("out_proj"):
+                    module.bias.zero_()
 
 # %% ../../nbs/training/2_translator.ipynb #08g-translator-08
 def load_translator(
@@ -67,15 +103,27 @@ def load_translator(
     "(model in evaluation mode and float32, on the GPU if there is one; tokenizer)"
     if model == "tiny":
         tokenizer = pair_tokenizer(task, (SIZES | (tiny or {}))["merges"])
-        net = MarianMTModel._from_config(marian_config(*map(len, tokenizer.words), tiny), attn_implementation=attn)
+        net = MarianMTModel._from_config(
+            marian_config(*map(len, tokenizer.words), tiny), attn_implementation=attn
+        )
         initialise(net, seed)
     else:
         config, place = training.check_model(model), training.model_place(model)
-        if not config.is_encoder_decoder: raise DataError(f"{model} is a {config.model_type} without a decoder, and {task.name} asks for translations. Valid: tiny, or a run of translate")
+        if not config.is_encoder_decoder:
+            raise DataError(
+                f"{model} is a {config.model_type} without a decoder, and {task.name} asks for translations. Valid: tiny, or a run of translate"
+            )
         tokenizer = load_pair_tokenizer(place)
         options = dict(attn_implementation=attn, dtype=torch.float32)
-        net = load(place, MarianMTModel, **options) if is_shrunken(config) else MarianMTModel.from_pretrained(place, **options)
-        if tokenizer.languages != tuple(task.languages): raise DataError(f"{model} translates {' to '.join(tokenizer.languages)}, but {task.name} is {' to '.join(task.languages)}")
+        net = (
+            load(place, MarianMTModel, **options)
+            if is_shrunken(config)
+            else MarianMTModel.from_pretrained(place, **options)
+        )
+        if tokenizer.languages != tuple(task.languages):
+            raise DataError(
+                f"{model} translates {' to '.join(tokenizer.languages)}, but {task.name} is {' to '.join(task.languages)}"
+            )
     return net.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 # %% ../../nbs/training/2_translator.ipynb #08g-translator-11
@@ -87,71 +135,157 @@ def token_loss(
     "Label-smoothed cross-entropy, mean over the tokens that are not padding (Szegedy et al. 2016)."
     return cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing, ignore_index=-100)
 
+
 def summed_token_loss(model, batch: dict, smoothing: float = 0.1) -> torch.Tensor:
     "The same, summed over a batch: what importance is measured by."
     labels = batch["labels"]
     logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
-    return token_loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, smoothing) * (labels != -100).sum()
+    return (
+        token_loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, smoothing)
+        * (labels != -100).sum()
+    )
+
 
 class Translator(training.Finetuner):
     "A Finetuner whose batches are measured in tokens: `per_device_train_batch_size` says how many"
+
     def get_train_dataloader(self):
         rows = self.train_dataset
         lengths = np.array([[len(a), len(b)] for a, b in zip(rows["input_ids"], rows["labels"])])
-        sampler = TokenSampler(token_batches(lengths, self.args.per_device_train_batch_size, self.args.seed), self.args.seed, lambda: int(self.state.epoch or 0))
-        return self.accelerator.prepare(DataLoader(rows, batch_sampler=sampler, collate_fn=self.data_collator, pin_memory=self.args.dataloader_pin_memory))
+        sampler = TokenSampler(
+            token_batches(lengths, self.args.per_device_train_batch_size, self.args.seed),
+            self.args.seed,
+            lambda: int(self.state.epoch or 0),
+        )
+        return self.accelerator.prepare(
+            DataLoader(
+                rows,
+                batch_sampler=sampler,
+                collate_fn=self.data_collator,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+        )
 
 # %% ../../nbs/training/2_translator.ipynb #08g-translator-14
 SETTINGS = dict(adam_beta2=0.98, weight_decay=1e-4, max_grad_norm=0.0)
+
 
 def inverse_sqrt(
     warmup: int,  # steps to the peak
 ) -> dict:
     "TrainingArguments of a rate that rises linearly and then falls as sqrt(warmup / step) (Vaswani et al. 2017)."
-    return dict(lr_scheduler_type="inverse_sqrt", warmup_steps=warmup, lr_scheduler_kwargs={"timescale": max(1, warmup)})
+    return dict(
+        lr_scheduler_type="inverse_sqrt",
+        warmup_steps=warmup,
+        lr_scheduler_kwargs={"timescale": max(1, warmup)},
+    )
 
-def train_translator(model, tokenizer, task: Task, *, lr: float = 5e-4, warmup_steps: int = 4000, batch_size: int = 4096, smoothing: float = 0.1,
-                     trainer: type = Translator, max_length: int = 176, **more):
+
+def train_translator(
+    model,
+    tokenizer,
+    task: Task,
+    *,
+    lr: float = 5e-4,
+    warmup_steps: int = 4000,
+    batch_size: int = 4096,
+    smoothing: float = 0.1,
+    trainer: type = Translator,
+    max_length: int = 176,
+    **more,
+):
     "`finetune` on sentence pairs, as published except for what is given; batch_size counts tokens."
     settings = SETTINGS | inverse_sqrt(warmup_steps) | more
-    return training.finetune(model, tokenizer, task, lr=lr, batch_size=batch_size, max_length=max_length, loss=partial(token_loss, smoothing=smoothing), trainer=trainer, **settings)
+    return training.finetune(
+        model,
+        tokenizer,
+        task,
+        lr=lr,
+        batch_size=batch_size,
+        max_length=max_length,
+        loss=partial(token_loss, smoothing=smoothing),
+        trainer=trainer,
+        **settings,
+    )
 
 # %% ../../nbs/training/2_translator.ipynb #08g-translator-19
 @torch.no_grad()
 def translations(
-    model, tokenizer: PairTokenizer, rows,
-    beams: int = 5, a: float = 1.2, b: float = 10.0,  # at most a * source + b tokens
-    batch_size: int = 64, max_length: int = 176,
+    model,
+    tokenizer: PairTokenizer,
+    rows,
+    beams: int = 5,
+    a: float = 1.2,
+    b: float = 10.0,  # at most a * source + b tokens
+    batch_size: int = 64,
+    max_length: int = 176,
 ) -> list[str]:
     "Answers (tokens with spaces between them) in the order of the rows; leaves the model in evaluation mode."
     model.eval()
     ids = tokenizer.rows(rows, max_length)
     order = np.argsort([len(x) for x in ids["input_ids"]], kind="stable")
     answers = {}
-    for at in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
+    for at in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
         batch = tokenizer.collate(ids[at])
-        made = model.generate(input_ids=batch["input_ids"].to(model.device), attention_mask=batch["attention_mask"].to(model.device), num_beams=beams, do_sample=False, length_penalty=1.0,
-                              early_stopping=True, max_new_tokens=int(a * batch["input_ids"].shape[1] + b))
-        answers |= {int(i): tokenizer.text(out) for i, out in zip(at, made[:, 1:].tolist())}  # the first token is the mark that starts it
+        made = model.generate(
+            input_ids=batch["input_ids"].to(model.device),
+            attention_mask=batch["attention_mask"].to(model.device),
+            num_beams=beams,
+            do_sample=False,
+            length_penalty=1.0,
+            early_stopping=True,
+            max_new_tokens=int(a * batch["input_ids"].shape[1] + b),
+        )
+        answers |= {
+            int(i): tokenizer.text(out) for i, out in zip(at, made[:, 1:].tolist())
+        }  # the first token is the mark that starts it
     return [answers[i] for i in range(len(answers))]
 
-def score_translations(model, tokenizer, sets: dict, task: Task, batch_size: int = 64, max_length: int = 176, beams: int = 5, **labels) -> tuple[list[dict], pd.DataFrame]:
+
+def score_translations(
+    model,
+    tokenizer,
+    sets: dict,
+    task: Task,
+    batch_size: int = 64,
+    max_length: int = 176,
+    beams: int = 5,
+    **labels,
+) -> tuple[list[dict], pd.DataFrame]:
     "As `score_sets`: rows (metric, value, split, n, task, source) of both BLEUs, and every answer (split, idx, answer, reference)."
     rows, frames = [], []
     for name, one in sets.items():
-        answers, references = translations(model, tokenizer, one, beams, batch_size=batch_size, max_length=max_length), one["text_b"][:]
-        rows += [dict(metric=m, value=v, n=len(answers), split=name, task=task.name, source=task.source, **labels) for m, v in bleu(answers, references, task.languages[1]).items()]
-        frames.append(pd.DataFrame(dict(split=name, idx=one["idx"][:], answer=answers, reference=references)).assign(**labels))
+        answers, references = (
+            translations(model, tokenizer, one, beams, batch_size=batch_size, max_length=max_length),
+            one["text_b"][:],
+        )
+        rows += [
+            dict(metric=m, value=v, n=len(answers), split=name, task=task.name, source=task.source, **labels)
+            for m, v in bleu(answers, references, task.languages[1]).items()
+        ]
+        frames.append(
+            pd.DataFrame(dict(split=name, idx=one["idx"][:], answer=answers, reference=references)).assign(
+                **labels
+            )
+        )
     return rows, pd.concat(frames, ignore_index=True)
 
-def bleu_of(model, tokenizer, rows, task: Task, max_length: int = 176, metric: str = "bleu", beams: int = 5) -> float:
+
+def bleu_of(
+    model, tokenizer, rows, task: Task, max_length: int = 176, metric: str = "bleu", beams: int = 5
+) -> float:
     "One BLEU of a dataset."
-    return bleu(translations(model, tokenizer, rows, beams, max_length=max_length), rows["text_b"][:], task.languages[1])[metric or "bleu"]
+    return bleu(
+        translations(model, tokenizer, rows, beams, max_length=max_length),
+        rows["text_b"][:],
+        task.languages[1],
+    )[metric or "bleu"]
 
 # %% ../../nbs/training/2_translator.ipynb #08g-translator-23
 @dataclass(frozen=True)
 class Kit:
     "What is done how for one kind of task"
+
     load: Callable  # as `load_model`
     train: Callable  # as `finetune`
     trainer: type
@@ -159,7 +293,18 @@ class Kit:
     criterion: Callable  # (model, tokenizer, rows, task, max_length, metric) -> number
     loss: Callable  # (model, batch) -> summed loss, by which importance is measured
 
+
 def kit(task: Task) -> Kit:
     "For sentence pairs the functions above, for anything else those of `training/1_trainer`."
-    if task.languages: return Kit(load_translator, train_translator, Translator, score_translations, bleu_of, summed_token_loss)
-    return Kit(training.load_model, training.finetune, training.Finetuner, training.score_sets, training.criterion, classification_loss)
+    if task.languages:
+        return Kit(
+            load_translator, train_translator, Translator, score_translations, bleu_of, summed_token_loss
+        )
+    return Kit(
+        training.load_model,
+        training.finetune,
+        training.Finetuner,
+        training.score_sets,
+        training.criterion,
+        classification_loss,
+    )
