@@ -23,7 +23,7 @@ from .sweeps import Sweep, check_inputs, load_sweep
 def check_repository(*places: Path) -> None:
     "RunError if any place lies in another checkout than `lib` does, or `lib` in none."
     is_checkout = lambda folder: (
-        (folder / "settings.ini").is_file() and (folder / "lib" / "runs.py").is_file()
+        (folder / "settings.ini").is_file() and (folder / "lib" / "core" / "runs.py").is_file()
     )
     if not is_checkout(ROOT):
         raise RunError(
@@ -151,7 +151,7 @@ def show(args) -> int:
     if found.get("metrics"):
         print(
             "metrics",
-            *(", ".join(f"{k}={v}" for k, v in row.items()) for row in found["metrics"]),
+            *(", ".join(f"{k}={v}" for k, v in row.items() if v is not None) for row in found["metrics"]),
             sep="\n  ",
         )
     print(f"commit {made.get('environment', {}).get('commit', 'unknown')}, {made.get('seconds', 0):.1f} s")

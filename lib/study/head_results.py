@@ -40,7 +40,7 @@ def named(
         )
     if params["notebook"] == "rank_heads":
         return f"importance ({params['variant']}{'' if params['recompute'] else ', ranked once'})"
-    if params["notebook"].startswith("27") and not _missing(row.get("mask")):
+    if params["notebook"] in ("evaluate", "evaluate_translation") and not _missing(row.get("mask")):
         return f"{row['kind']} heads"
     return WHOLE
 
