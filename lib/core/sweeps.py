@@ -16,7 +16,8 @@ from pathlib import Path
 
 import yaml
 
-from .keys import ROOT, RunError, cast, fill, nearest, parameters, run_key
+from .base import ROOT, RunError, nearest
+from .keys import cast, fill, parameters, run_key
 
 # %% ../../nbs/core/3_sweeps.ipynb #b290cf94
 class SweepError(RunError):
@@ -118,7 +119,7 @@ def _check_keys(given, known: dict, place: str) -> dict:
         raise SweepError(f"{place}: must be a dict with keys {', '.join(known)}")
     for key, value in given.items():
         if key not in known:
-            raise SweepError(f"{place}: unknown key {key!r}: {nearest(key, known)}")
+            raise SweepError(f"{place}: unknown key {key!r}{nearest(key, known)}")
         if not isinstance(value, known[key]):
             raise SweepError(f"{place}: {key} must be a {kinds(known[key])}, not {value!r}")
     return given
@@ -127,7 +128,7 @@ def _check_keys(given, known: dict, place: str) -> dict:
 def _check_known(names, known, place: str, what: str) -> None:
     for name in names:
         if name not in known:
-            raise SweepError(f"{place}: no {what} {name!r}: {nearest(name, known)}")
+            raise SweepError(f"{place}: no {what} {name!r}{nearest(name, known)}")
 
 
 def _listed(value) -> list:
@@ -313,7 +314,7 @@ def _check_where(where: dict, labels: list, place: str, strict: bool) -> None:
         for value in _listed(wanted["not"] if isinstance(wanted, dict) else wanted) if strict else []:
             if value not in seen:
                 raise SweepError(
-                    f"{place}: where: no run has {name} {value!r}: {nearest(value, dict.fromkeys(map(str, seen)))}"
+                    f"{place}: where: no run has {name} {value!r}{nearest(value, dict.fromkeys(map(str, seen)))}"
                 )
 
 # %% ../../nbs/core/3_sweeps.ipynb #502181e8
