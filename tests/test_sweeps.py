@@ -152,9 +152,10 @@ def test_what_only_the_data_can_tell_is_asked_before_anything_starts(project, ca
     from lib.core.testing import write_notebook
 
     write_notebook(
-        project.folder / "task.ipynb",
+        project.folder / "experiments" / "task.ipynb",
         'task: str = "planted-nli"  #\nsource: str = "auto"  #',
         "raise SystemExit",
+        checks="from lib.data.tasks import check_source\n\ncheck_source(task, source)",
     )
     cases = [("planted-nil", "auto", "planted-nli"), ("RTE", "local", "RTE")]
     for task, source, word in cases:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOOK_FOLDERS', 'TYPES', 'BOUNDS', 'notebook_path', 'is_analysis', 'code_cells', 'Parameter', 'parse_parameters',
-           'parameters', 'plain', 'cast', 'misfit', 'UnknownParameter', 'fill', 'digest', 'in_key', 'run_key',
-           'imported', 'sha_text', 'code_hashes']
+           'parameters', 'checks_cells', 'plain', 'cast', 'misfit', 'UnknownParameter', 'fill', 'digest', 'in_key',
+           'run_key', 'is_run_key', 'imported', 'sha_text', 'code_hashes']
 
 # %% ../../nbs/core/1_keys.ipynb #25f74822
 import ast
@@ -138,6 +138,16 @@ def parameters(
     path = notebook_path(notebook)
     return _parameters(path, path.stat().st_mtime_ns)
 
+# %% ../../nbs/core/1_keys.ipynb #keys-checks
+def checks_cells(
+    notebook: str,  # notebook name
+) -> list[str]:
+    "The source of the notebook's cell tagged `checks`, or nothing."
+    found = [source for tags, source in code_cells(notebook_path(notebook)) if "checks" in tags]
+    if len(found) > 1:
+        raise RunError(f"{notebook}: {len(found)} cells are tagged `checks`; there may be one")
+    return found
+
 # %% ../../nbs/core/1_keys.ipynb #9123a8ed
 def _number(value, whole: bool):
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
@@ -244,6 +254,13 @@ def run_key(
 ) -> str:
     "Ten hex digits that name the run of `notebook` with `params`."
     return digest({"notebook": notebook, "parameters": in_key(notebook, fill(notebook, params))})[:10]
+
+# %% ../../nbs/core/1_keys.ipynb #keys-is-key
+def is_run_key(
+    value,  # of a parameter
+) -> bool:
+    "Whether the value has the form of a run's key."
+    return isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{10}", value))
 
 # %% ../../nbs/core/1_keys.ipynb #dc09c72d
 def imported(
