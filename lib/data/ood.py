@@ -194,16 +194,17 @@ def with_ood_training(
     source: str = "auto",  # of the added rows
 ) -> Task:
     "The task with added training rows out of distribution, shuffled: their `idx` follow, `origin` names the set."
-    own, files = task.splits["train"][:], dict(task.files)
+    parts = [(n, times, *_other_rows(task, n, split, source)) for n, split, times in _ood_parts(task.name)]
+    own = task.splits["train"][:]
     columns = {c: list(own[c]) for c in ("text_a", "text_b", "label")} | {"origin": [""] * len(own["label"])}
-    for name, split, times in _ood_parts(task.name):
-        rows, read = _other_rows(task, name, split, source)
-        rows, files = rows | {"origin": [name] * len(rows["label"])}, files | read
+    for name, times, rows, _ in parts:
+        rows = rows | {"origin": [name] * len(rows["label"])}
         columns = {c: values + list(rows[c]) * times for c, values in columns.items()}
     joined = to_dataset(columns)
     mixed = joined.select(rng_for(seed, "ood training").permutation(len(joined)))
     splits = Splits(list(task.splits), lambda s: mixed if s == "train" else task.splits[s])
-    return replace(task, splits=splits, files=files)
+    files = {file: sha for *_, read in parts for file, sha in read.items()}
+    return replace(task, splits=splits, files=task.files | files)
 
 # %% ../../nbs/data/09_ood.ipynb #d912e300
 def check_sets(

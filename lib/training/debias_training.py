@@ -24,7 +24,7 @@ from lib.losses.debias import (
     orthogonality,
     target_rows,
 )
-from ..data.gender import epoch_order, pad
+from ..data.gender import epoch_order, pad_keywords
 from ..maskers.movement import MovementMasker, moved
 from ..maskers.movement_schedule import MovementCallback, MovementSchedule, movement_groups, penalty
 from .trainer import Finetuner, arguments, newest
@@ -40,7 +40,7 @@ def projection(
 ) -> float:
     "Of the keywords of stereotype sentences on the mean vectors of male and female ones, squared, in [0, 1]"
     cut = lambda kind: [
-        pad(rows[kind][i : i + batch_size], pad_id) for i in range(0, len(rows[kind]), batch_size)
+        pad_keywords(rows[kind][i : i + batch_size], pad_id) for i in range(0, len(rows[kind]), batch_size)
     ]
     vectors, _ = attribute_vectors(
         model, [([g] * len(b["input_ids"]), b) for g in ("male", "female") for b in cut(g)], layers
@@ -74,8 +74,8 @@ class Steps(Dataset):
     def __getitem__(self, i):
         targets, attributes = self.order(i // self.per_epoch)[i % self.per_epoch]
         return {
-            "targets": pad([self.rows["stereotype"][t] for t in targets], self.pad_id),
-            "attributes": pad([self.rows[g][j] for g, j in attributes], self.pad_id),
+            "targets": pad_keywords([self.rows["stereotype"][t] for t in targets], self.pad_id),
+            "attributes": pad_keywords([self.rows[g][j] for g, j in attributes], self.pad_id),
         }
 
     def order(self, epoch: int):
@@ -99,7 +99,7 @@ class Steps(Dataset):
                 if any(marks)
             ]
         cut = [pairs[i : i + self.batch_size] for i in range(0, len(pairs), self.batch_size)]
-        return [([name for name, _ in part], pad([r for _, r in part], self.pad_id)) for part in cut]
+        return [([name for name, _ in part], pad_keywords([r for _, r in part], self.pad_id)) for part in cut]
 
 # %% ../../nbs/training/3_debias_training.ipynb #08j-debias-training-07
 class Debiasing(nn.Module):

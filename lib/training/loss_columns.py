@@ -19,12 +19,13 @@ from safetensors.numpy import save_file
 from scipy.special import log_softmax
 from transformers import TrainerCallback
 
+from ..core.base import data_dir
 from ..losses.bias_models import check_file
-from ..data.tasks import Task
+from ..data.tasks import TASKS, Task
 from ..data.formats import DataError
-from ..core.keys import data_dir, digest
+from ..core.keys import digest
 from ..losses.objectives import LOSSES, NEEDED, Loss, Objective, check_loss, options_of
-from ..data.synthetic_nli import PLANTED, fill_knobs
+from ..data.synthetic_nli import fill_knobs
 from ..core.runs import Run, find_run
 from .trainer import score_sets
 
@@ -115,9 +116,9 @@ def check_rows(
     "DataError unless the run is of the task, its training rows were generated in the same way, and there are as many"
     if run.params["task"] != task.name:
         raise DataError(f"{run} is of task {run.params['task']}, not {task.name}")
-    if task.name in PLANTED:
+    if (form := TASKS.get(task.name)) and form.draw:
         theirs, ours = (
-            {k: v for k, v in fill_knobs(task.name, knobs).items() if k not in task.dev_sets}
+            {k: v for k, v in fill_knobs(task.name, form.knobs, knobs).items() if k not in task.dev_sets}
             for knobs in (run.params["knobs"], task.knobs)
         )
         if theirs != ours:

@@ -21,8 +21,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import MarianConfig, MarianMTModel
 
+from ..core.base import nearest
 from . import trainer as training
-from ..data.tasks import DataError, Task, nearest
+from ..data.tasks import DataError, Task
 from ..attribution.head_importance import classification_loss
 from ..models.shrunken import is_shrunken
 from lib.data.translation import (
@@ -103,9 +104,7 @@ def load_translator(
     "(model in evaluation mode and float32, on the GPU if there is one; tokenizer)"
     if model == "tiny":
         tokenizer = pair_tokenizer(task, (SIZES | (tiny or {}))["merges"])
-        net = MarianMTModel._from_config(
-            marian_config(*map(len, tokenizer.words), tiny), attn_implementation=attn
-        )
+        net = MarianMTModel._from_config(marian_config(*tokenizer.sizes, tiny), attn_implementation=attn)
         initialise(net, seed)
     else:
         config, place = training.check_model(model), training.model_place(model)
