@@ -30,7 +30,7 @@ def list_files(lists: str = "") -> dict[str, Path]:
 
 # %% ../../nbs/data/10_gender.ipynb #02c-gender-data-05
 def word_lists(
-    lists: str = "",  # folder with a file of each kind; planted: of that language; "": bias/wordlists of the data
+    lists: str = "",  # folder with a file of each kind; planted: of that language; "": bias/wordlists
 ) -> dict[str, set]:
     "kind -> lower-case words. DataError for a missing or empty list, and for words both male and female."
     files = list_files(lists)
@@ -74,7 +74,7 @@ def _sentences_of(path: Path) -> list[str]:
             texts = [s for t in texts for s in re.split(r"(?<=[.!?])\s+(?=[A-Z\"'(])", t)]
     return [s.strip() for s in texts if s.strip()]
 
-
+# %% ../../nbs/data/10_gender.ipynb #gender-distinct
 def corpus(
     files: list[str],  # as for `corpus_files`
     shortest: int = 2,
@@ -102,12 +102,12 @@ def _sort_sentence(text: str, lists: dict[str, set]) -> tuple[str | None, list[t
     kind = None if has["male"] and has["female"] else next((k for k in _KINDS if has[k]), None)
     return kind, has[kind] if kind else []
 
-
+# %% ../../nbs/data/10_gender.ipynb #gender-select
 def select_sentences(
     sentences: list[str],
     lists: dict[str, set],  # of `word_lists`
 ) -> dict[str, list[tuple[str, list]]]:
-    "kind -> (sentence, keyword spans). DataError for a kind without sentences, with the counts of the others."
+    "kind -> (sentence, keyword spans). DataError for a kind that has none, with the counts of the others."
     found = {k: [] for k in _KINDS}
     for text in sentences:
         kind, spans = _sort_sentence(text, lists)
@@ -151,11 +151,9 @@ def _numbered(tokenizer, text: str, ids: list[int], spans: list[tuple[int, int]]
 
 # %% ../../nbs/data/10_gender.ipynb #gender-encode
 def _encode(tokenizer, rows: list, max_length: int = 128, by: str = "place") -> tuple[list[dict], int]:
-    "(rows with input_ids, attention_mask, keyword, words: keyword of each word alone; how many were left out)"
-    if by not in ("place", "number"):
-        raise DataError(
-            f"keywords are found by place or number, not {by!r}{nearest(by, ['place', 'number'])}"
-        )
+    "(rows with input_ids, attention_mask, keyword, words: keyword of each alone; how many were left out)"
+    if by not in (ways := ["place", "number"]):
+        raise DataError(f"keywords are found by place or number, not {by!r}{nearest(by, ways)}")
     if not rows:
         return [], 0
     options = dict(truncation=True, max_length=max_length)
@@ -168,8 +166,8 @@ def _encode(tokenizer, rows: list, max_length: int = 128, by: str = "place") -> 
         words: dict[str, list] = {}
         for a, b in spans:
             words.setdefault(text[a:b].lower(), []).append((a, b))
-        if any(keyword := mark(spans)):
-            row = dict(input_ids=ids, attention_mask=[1] * len(ids), keyword=keyword)
+        row = dict(input_ids=ids, attention_mask=[1] * len(ids), keyword=mark(spans))
+        if any(row["keyword"]):
             out.append(row | {"words": {w: mark(s) for w, s in words.items()}})
     return out, len(rows) - len(out)
 

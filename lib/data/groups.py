@@ -62,7 +62,7 @@ def _need(raw: pd.DataFrame, columns: str, where: str) -> None:
 
 
 def _toxigen_train(raw: pd.DataFrame, size: int = 1000, seed: int = 42) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "(training rows; the ordered frame they are from); size: rows of a group before the 80 %, half of each label"
+    "(training rows; the ordered frame they are from); size: rows of a group before the 80 %"
     _need(raw, "generation generation_method group prompt_label", "toxigen, train")
     rows = raw[raw.generation.notna() & (raw.generation.astype(str).str.strip() != "")]
     least = pd.crosstab(rows.group, rows.generation_method).min()
@@ -204,8 +204,7 @@ def _prepared(raw: RawRows) -> pd.DataFrame | None:
         return None
     rows = pd.read_csv(path := raw.file("thesis_train.csv"), keep_default_na=False)
     _need(rows, "text label group", str(path))
-    rows = rows.rename(columns={"text": "text_a"})
-    return rows.assign(id=[f"train-{i}" for i in range(len(rows))])[_COLUMNS]
+    return rows.assign(id=[f"train-{i}" for i in range(len(rows))], text_a=rows.text)[_COLUMNS]
 
 
 def read_posts(

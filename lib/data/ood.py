@@ -193,7 +193,7 @@ def with_ood_training(
     seed: int = 0,  # of the order
     source: str = "auto",  # of the added rows
 ) -> Task:
-    "The task with added training rows out of distribution, shuffled: their `idx` follow, `origin` names the set."
+    "The task with training rows added, shuffled: their `idx` follow, `origin` names the set."
     parts = [(n, times, *_other_rows(task, n, split, source)) for n, split, times in _ood_parts(task.name)]
     own = task.splits["train"][:]
     columns = {c: list(own[c]) for c in ("text_a", "text_b", "label")} | {"origin": [""] * len(own["label"])}

@@ -73,7 +73,7 @@ def planted_maps(
     knobs: dict | None = None,  # noise, padding, label_noise (shares), low, high (sizes), train, dev, seed
     maps: str = "raw",  # raw or norm
 ) -> tuple[list[np.ndarray], list[str]]:
-    "Attention maps (n, n) and their classes. Not the published maps: scores on these are not the papers' scores."
+    "Attention maps (n, n) and their classes. Scores on them are not the papers' scores."
     k, classes = fill_knobs("planted-attention", _MAPS, knobs), PATTERN_CLASSES
     if not 8 <= k["low"] <= k["high"]:
         sizes = f"sizes from low = {k['low']} to high = {k['high']}"

@@ -60,7 +60,7 @@ def planted_toxicity(
     split: str,  # train, dev or test
     knobs: dict | None = None,  # poison, noise (shares of train), groups, target, train, dev, test, seed
 ) -> dict[str, list]:
-    "Columns text_a, label, group (of `TOXIC_GROUPS`), poisoned (yes or no). DataError for a knob out of range."
+    "Columns text_a, label, group (of `TOXIC_GROUPS`), poisoned: yes or no. DataError for a bad knob."
     knob = _checked(name, knobs)
     rngs = [rng_for(knob["seed"], name, purpose) for purpose in (split, "noise", "poison")]
     cell = rngs[0].permutation(knob[split]) % (2 * knob["groups"])  # all groups, both labels

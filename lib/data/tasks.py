@@ -110,7 +110,7 @@ def _check_names(name: str, source: str, splits: list[str] | None) -> None:
         why = "generated. Valid: auto, planted" if made else "not generated. Valid: auto, local, hub"
         raise DataError(f"{name} with source {source!r}: it is {why}")
 
-
+# %% ../../nbs/data/08_tasks.ipynb #tasks-find
 def _find(name: str, source: str = "auto", splits: list[str] | None = None) -> str | Path:
     "Where the task's rows are: a folder, 'hub' or 'planted'. DataError names every place looked in"
     _check_names(name, source, splits)
@@ -283,7 +283,7 @@ def group_counts(task: Task) -> pd.DataFrame:
 
 # %% ../../nbs/data/08_tasks.ipynb #c88ff686
 def train_ids(task: Task) -> list[int] | None:
-    "The ids of a task's training rows in its files; None where a row's position is its number, as on the hub."
+    "The ids of a task's training rows in its files; None where they are positions, as on the hub."
     if task.source != "local" or not TASKS[task.name].id:
         return None
     folder = _local_folder(task.name, ["train", *task.dev_sets])[0]
