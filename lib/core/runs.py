@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'SCHEMA', 'OWN', 'IDENTITY', 'write_text', 'write_json', 'plain', 'file_sha256', 'file_hashes',
            'environment', 'lock', 'Run', 'CorruptRun', 'wrong_upstream', 'AlreadyFinished', 'start', 'identity_of',
-           'find_run', 'run_folders', 'runs', 'seed_everything']
+           'find_run', 'start_of', 'run_folders', 'runs', 'seed_everything']
 
 # %% ../../nbs/core/2_runs.ipynb #e7f724a9
 import fcntl
@@ -525,6 +525,25 @@ def find_run(
     if wrong := named[0].problem():
         raise CorruptRun(f"{named[0]}: {wrong}")
     return named[0]
+
+# %% ../../nbs/core/2_runs.ipynb #start-2
+def start_of(
+    model: str,  # an experiment's parameter: key of a run, name, folder, tiny; empty: trained in place
+) -> (
+    str
+):  # pre-trained, or the loss it was trained with, as `poe-tuned`; `, from step 300` where it was stopped
+    "What an experiment begins with."
+    if not model:
+        return "ce-tuned"
+    if not re.fullmatch("[0-9a-f]{10}", model):
+        return "pre-trained"
+    found = find_run(model).result
+    who = found["identity"]
+    if who["role"] == "pre-trained":
+        return "pre-trained"
+    loss = (found.get("tuned") or who["loss"] or "ce").split(",")[0]
+    stopped = re.search(r"until (step \d+)", who["schedule"] or "")
+    return f"{loss}-tuned" + (f", from {stopped[1]}" if stopped else "")
 
 # %% ../../nbs/core/2_runs.ipynb #b1e8b294
 def run_folders(
