@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from ..models.architectures import parts
 from ..data.formats import nearest
 from .head_gates import mean_gate
-from .rules import keep
+from .rules import topk_mask as keep
 from ..models.units import parametrized, tensors
 
 # %% ../../nbs/maskers/6_movement.ipynb #05e-movement-07
