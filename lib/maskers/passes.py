@@ -397,11 +397,26 @@ def _freeze(model: PreTrainedModel, freeze: bool, train: tuple[str, ...], stack:
         stack.callback(p.requires_grad_, p.requires_grad)
         p.requires_grad_(p.requires_grad and name in train)
 
+# %% ../../nbs/maskers/6_passes.ipynb #msk-lay-on
+def _lay_on(model: PreTrainedModel, masker: Masker, stack: ExitStack) -> None:
+    "Hooks or parametrizations on every place of a masker"
+    known, slots = _known(model), masker.layout.slots
+    if other := [s.name for s in slots if s.name not in known or known[s.name].shape != s.shape]:
+        what = f"this {type(model).__name__} has no {other[0]!r} of the shape that was scored"
+        raise ValueError(f"the masker is another model's: {what}")
+    if masker.layout.activations:
+        _hook(model, masker.layout, lambda slot: masker.grid(slot)[0], stack)
+    else:
+        given = [(s.name, _Weight(masker, s)) for s in slots]
+        given += [(f"{s.path}.bias", _Bias(masker, s)) for s in slots if s.biased]
+        stack.enter_context(parametrized(model, given))
+    _passes(model, masker, stack)
+
 # %% ../../nbs/maskers/6_passes.ipynb #msk-masked
 @contextmanager
 def masked(
     model: PreTrainedModel,
-    masker: Masker | dict[str, Tensor],  # of this model's units; or a mask as it is
+    masker: Masker | dict[str, Tensor] | nn.Module,  # a mask as it is; a module of your own has `on(model)`
     freeze: bool = False,  # of the model only `train` requires grad
     train: tuple[str, ...] = (),  # names of parameters that train although the others are frozen
 ) -> Iterator[PreTrainedModel]:
@@ -415,18 +430,11 @@ def masked(
             raise ValueError(
                 f"this {type(model).__name__} is under a masker already: leave its context first"
             )
-        known, slots = _known(model), masker.layout.slots
-        if other := [s.name for s in slots if s.name not in known or known[s.name].shape != s.shape]:
-            what = f"this {type(model).__name__} has no {other[0]!r} of the shape that was scored"
-            raise ValueError(f"the masker is another model's: {what}")
         _freeze(model, freeze, train, stack)
-        if masker.layout.activations:
-            _hook(model, masker.layout, lambda slot: masker.grid(slot)[0], stack)
+        if isinstance(masker, Masker):
+            _lay_on(model, masker.to(model.device), stack)
         else:
-            given = [(s.name, _Weight(masker, s)) for s in slots]
-            given += [(f"{s.path}.bias", _Bias(masker, s)) for s in slots if s.biased]
-            stack.enter_context(parametrized(model, given))
-        _passes(model, masker, stack)
-        model.masker = masker.to(model.device).train(model.training)
+            stack.enter_context(masker.on(model))
+        model.masker = masker.train(model.training)
         stack.callback(delattr, model, "masker")
         yield model
