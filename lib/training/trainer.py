@@ -73,7 +73,9 @@ def training_arguments(
     optim: Optim,
     steps: int,  # of the whole training
 ) -> TrainingArguments:
-    "TrainingArguments for one device, nothing reported unless asked for, nothing forked; ValueError for an unknown `clip`"
+    """TrainingArguments for one device, nothing reported unless asked for, nothing forked.
+
+    ValueError for an unknown `clip`."""
     if optim.clip not in ("global", "tensor", "none"):
         raise ValueError(f"clip {optim.clip!r}: choose global, tensor or none")
     gpu, falls_as_root = torch.cuda.is_available(), optim.schedule == "inverse_sqrt"
@@ -428,7 +430,9 @@ class Loop(Trainer):
 def first_token(
     model,
 ) -> Iterator[bool]:
-    "Inside the context a classifier that reads the first token computes no other after its last attention; False where the model is of another make"
+    """Inside the context a classifier that reads the first token computes no other after its last attention.
+
+    False where the model is of another make."""
     row, hook = architecture(model.config).residual, None
     if row and type(model).__name__.endswith("ForSequenceClassification"):
         last = model.base_model.get_submodule(row.format(len(parts(model).attention) - 1))
