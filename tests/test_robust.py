@@ -15,7 +15,7 @@ from lib.core.sweeps import SweepError, check_inputs, load_sweep
 from lib.data.ood import chosen_sets
 from lib.data.tasks import load_task
 from lib.maskers.mask_training import removed
-from lib.maskers.rules import keep
+from lib.maskers.rules import topk_mask
 from lib.models.masks import load_mask, mask_info, run_mask
 from lib.models.units import attach
 from lib.losses.loss_columns import bias_column
@@ -279,7 +279,7 @@ def test_controls(outputs, monkeypatch, tmp_path):
     assert frozen["ratio"] == 0 and all(
         torch.equal(
             m,
-            keep(
+            topk_mask(
                 frozen["net"].get_parameter(n.removeprefix("weight/")).detach().abs(),
                 m.numel() - removed(m.numel(), 0.4),
             ),

@@ -17,7 +17,7 @@ from torch.autograd import Function
 from transformers import PreTrainedModel
 
 from ..models.architectures import parts
-from .rules import keep
+from .rules import topk_mask as keep
 
 # %% ../../nbs/maskers/5_head_gates.ipynb #de650e58
 LIMIT = 1e30  # of a gradient on its way back; single precision can hold it

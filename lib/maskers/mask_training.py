@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from transformers import PreTrainedModel
 
-from .rules import keep, magnitude, topk
+from .rules import topk_mask as keep, magnitude, topk
 from ..models.units import parametrized, weight_scope
 
 # %% ../../nbs/maskers/3_mask_training.ipynb #5c3b3ccc

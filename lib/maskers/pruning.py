@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .rules import keep
+from .rules import topk_mask as keep
 from ..models.units import parametrized
 
 # %% ../../nbs/maskers/4_pruning.ipynb #c9e229e9

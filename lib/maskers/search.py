@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .rules import step
+from .rules import prune_step as step
 
 # %% ../../nbs/maskers/2_search.ipynb #0fc64e36
 @dataclass(frozen=True)
