@@ -18,9 +18,9 @@ from lib.maskers.mask_training import removed
 from lib.maskers.rules import topk_mask
 from lib.models.masks import load_mask, mask_info, run_mask
 from lib.models.units import attach
-from lib.training.loss_columns import bias_column, watched
-from lib.training.subnetworks import load_head
-from lib.training.trainer import load_model, score_sets
+from lib.losses.loss_columns import bias_column
+from lib.training.loading import load_head, load_model
+from lib.training.recipes import score_sets, watched_rows
 
 pytestmark = pytest.mark.slow  # minutes: every notebook of the chain is run
 KNOBS = {"train": 320, "dev": 100, "ood": 100}
@@ -212,7 +212,7 @@ def test_iterative_pruning_keeps_what_it_scored(chain):
     ]
     kept = pd.read_parquet(found.artefact("predictions.parquet"))
     pd.testing.assert_frame_equal(answers, kept[kept.sparsity == 0.7].reset_index(drop=True))
-    assert watched({"step": 1}, {}, task) == [] and all(
+    assert watched_rows({"step": 1}, {}, task) == [] and all(
         not net.get_parameter(n.removeprefix("weight/"))[~m].any()
         for n, m in run_mask(chain["imp"], 0.7).items()
     )

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SCHEMA', 'OWN', 'IDENTITY', 'write_text', 'write_json', 'file_sha256', 'file_hashes', 'environment',
-           'lock', 'Run', 'start', 'identity_of', 'find_run', 'run_folders', 'runs', 'seed_everything']
+           'lock', 'Run', 'CorruptRun', 'AlreadyFinished', 'start', 'identity_of', 'find_run', 'start_of',
+           'run_folders', 'runs', 'seed_everything']
 
 # %% ../../nbs/core/2_runs.ipynb #e7f724a9
 import fcntl
@@ -26,18 +27,12 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
+from .base import ROOT, RunError, data_dir, nearest, outputs
 from lib.core.keys import (
-    ROOT,
-    AlreadyFinished,
-    CorruptRun,
-    RunError,
     code_hashes,
-    data_dir,
     digest,
     fill,
     in_key,
-    nearest,
-    outputs,
     parameters,
     plain,
     run_key,
@@ -222,6 +217,10 @@ def _unlike(path: Path, told: dict) -> str:  # what differs between a file and i
         return f"{path.name} has {path.stat().st_size} bytes, not {told['size']}"
     return "" if file_sha256(path) == told["sha256"] else f"{path.name} was altered"
 
+# %% ../../nbs/core/2_runs.ipynb #runs-corrupt
+class CorruptRun(RunError):
+    "A run that is not finished, or whose files are not those it wrote."
+
 # %% ../../nbs/core/2_runs.ipynb #6012d82b
 @patch(as_prop=True)
 def result(self: Run) -> dict | None:
@@ -324,6 +323,10 @@ def stale(self: Run) -> bool:
     "Whether today's code, data or upstream runs differ from those that made the run."
     return bool(self.stale_because())
 
+# %% ../../nbs/core/2_runs.ipynb #runs-already
+class AlreadyFinished(RunError):
+    "Another process finished this run while we waited for it."
+
 # %% ../../nbs/core/2_runs.ipynb #bd5c004b
 def _clear(run: Run, code: dict) -> None:
     (run.folder / "result.json").unlink(missing_ok=True)  # first: from here on the run is not finished
@@ -424,7 +427,7 @@ def identity_of(
     "The identity columns, None where nothing is known; RunError for another key."
     for name in given:
         if name not in IDENTITY:
-            raise RunError(f"identity has no {name!r}: {nearest(name, IDENTITY)}")
+            raise RunError(f"identity has no {name!r}{nearest(name, IDENTITY)}")
     known = {name: params.get(name) for name in ("task", "loss", "seed")}
     return plain(dict.fromkeys(IDENTITY) | known | given)
 
@@ -469,7 +472,7 @@ def artefact(
     if found is None:
         raise CorruptRun(f"{self}: {self.problem()}")
     if name not in found["artefacts"]:
-        raise CorruptRun(f"{self} has no artefact {name!r}: {nearest(name, found['artefacts'])}")
+        raise CorruptRun(f"{self} has no artefact {name!r}{nearest(name, found['artefacts'])}")
     wrong = _unlike(self.folder / name, found["artefacts"][name])
     if wrong:
         raise CorruptRun(f"{self}: {wrong}")
@@ -486,6 +489,25 @@ def find_run(
     if wrong := named[0].problem():
         raise CorruptRun(f"{named[0]}: {wrong}")
     return named[0]
+
+# %% ../../nbs/core/2_runs.ipynb #start-2
+def start_of(
+    model: str,  # an experiment's parameter: key of a run, name, folder, tiny; empty: trained in place
+) -> (
+    str
+):  # pre-trained, or the loss it was trained with, as `poe-tuned`; `, from step 300` where it was stopped
+    "What an experiment begins with."
+    if not model:
+        return "ce-tuned"
+    if not re.fullmatch("[0-9a-f]{10}", model):
+        return "pre-trained"
+    found = find_run(model).result
+    who = found["identity"]
+    if who["role"] == "pre-trained":
+        return "pre-trained"
+    loss = (found.get("tuned") or who["loss"] or "ce").split(",")[0]
+    stopped = re.search(r"until (step \d+)", who["schedule"] or "")
+    return f"{loss}-tuned" + (f", from {stopped[1]}" if stopped else "")
 
 # %% ../../nbs/core/2_runs.ipynb #b1e8b294
 def run_folders(

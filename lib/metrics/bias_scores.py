@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..core.base import nearest
 from lib.metrics.bias import (
     association_file,
     association_test,
@@ -23,7 +24,7 @@ from lib.metrics.bias import (
     shared_positions,
     stereo_test,
 )
-from ..data.formats import DataError, nearest
+from ..data.formats import DataError
 from ..data.synthetic_gender import planted_association, planted_choices, planted_pairs_of_sentences
 from ..core.runs import data_dir
 
@@ -71,7 +72,7 @@ def _log_probs(model, tokenizer, inputs: list[tuple[list[int], int, int]], batch
 
 # %% ../../nbs/metrics/6_bias_scores.ipynb #bias-scores-01
 def _fitted(tokenizer, left: list[int], shown: list[int], right: list[int]) -> list[int]:
-    "The middle with as much of both sides as the model takes, the right side cut first, between the marks at both ends"
+    "The middle with as much of both sides as the model takes (the right cut first), between the end marks"
     first, *_, last = tokenizer("")["input_ids"]
     room = min(tokenizer.model_max_length, 512) - 2
     after = right[: max(0, room - len(left) - len(shown))]

@@ -22,9 +22,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from ..core.base import nearest, rng_for
 from ..core.runs import find_run
-from ..data.synthetic_nli import stream
-from ..data.tasks import DataError, Task, knock, nearest, task_texts, tiny_tokenizer
+from ..data.tasks import DataError, Task, knock, task_texts, tiny_tokenizer
 from ..models.architectures import ARCHITECTURES, model_class
 from ..models.shrunken import is_shrunken
 from ..models.units import load
@@ -41,8 +41,8 @@ def head_names(
 
 
 def _draw_head(model, names: list[str], seed: int) -> None:
-    "Draw parameters anew, in place: matrices from a normal with the model's initializer range, vectors zero."
-    generator = torch.Generator().manual_seed(int(stream(seed, "head").integers(2**31)))
+    "Draw parameters anew, in place: matrices from a normal (initializer_range), vectors zero."
+    generator = torch.Generator().manual_seed(int(rng_for(seed, "head").integers(2**31)))
     with torch.no_grad():
         for name in sorted(names):
             p = model.get_parameter(name)
@@ -158,7 +158,7 @@ def has_head(config) -> bool:
 
 
 def _check_head(config, task: Task, model: str) -> dict:
-    "What to change in the configuration: nothing for a trained classifier of the same labels, the task's for an encoder."
+    "What to change in the configuration: the labels, which a trained classifier has to answer by."
     ours = label_map(task)
     if not has_head(config):
         return ours

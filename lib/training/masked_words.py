@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling
 
-from ..data.synthetic_nli import stream
+from ..core.base import rng_for
 from ..data.tasks import DataError, Task, tokenized
 from .loading import check_model, model_place, tiny_model
 from .trainer import Optim, Recipe, Trained, train
@@ -108,7 +108,7 @@ def pretrain(model, tokenizer, task: Task, optim: Optim, max_length: int = 128) 
 
 # %% ../../nbs/training/4_masked_words.ipynb #focused-01
 class Focused:
-    "A collator that asks, in a share of the sentences, for one word of one group (of one or two), and in the others as usual"
+    "A collator that asks, in a share of the sentences, for one word of one group, and else as usual"
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ def masked_quality(
     for start in range(0, len(ids), batch_size):
         part = ids[start : start + batch_size]
         places = [
-            _masked_places(row, special, 0.15, stream(seed, "asked", i)) for i, row in enumerate(part, start)
+            _masked_places(row, special, 0.15, rng_for(seed, "asked", i)) for i, row in enumerate(part, start)
         ]
         inputs, labels = _masked_batch(tokenizer, part, places)
         logits = mlm(**{k: v.to(mlm.device) for k, v in inputs.items()}).logits.float().cpu()[labels != -100]

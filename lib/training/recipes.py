@@ -65,7 +65,9 @@ def score_sets(
     max_length: int = 128,
     **labels,  # free columns of every row, e.g. mask=key
 ) -> tuple[list[dict], pd.DataFrame]:
-    "Metric rows (metric, value, split, n, task, source), and a row for every example (split, idx, label, prediction, logit_0 ...)."
+    """Metric rows (metric, value, split, n, task, source), and a row for every example.
+
+    The second has split, idx, label, prediction, logit_0 ..."""
     rows, frames = [], []
     for name, given in sets.items():
         one, shared = as_set(given, task), dict(split=name, task=task.name)
@@ -118,7 +120,7 @@ def task_loss(task: Task) -> Callable:
 
 
 def _logits_loss(loss: Callable, columns: tuple[str, ...]) -> Callable:
-    "(model, batch, step) -> scalar, from a function of logits, labels and columns, or a module that is the model's objective"
+    "(model, batch, step) -> scalar, from a function of logits, labels and columns, or a module"
     module = isinstance(loss, nn.Module)
 
     def of_batch(model, batch, step):

@@ -125,7 +125,7 @@ def iterative_pruning(
     optim: Optim,  # of a whole training, from which the intervals are cut
     plan: PruningPlan = PruningPlan(),
     *,
-    evaluation: Evaluation = Evaluation(),  # its metric, and what it watches
+    evaluation: Evaluation | None = None,  # its metric, and what it watches
     folder: Path | None = None,  # checkpoints, masks and weights; a complete checkpoint there is resumed
     callbacks: tuple = (),  # further TrainerCallbacks
 ) -> SearchResult:
@@ -137,7 +137,7 @@ def iterative_pruning(
     folder.mkdir(parents=True, exist_ok=True)
     rewind = rewinder(model, head_names(model)) if plan.rewind else None
     with prunable(model, mask_scope(model, plan.pooler)) as pruned:
-        prune = PruningCallback(pruned, plan, interval, evaluator(recipe, evaluation), rewind)
+        prune = PruningCallback(pruned, plan, interval, evaluator(recipe, evaluation or Evaluation()), rewind)
         done = train(model, recipe, own, folder=folder, callbacks=(prune, *callbacks))
     turns = range(1, plan.turns)
     found = {k / plan.turns: load_mask(folder / f"mask-{k}.safetensors") for k in turns}

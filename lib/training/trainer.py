@@ -29,7 +29,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..maskers.passes import masked
 from ..models.architectures import architecture, parts
 from ..models.shrunken import distinct
 from ..models.units import attach
@@ -74,7 +73,9 @@ def training_arguments(
     optim: Optim,
     steps: int,  # of the whole training
 ) -> TrainingArguments:
-    "TrainingArguments for one device, nothing reported unless asked for, nothing forked; ValueError for an unknown `clip`"
+    """TrainingArguments for one device, nothing reported unless asked for, nothing forked.
+
+    ValueError for an unknown `clip`."""
     if optim.clip not in ("global", "tensor", "none"):
         raise ValueError(f"clip {optim.clip!r}: choose global, tensor or none")
     gpu, falls_as_root = torch.cuda.is_available(), optim.schedule == "inverse_sqrt"
@@ -429,7 +430,9 @@ class Loop(Trainer):
 def first_token(
     model,
 ) -> Iterator[bool]:
-    "Inside the context a classifier that reads the first token computes no other after its last attention; False where the model is of another make"
+    """Inside the context a classifier that reads the first token computes no other after its last attention.
+
+    False where the model is of another make."""
     row, hook = architecture(model.config).residual, None
     if row and type(model).__name__.endswith("ForSequenceClassification"):
         last = model.base_model.get_submodule(row.format(len(parts(model).attention) - 1))
@@ -495,10 +498,26 @@ def _masked(model, masker, scores: ScoreOptim) -> Iterator[None]:
             yield
         return
     with ExitStack() as stack:
-        stack.enter_context(masked(model, masker, scores.freeze, scores.train))
+        stack.enter_context(_trained_mask(model, masker, scores))
         if scores.first_token and scores.freeze:
             stack.enter_context(first_token(model))
         yield
+
+
+@contextmanager
+def _trained_mask(model, masker: nn.Module, scores: ScoreOptim) -> Iterator[None]:
+    "Until `maskers.maskers.masked` is there: the masker's own `on(model)`, on a model that is frozen but for `train`"
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    for name, p in model.named_parameters():
+        p.requires_grad_(p.requires_grad and (not scores.freeze or name in scores.train))
+    try:
+        with masker.on(model):
+            model.masker = masker.train(model.training)
+            yield
+    finally:
+        del model.masker
+        for p, flag in before:
+            p.requires_grad_(flag)
 
 # %% ../../nbs/training/2_trainer.ipynb #train-04
 def _callbacks(

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import MarianConfig, MarianMTModel
 
-from ..data.tasks import DataError, Task, nearest
+from ..core.base import nearest
+from ..data.tasks import DataError, Task
 from lib.data.translation import (
     EOS,
     PAD,
