@@ -14,7 +14,7 @@ from lib.core.runs import find_run, run_key, runs
 from lib.core.sweeps import SweepError, check_inputs, load_sweep
 from lib.data.ood import chosen_sets
 from lib.data.tasks import load_task
-from lib.maskers.mask_training import removed
+from lib.maskers.thresholds import removed_count
 from lib.maskers.rules import topk_mask
 from lib.models.masks import load_mask, mask_info, run_mask
 from lib.models.units import attach
@@ -175,7 +175,7 @@ def test_the_mask_evaluated_is_the_mask_saved(chain, outputs):
         and not any("classifier" in m for m in table.index)
     )
     share = curve.sparsity[curve.chosen].item()
-    assert all(z == removed(n, share) for z, n in zip(table.zeros, table.entries)) and rows(
+    assert all(z == removed_count(n, share) for z, n in zip(table.zeros, table.entries)) and rows(
         chain["mask"], metric="removed"
     ).value.item() == pytest.approx(table.zeros.sum() / table.entries.sum())
     there = rows(
@@ -281,7 +281,7 @@ def test_controls(outputs, monkeypatch, tmp_path):
             m,
             topk_mask(
                 frozen["net"].get_parameter(n.removeprefix("weight/")).detach().abs(),
-                m.numel() - removed(m.numel(), 0.4),
+                m.numel() - removed_count(m.numel(), 0.4),
             ),
         )
         for n, m in frozen["found"].mask.items()

@@ -390,7 +390,7 @@ class Loop(Trainer):
 
     def create_optimizer(self, model=None):
         optimizer, masker = super().create_optimizer(model), getattr(self.model, "masker", None)
-        scores = list(masker.parameters()) if masker is not None else []
+        scores = [s for s in masker.parameters() if s.requires_grad] if masker is not None else []
         if not scores:
             return optimizer
         for group in optimizer.param_groups:
