@@ -149,20 +149,13 @@ def test_what_is_not_there_is_named(local, name, sizes, words):
 
 def trained(task, seed, steps=300):
     "A tiny model of the task's training rows, its tokenizer, and the accuracy of each group on test."
-    from lib.training.trainer import finetune, load_model, predict
+    from lib.training.loading import load_model
+    from lib.training.recipes import classification, predict
+    from lib.training.trainer import Optim, train
 
     net, tokenizer = load_model("tiny", task, seed, tiny=dict(layers=2, width=64, heads=4))
-    finetune(
-        net,
-        tokenizer,
-        task,
-        lr=2e-3,
-        max_steps=steps,
-        batch_size=32,
-        max_length=48,
-        seed=seed,
-        disable_tqdm=True,
-    )
+    optim = Optim(lr=2e-3, max_steps=steps, batch_size=32, seed=seed, more={"disable_tqdm": True})
+    train(net, classification(tokenizer, task, max_length=48), optim)
     rows = task.splits["test"]
     table = group_metrics(predict(net, tokenizer, rows, max_length=48), rows["label"], rows["group"])
     return net, tokenizer, table[table.group != "total"].set_index("group").accuracy
@@ -170,7 +163,7 @@ def trained(task, seed, steps=300):
 
 def last_layer(net, tokenizer, rows):
     "Inputs of the last layer with a one, and gradient of the loss by the logits: their products are the layer's gradients."
-    from lib.training.trainer import batches, head_input
+    from lib.training.recipes import batches, head_input
 
     found = []
     for batch in batches(net, tokenizer, rows, 64, 48):
