@@ -13,8 +13,8 @@ import torch
 from transformers import BertConfig
 
 from lib.core.keys import notebook_path
-from lib.maskers.rules import released_random
 from lib.maskers.iterative import accepted, magnitude_search
+from lib.maskers.rules import released_random
 from lib.models.masks import released_masks
 from lib.models.units import ones, skeleton, subnetwork_size
 
