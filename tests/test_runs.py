@@ -14,7 +14,7 @@ from toys import Project
 
 from lib.core.base import ROOT
 from lib.core.keys import run_key
-from lib.core.runs import CorruptRun, Run, _sealed, find_run, runs, start, write_json
+from lib.core.runs import IDENTITY, CorruptRun, Run, _sealed, find_run, runs, start, write_json
 from lib.core.testing import write_notebook
 
 
@@ -49,7 +49,7 @@ def maker(project, seconds):
 
 
 def test_a_second_maker_waits_and_does_not_make_it_again(project):
-    first = maker(project, 1)
+    first = maker(project, 5)  # longer than the second takes to import
     second = subprocess.run(
         [sys.executable, "-c", MAKER, "0"], env=project.env, capture_output=True, text=True
     )
@@ -144,7 +144,8 @@ def test_papermill_alone_makes_the_same_run(project):
         "5",
     ]
     subprocess.run(command, env=project.env, check=True, capture_output=True, cwd=project.folder.parent)
-    assert find_run(from_here).result["metrics"] == [{"metric": "n", "value": 50}]
+    identity = dict.fromkeys(IDENTITY) | {"seed": 5}
+    assert find_run(from_here).result["metrics"] == [identity | {"metric": "n", "value": 50}]
 
 
 def test_a_thousand_finished_runs_are_collected_in_five_seconds(project):

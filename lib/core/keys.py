@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -138,6 +139,7 @@ def _upstream(
 
 
 def _parsed(path: Path, source: str) -> dict[str, Parameter]:
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's grammar of addresses: a second, not needed
     import papermill
 
     def refuse(node):

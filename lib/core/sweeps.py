@@ -431,7 +431,7 @@ def check_inputs(
     runs: list[Planned],  # those still to be made
     path: Path,  # the sweep file, for messages
 ) -> None:
-    "Execute the cell tagged `checks` of every notebook, once for each set of values; SweepError with its answer."
+    "Execute every notebook's cell tagged `checks`, once for each set of values; SweepError with its answer."
     asked = set()
     for r in runs:
         source = checks(r.notebook)
