@@ -35,7 +35,7 @@ def check_repository(*places: Path) -> None:
             use = f"use the command of {home}'s own environment"
             raise RunError(f"{place} belongs to {home}, but lib is that of {ROOT}: {use}")
 
-# %% ../../nbs/core/6_cli.ipynb #9b4beb35
+# %% ../../nbs/core/6_cli.ipynb #9b4beb35-p1
 def _headline(sweep: Sweep, plan: Plan) -> str:
     text = f"{sweep.path.stem}: {len(plan.runs)} runs, {len(plan.runs) - len(plan.missing)} finished"
     if plan.missing:
@@ -46,7 +46,7 @@ def _headline(sweep: Sweep, plan: Plan) -> str:
         text += f"\n{len(kept)} stale runs kept ({reasons}); --stale makes them and all below them again"
     return text + "".join(f"\ndamaged, made again: {name}: {wrong}" for name, wrong in plan.damaged.items())
 
-
+# %% ../../nbs/core/6_cli.ipynb #9b4beb35
 def _dry(plan: Plan, jobs: int, profile: str, redo: bool) -> int:
     for name, r in plan.missing.items():
         print(f"{name}  {labelled(r)}")
@@ -107,7 +107,7 @@ def status(args) -> int:
         print(f"{notebook:<26}" + "".join(f"{states.count(s):>11}" for s in _STATES))
     return 0
 
-# %% ../../nbs/core/6_cli.ipynb #a5afad38
+# %% ../../nbs/core/6_cli.ipynb #a5afad38-p1
 def _one(text: str) -> Run:  # notebook/key, key, or the beginning of a key
     def meant(r: Run) -> bool:
         return text in (str(r), r.key) or (len(text) >= 4 and r.key.startswith(text))
@@ -118,7 +118,7 @@ def _one(text: str) -> Run:  # notebook/key, key, or the beginning of a key
     which = "".join(f"\n  {r}" for r in found)
     raise RunError(f"{f'{len(found)} runs' if found else 'no run'} {text!r} in {outputs()}{which}")
 
-
+# %% ../../nbs/core/6_cli.ipynb #a5afad38
 def show(args) -> int:
     "One run: state, parameters, metrics, artefacts."
     r = _one(args.run)
@@ -154,7 +154,7 @@ def du(args) -> int:
         print(f"{notebook:<26}{n:>6}{mb[0]:>11.1f}{mb[1]:>11.1f}{mb[2]:>13.1f}")
     return 0
 
-# %% ../../nbs/core/6_cli.ipynb #4677be5a
+# %% ../../nbs/core/6_cli.ipynb #4677be5a-p1
 def _referenced() -> set[str]:  # runs that some sweep asks for
     paths = sorted((notebooks_dir() / "sweeps").glob("*.yaml"))
     return {run for path in paths for smoke in (False, True) for run in load_sweep(path, smoke).runs}
@@ -174,7 +174,7 @@ def _garbage(unreferenced: bool) -> list[Path]:
     wanted, whole = _referenced(), ("finished", "stale", "damaged")
     return found + [r.folder for r, s in states if s in whole and str(r) not in wanted]
 
-
+# %% ../../nbs/core/6_cli.ipynb #4677be5a
 def gc(args) -> int:
     "Remove what no finished run needs; finished runs that no sweep asks for only if asked twice."
     found = _garbage(args.unreferenced)
@@ -196,13 +196,15 @@ def report(args) -> int:
     print(write_report(load_sweep(args.sweep, args.smoke)))
     return 0
 
-# %% ../../nbs/core/6_cli.ipynb #703d7e4f
+# %% ../../nbs/core/6_cli.ipynb #703d7e4f-p1
 def _flag(text: str) -> dict:
     return {"action": "store_true", "help": text}
 
 
 _SWEEP = {"sweep": {"type": Path, "help": "a YAML file of nbs/sweeps"}}
 _SMOKE = {"--smoke": _flag("with the file's smoke block: small and quick")}
+
+# %% ../../nbs/core/6_cli.ipynb #703d7e4f
 _VERBS = {
     run: {
         **_SWEEP,
@@ -223,7 +225,7 @@ _VERBS = {
     },
 }
 
-# %% ../../nbs/core/6_cli.ipynb #cli-main
+# %% ../../nbs/core/6_cli.ipynb #cli-main-p1
 def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         "sieve", description="Run sweeps of notebooks, and look at what they found."
@@ -236,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(*(["-j"] if name == "--jobs" else []), name, **options)
     return top
 
-
+# %% ../../nbs/core/6_cli.ipynb #cli-main
 def main(
     argv: list[str] | None = None,  # arguments; default the command line's
 ) -> int:

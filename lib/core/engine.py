@@ -39,7 +39,7 @@ def settled(
         return False
     return not (redo and run.stale())
 
-# %% ../../nbs/core/4_engine.ipynb #ea7c8492
+# %% ../../nbs/core/4_engine.ipynb #ea7c8492-p1
 @dataclass
 class Plan:
     "What a sweep asks for and what of it is to be made."
@@ -49,7 +49,7 @@ class Plan:
     stale: dict = field(default_factory=dict)  # notebook/key -> reasons
     damaged: dict = field(default_factory=dict)  # notebook/key -> what is wrong
 
-
+# %% ../../nbs/core/4_engine.ipynb #ea7c8492
 def make_plan(
     sweep: Sweep,
     redo: bool = False,  # make stale runs and all below them again
@@ -130,11 +130,11 @@ def tell(
     with owner, open("events.jsonl", "a") as f:
         f.write(json.dumps({"run": run, "kind": kind, "time": time.time()} | more) + "\n")
 
-# %% ../../nbs/core/4_engine.ipynb #engine-one-gpu
+# %% ../../nbs/core/4_engine.ipynb #engine-one-gpu-p1
 def _take(device: str):  # its lock; None if another job has it
     return lock(outputs() / ".locks" / f"gpu-{socket.gethostname()}-{device}.lock", wait=False)
 
-
+# %% ../../nbs/core/4_engine.ipynb #engine-one-gpu
 @contextlib.contextmanager
 def one_gpu(
     devices: list,  # of this machine
@@ -156,7 +156,7 @@ def one_gpu(
         if owner:
             owner[0].close()
 
-# %% ../../nbs/core/4_engine.ipynb #b19f9c95
+# %% ../../nbs/core/4_engine.ipynb #b19f9c95-p1
 _THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"
 
 
@@ -179,7 +179,7 @@ def _execute(name: str, entry: dict) -> None:
         path = str(notebook_path(notebook))
         papermill.execute_notebook(path, str(out), parameters=entry["params"], **kernel, **where)
 
-
+# %% ../../nbs/core/4_engine.ipynb #b19f9c95
 def _failure(error: Exception, notebook: Path) -> dict:  # what the driver prints
     kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     source = (getattr(error, "source", "") or "").splitlines()
@@ -192,7 +192,7 @@ def _failure(error: Exception, notebook: Path) -> dict:  # what the driver print
     cell = getattr(error, "exec_count", None)
     return {"cell": cell, "source": line, "error": f"{kind}: {text}"[:500], "kept": str(notebook)}
 
-# %% ../../nbs/core/4_engine.ipynb #3128b624
+# %% ../../nbs/core/4_engine.ipynb #3128b624-p1
 def _attempt(name: str, plan: dict) -> str:
     # with the job lock taken: "done" or "shared" (another process made it); raises where the notebook does
     run, entry = Run(*name.split("/")), plan["runs"][name]
@@ -213,7 +213,7 @@ def _attempt(name: str, plan: dict) -> str:
         raise RunError(f"the notebook ran to its end, but the run is not sound: {run.problem()}")
     return "done"
 
-
+# %% ../../nbs/core/4_engine.ipynb #3128b624
 def _make(name: str, plan: dict, wait: bool) -> bool:
     # False if another process has the run and we do not wait
     owner = lock(outputs() / ".locks" / f"{name.replace('/', '-')}.job", wait)
@@ -298,7 +298,7 @@ def snakemake_command(
         return [*command, "--cores", str(jobs), "--latency-wait", "5"]
     return [*command, "--profile", str(profile_folder(profile)), *(["--jobs", str(jobs)] if jobs else [])]
 
-# %% ../../nbs/core/4_engine.ipynb #124992c0
+# %% ../../nbs/core/4_engine.ipynb #124992c0-p1
 def _tied() -> None:  # in the child: end with the driver, however it ends (Linux)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
@@ -312,7 +312,7 @@ def _stop(process, patience: float = 10) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
 
-
+# %% ../../nbs/core/4_engine.ipynb #124992c0
 def events(
     folder: Path,  # the invocation's
     process,  # of snakemake

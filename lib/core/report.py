@@ -73,7 +73,7 @@ def table(
         return ""
     return f"<table>{cells('th', rows[0])}{''.join(cells('td', row.values()) for row in rows)}</table>"
 
-# %% ../../nbs/core/5_report.ipynb #767030a0
+# %% ../../nbs/core/5_report.ipynb #767030a0-p1
 def _stage_rows(sweep: Sweep, plan) -> list[dict]:
     rows = []
     for name, stage in sweep.stages.items():
@@ -94,7 +94,7 @@ def _run_row(r: Planned) -> dict:
     row = {"run": r, "stage and labels": labelled(r), "finished": when, "time": span(made.get("seconds", 0))}
     return row | {"commit": made.get("environment", {}).get("commit", "")[:10]}
 
-
+# %% ../../nbs/core/5_report.ipynb #767030a0
 def _entry(r: Planned) -> str:  # of the table of contents: the notebook's own title
     cells = json.loads((Run(r.notebook, r.key).folder / "run.ipynb").read_text())["cells"]
     prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
@@ -106,7 +106,7 @@ def _section(r: Planned) -> str:
     body = notebook_body(Run(r.notebook, r.key).folder / "run.ipynb", r.key)
     return f'<section id="{r.key}">{body}<p><small>{html.escape(labelled(r))}: {r}</small></p></section>'
 
-# %% ../../nbs/core/5_report.ipynb #5cdd22d9
+# %% ../../nbs/core/5_report.ipynb #5cdd22d9-p1
 def _notes(plan) -> list[str]:
     notes = [(plan.missing, "not finished: this report is not complete"), (plan.stale, "stale")]
     return [
@@ -127,7 +127,7 @@ def _provenance(sweep: Sweep, plan) -> list[str]:
         f"<details><summary>Packages</summary>{table(packages)}</details>",
     ]
 
-
+# %% ../../nbs/core/5_report.ipynb #5cdd22d9
 def report_html(
     sweep: Sweep,
 ) -> str:
