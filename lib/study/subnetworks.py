@@ -49,7 +49,8 @@ def _masks(runs, released, family):
         there = (released_folder(released) / "masks" / family).is_dir()
         return released_masks(released_folder(released), family) if there else pd.DataFrame(columns=["kind"])
     shares = [key for key in runs if "survival.parquet" in find_run(key).result["artefacts"]]
-    table = pd.concat([run_masks(list(_mask_headers(runs))), run_survival(shares)])
+    masks = list(_mask_headers([key for key in runs if key not in shares]))
+    table = pd.concat([run_masks(masks), run_survival(shares)])
     return table[table.family == family]
 
 
