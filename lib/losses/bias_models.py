@@ -22,10 +22,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from ..core.base import nearest, rng_for
 from ..data.tasks import Task
-from ..data.formats import DataError, nearest
+from ..data.formats import DataError
 from ..metrics.scores import score
-from ..data.synthetic_nli import stream
 
 # %% ../../nbs/losses/3_bias_models.ipynb #b0140356
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
@@ -185,7 +185,7 @@ def fit_pairs(
 # %% ../../nbs/losses/3_bias_models.ipynb #67730215
 def dealt(labels: np.ndarray, seed: int, purpose: str) -> np.ndarray:
     "Positions sorted by label, in random order within a label."
-    return np.lexsort((stream(seed, "bias model", purpose).permutation(len(labels)), labels))
+    return np.lexsort((rng_for(seed, "bias model", purpose).permutation(len(labels)), labels))
 
 
 def few_of(labels: np.ndarray, few: int, seed: int = 0) -> np.ndarray:

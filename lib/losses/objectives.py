@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ..data.tasks import nearest
+from ..core.base import nearest
 from lib.losses.losses import (
     ce,
     confreg,

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..data.formats import DataError, lines, nearest
-from ..data.synthetic_nli import stream
+from ..core.base import nearest, rng_for
+from ..data.formats import DataError, lines
 from ..core.runs import data_dir
 
 # %% ../../nbs/metrics/5_bias.ipynb #03b-bias-tests-05
@@ -68,7 +68,7 @@ def permutation_p(
     wanted = x.sum() - 1e-12 * np.abs(s).sum()  # equal up to rounding is equal
     if math.comb(2 * n, n) <= limit:
         return float(np.mean([s[list(half)].sum() >= wanted for half in combinations(range(2 * n), n)]))
-    rng, hits = stream(seed, "permutations"), 1
+    rng, hits = rng_for(seed, "permutations"), 1
     for start in range(0, limit, 5000):
         hits += int(
             (
@@ -92,7 +92,7 @@ def association_test(
 ) -> dict[str, float]:
     "value (effect size d), low, high (95 % bootstrap over targets), p (permutation), p_normal (normal fit to sampled halves), n."
     n, s = len(X), associations(np.r_[X, Y], A, B)
-    x, y, rng = s[:n], s[n:], stream(seed, "targets")
+    x, y, rng = s[:n], s[n:], rng_for(seed, "targets")
     found = [effect_size(x[rng.integers(0, n, n)], y[rng.integers(0, len(y), len(y))]) for _ in range(draws)]
     low, high = np.quantile(found, [0.025, 0.975])
     halves = (
@@ -180,7 +180,7 @@ def stereo_test(
     )
     rows = []
     for domain, part in domains.items():
-        terms, rng = [t for _, t in part.groupby("target")], stream(seed, "terms", domain)
+        terms, rng = [t for _, t in part.groupby("target")], rng_for(seed, "terms", domain)
         counts = np.array(
             [
                 [
@@ -313,7 +313,7 @@ def pair_test(
     )
     rows = []
     for domain, part in parts.items():
-        wins, rng = (part.more.to_numpy() > part.less.to_numpy()), stream(seed, "pairs", domain)
+        wins, rng = (part.more.to_numpy() > part.less.to_numpy()), rng_for(seed, "pairs", domain)
         low, high = np.quantile(
             100 * wins[rng.integers(0, len(wins), (draws, len(wins)))].mean(1), [0.025, 0.975]
         )

@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from ..core.runs import RunError, find_run, nearest
+from ..core.base import nearest
+from ..core.runs import RunError, find_run
 from .units import parts
 
 # %% ../../nbs/models/3_masks.ipynb #2d01b701
@@ -223,7 +224,7 @@ def released_masks(
         raise MaskError(f"{folder} has no folder masks")
     families = sorted(p.name for p in root.iterdir() if p.is_dir())
     if family not in families:
-        raise MaskError(f"{root} has no family {family!r}: {nearest(family, families)}")
+        raise MaskError(f"{root} has no family {family!r}{nearest(family, families)}")
     places = sorted((root / family).glob("*/seed_*"))
     kinds = [k for k in ("head", "mlp") if any((p / f"{k}_mask.npy").exists() for p in places)]
     if not kinds:

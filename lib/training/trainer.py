@@ -35,10 +35,10 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from ..data.tasks import DataError, Task, collator, knock, nearest, task_texts, tiny_tokenizer, tokenized
+from ..core.base import nearest, rng_for
+from ..data.tasks import DataError, Task, collator, knock, task_texts, tiny_tokenizer, tokenized
 from ..metrics.scores import accuracy_by, predictions, score
 from ..data.ood import as_set
-from ..data.synthetic_nli import stream
 from ..core.runs import find_run
 from ..models.architectures import ARCHITECTURES, model_class
 from ..models.shrunken import distinct, is_shrunken, restore
@@ -53,7 +53,7 @@ def draw_head(
     seed: int,
 ) -> None:
     "Draw parameters anew, in place: matrices from a normal with the model's initializer range, vectors zero."
-    generator = torch.Generator().manual_seed(int(stream(seed, "head").integers(2**31)))
+    generator = torch.Generator().manual_seed(int(rng_for(seed, "head").integers(2**31)))
     with torch.no_grad():
         for name in sorted(names):
             p = model.get_parameter(name)

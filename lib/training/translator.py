@@ -21,8 +21,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import MarianConfig, MarianMTModel
 
+from ..core.base import nearest
 from . import trainer as training
-from ..data.tasks import DataError, Task, nearest
+from ..data.tasks import DataError, Task
 from ..attribution.head_importance import classification_loss
 from ..models.shrunken import is_shrunken
 from lib.data.translation import (
