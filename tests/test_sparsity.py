@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from lib.core.keys import notebook_path
-from lib.core.runs import ROOT, find_run, outputs, start, start_of
+from lib.core.base import ROOT, outputs
+from lib.core.runs import find_run, start, start_of
 from lib.study.study import study
 from lib.study.subnetworks import (
     arranged,

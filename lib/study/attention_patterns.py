@@ -12,7 +12,7 @@ import pandas as pd
 from safetensors.numpy import load_file
 from scipy import stats
 
-from ..core.keys import ROOT
+from ..core.base import ROOT
 from ..core.runs import find_run
 from ..data.synthetic_nli import KINDS, planted_maps
 from ..metrics.scores import holm, members_test, permuted

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from ..core.keys import ROOT
+from ..core.base import ROOT
 from ..core.runs import find_run
 from ..models.masks import load_mask
 from .figures import dots

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..core.keys import ROOT
+from ..core.base import ROOT
 
 # %% ../../nbs/study/2_figures.ipynb #dfb5e0d9
 SINGLE, DOUBLE = 3.3, 6.9  # column widths in inches

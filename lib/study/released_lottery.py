@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from transformers import BertConfig
 
-from ..core.keys import ROOT, data_dir
+from ..core.base import ROOT, data_dir
 from ..core.runs import file_hashes
 from ..metrics.scores import METRICS, half_width, sample_sd
 from ..models.masks import released_masks

@@ -14,7 +14,7 @@ __all__ = ['UNIT_NAMES', 'FAMILIES', 'UNIT_FAMILIES', 'ANSWERS', 'ORDER', 'REPOR
 import numpy as np
 import pandas as pd
 
-from ..core.keys import ROOT
+from ..core.base import ROOT
 from ..core.runs import find_run
 from ..data.formats import TASKS
 from ..data.ood import OOD, SETS

@@ -12,7 +12,7 @@ import pandas as pd
 from safetensors.numpy import load_file
 
 from ..attribution.lds import lds
-from ..core.keys import ROOT
+from ..core.base import ROOT
 from ..core.runs import find_run
 from .study import in_words, over_seeds
 from .synthetic import synthetic
