@@ -13,18 +13,7 @@ from .study import with_labels
 
 # %% ../../nbs/study/2_synthetic.ipynb #synthetic-03
 SYNTHETIC = ROOT / "tests" / "fixtures"
-TEXT = (
-    "units",
-    "scores",
-    "rule",
-    "schedule",
-    "loss",
-    "tuned",
-    "state",
-    "goal",
-    "mask",
-    "block",
-)  # may be empty
+TEXT = ("units", "scores", "rule", "schedule", "loss", "tuned", "state", "goal", "mask")  # may be empty
 
 
 def synthetic(
