@@ -14,9 +14,9 @@ from transformers import BertConfig
 
 from lib.core.keys import notebook_path
 from lib.maskers.iterative import accepted, magnitude_search
-from lib.maskers.rules import released_random
 from lib.models.masks import released_masks
 from lib.models.units import ones, skeleton, subnetwork_size
+from lib.study.released_lottery import released_random
 
 ROOT = Path(__file__).parents[1]
 TASKS = ["CoLA", "MNLI", "MRPC", "QNLI", "QQP", "RTE", "SST-2", "STS-B", "WNLI"]

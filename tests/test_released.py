@@ -20,8 +20,9 @@ from lib.metrics.agreement import (
     survival,
     top_important,
 )
-from lib.metrics.scores import majority_baseline, stsb_random_baseline
-from lib.study.results import CRITERION, main_scores, mask_tables, published, released_scores
+from lib.metrics.scores import majority_baseline
+from lib.study.released_lottery import published_lottery, released_scores, stsb_random_baseline
+from lib.study.subnetworks import CRITERION, main_scores, mask_tables
 
 TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B WNLI".split()
 HANS = "HANS HANS_MNLI MNLI_TWO MNLI_TWO_HALF".split()
@@ -398,7 +399,7 @@ def test_alphas_of_all_task_pairs():
 
 def test_evaluation_table():
     scores = main_scores(released_scores(str(FOLDER)))
-    both = published().merge(scores, on=["task", "family", "kind", "state"])
+    both = published_lottery().merge(scores, on=["task", "family", "kind", "state"])
     assert len(both) == 180
     assert [f"{v:.4f}" for v in both["mean"]] == [f"{v:.4f}" for v in both.published]
     assert np.allclose(both.sd, both.population_sd * np.sqrt(5 / 4), rtol=1e-15)
