@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.core.keys import notebook_path
 from lib.core.base import ROOT, outputs
+from lib.core.keys import notebook_path
 from lib.core.runs import find_run, start, start_of
 from lib.study.study import study
 from lib.study.subnetworks import (

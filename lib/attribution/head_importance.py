@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from ..models.architectures import parts
 from .importance import frozen, normalise
-from ..maskers.head_gates import gated
-from ..maskers.rules import step
+from ..maskers.passes import gated
+from ..maskers.rules import prune_step
 
 # %% ../../nbs/attribution/1_head_importance.ipynb #109bd410
 VARIANTS = ("absolute", "signed", "context", "context_masked")
@@ -139,7 +139,7 @@ def removal(
     yield mask
     for k in left:
         now = int(mask.sum())
-        mask = step(measure(mask) if recompute else scores, mask, now - max(0, k), last_head=at_least)
+        mask = prune_step(measure(mask) if recompute else scores, mask, now - max(0, k), last_head=at_least)
         if int(mask.sum()) == now:
             return
         yield mask

@@ -17,7 +17,7 @@ from ..core.base import rng_for
 from .attention import attention_maps
 from ..data.tasks import DataError
 from .patterns import SMALLEST, Classifier
-from ..data.synthetic_nli import KINDS
+from ..data.synthetic_attention import PATTERN_CLASSES as KINDS
 from ..models.units import parts
 
 # %% ../../nbs/attribution/3_head_patterns.ipynb #7b3246f2

@@ -33,7 +33,7 @@ from lib.attribution.per_example import (
     set_features,
     state_key,
 )
-from ..training.trainer import batches, head_input
+from ..training.recipes import batches, head_input
 from .trak import trak, wrongness
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-05

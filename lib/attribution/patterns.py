@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DRAWN', 'MAP_NAMES', 'NAMES', 'LAYOUTS', 'SLICE', 'SLICES', 'SMALLEST', 'RECIPES', 'kind_of', 'members',
            'read_labels', 'load_maps', 'text_of', 'check_maps', 'read_map', 'write_maps', 'labelled_files',
-           'PatternNet', 'framed', 'SizeSampler', 'MapTrainer', 'rows_of', 'collate', 'Classifier', 'predict_kinds',
-           'fit', 'save_classifier', 'load_classifier', 'judge']
+           'PatternNet', 'framed', 'SizeSampler', 'rows_of', 'collate', 'Classifier', 'predict_kinds', 'fit',
+           'save_classifier', 'load_classifier', 'judge']
 
 # %% ../../nbs/attribution/3_patterns.ipynb #90b01a62
 import io
@@ -29,10 +29,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
 from ..core.base import nearest, rng_for
-from ..data.tasks import DataError
-from ..data.synthetic_nli import KINDS
 from ..core.runs import data_dir, file_hashes
-from ..training.trainer import Best, Finetuner, arguments, best_file, newest
+from ..data.synthetic_attention import PATTERN_CLASSES as KINDS
+from ..data.tasks import DataError
+from ..training.trainer import BestFile, Evaluation, Optim, Recipe, train as train_recipe
 
 # %% ../../nbs/attribution/3_patterns.ipynb #610943a4
 DRAWN = "drawn maps (planted-attention)"  # where the training maps are from, if from nowhere
@@ -50,7 +50,7 @@ def kind_of(
     label: str,  # as it stands in a label file
     where: str = "",  # file and line, for the message
 ) -> str:
-    "The kind (one of `lib.data.synthetic_nli.KINDS`) that a label of either set means"
+    "The kind (one of `PATTERN_CLASSES`) that a label of either set means"
     word = " ".join(label.lower().replace("_", " ").split())
     known = (
         {k: k for k in KINDS}
@@ -274,25 +274,22 @@ def framed(
     return pad(one, (before, size - len(one) - before) * 2)
 
 # %% ../../nbs/attribution/3_patterns.ipynb #4fff1345
-class SizeSampler(torch.utils.data.Sampler):
-    "Positions in an order whose batches hold maps of similar size; batches come in random order, anew each epoch"
+class SizeSampler:
+    "Batches of positions of maps of similar size; they come in random order, anew in each epoch that `epoch()` tells"
 
-    def __init__(self, sizes: list[int], batch_size: int, seed: int):
-        self.sizes, self.batch_size, self.seed, self.epoch = np.asarray(sizes), batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, sizes: list[int], batch_size: int, seed: int, epoch: Callable[[], int]):
+        self.sizes, self.batch_size, self.seed, self.epoch = np.asarray(sizes), batch_size, seed, epoch
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return -(-len(self.sizes) // self.batch_size)
 
-    def __iter__(self) -> Iterator[int]:
-        rng = rng_for(self.seed, "order", self.epoch)
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = rng_for(self.seed, "order", self.epoch())
         order = rng.permutation(len(self.sizes))
         order = order[np.argsort(self.sizes[order], kind="stable")]
         full = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         places = [*rng.permutation(len(full) - 1), len(full) - 1]  # the last, smaller batch stays last
-        yield from (int(i) for p in places for i in full[p])
+        yield from (full[p].tolist() for p in places)
 
 # %% ../../nbs/attribution/3_patterns.ipynb #e0f5de35
 RECIPES = {
@@ -301,15 +298,6 @@ RECIPES = {
         epochs=200, lr=1e-3, batch_size=64, centre=True, lr_scheduler_type="constant", warmup=0.0
     ),
 }
-
-
-class MapTrainer(Finetuner):
-    "A Finetuner whose batches hold maps of similar size, unless all are centred in one"
-
-    sampler = None
-
-    def _get_train_sampler(self, *args):
-        return self.sampler or super()._get_train_sampler(*args)
 
 
 def rows_of(found: list[np.ndarray], kinds: list[str]) -> list[dict]:
@@ -390,40 +378,40 @@ def fit(
         torch.manual_seed(torch_seed)
         last = Classifier(PatternNet(), maps, min(map(len, found)), max(map(len, found)), source)
     steps = -(-len(found) // recipe["batch_size"]) * recipe["epochs"]
-    args = arguments(
-        folder,
-        "fp32",
-        save_steps,
-        seed=torch_seed,
-        data_seed=torch_seed,
-        learning_rate=recipe["lr"],
-        num_train_epochs=recipe["epochs"],
-        report_to="none",
-        per_device_train_batch_size=recipe["batch_size"],
-        lr_scheduler_type=recipe["lr_scheduler_type"],
+    optim = Optim(
+        lr=recipe["lr"],
+        epochs=recipe["epochs"],
+        batch_size=recipe["batch_size"],
         warmup_steps=int(recipe["warmup"] * steps),
-        max_grad_norm=0.0,
-        weight_decay=0.0,
-        logging_steps=max(1, steps // 50),
+        schedule=recipe["lr_scheduler_type"],
+        clip="none",
+        seed=torch_seed,
+        precision="fp32",
+        save_steps=save_steps,
     )
-    score = lambda net: float(
-        np.mean(predict_kinds(last, select[0], recipe["centre"]) == np.asarray(select[1]))
-    )
-    keep = Best(best_file(folder), score, later=True, restore=False)
-    trainer = MapTrainer(
-        last.net,
-        args,
-        lambda rows: collate(rows, recipe["centre"], last.largest),
+
+    def loss(net, batch, step):
+        return cross_entropy(net(batch["maps"]).logits.float(), batch["labels"])
+
+    def score(net, metric):
+        return np.mean(predict_kinds(last, select[0], recipe["centre"]) == np.asarray(select[1]))
+
+    def by_size(optim, epoch):
+        return SizeSampler([len(m) for m in found], optim.batch_size, optim.seed, epoch)
+
+    maps_of = Recipe(
         rows_of(found, kinds),
-        loss=cross_entropy,
-        callbacks=[keep],
+        lambda rows: collate(rows, recipe["centre"], last.largest),
+        loss,
+        score,
+        sampler=None if recipe["centre"] else by_size,
     )
-    if not recipe["centre"]:
-        trainer.sampler = SizeSampler([len(m) for m in found], recipe["batch_size"], torch_seed)
-    trainer.train(resume_from_checkpoint=newest(folder))
+    done = train_recipe(
+        last.net, maps_of, optim, evaluation=Evaluation(keep="both", later=True), folder=folder
+    )
     best = Classifier(PatternNet(), maps, last.smallest, last.largest, source)
-    best.net.load_state_dict(keep.weights())
-    return best, last, [r for r in trainer.state.log_history if "loss" in r]
+    best.net.load_state_dict(BestFile(folder / "best.safetensors").tensors())
+    return best, last, done.losses
 
 # %% ../../nbs/attribution/3_patterns.ipynb #3b663968
 def save_classifier(

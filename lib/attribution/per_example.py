@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..core.base import rng_for
-from ..training.trainer import batches
+from ..training.recipes import batches
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-05
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
