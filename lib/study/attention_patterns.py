@@ -14,7 +14,7 @@ from scipy import stats
 
 from ..core.base import ROOT
 from ..core.runs import find_run
-from ..data.synthetic_nli import KINDS, planted_maps
+from ..data.synthetic_attention import PATTERN_CLASSES as KINDS, planted_maps
 from ..metrics.scores import holm, members_test, permuted
 from .synthetic import synthetic
 

@@ -16,9 +16,8 @@ import pandas as pd
 
 from ..core.base import ROOT
 from ..core.runs import find_run
-from ..data.formats import TASKS
-from ..data.ood import OOD, SETS
-from ..data.tasks import GENERATORS, dev_sets
+from ..data.ood import OOD, OOD_SETS
+from ..data.tasks import TASKS, dev_sets
 from ..metrics.agreement import super_table
 from ..metrics.scores import paired_bootstrap, summary
 from ..models.masks import TASK_ORDER, mask_info, released_masks, run_masks, run_survival
@@ -250,7 +249,7 @@ def side(
     split: str,  # evaluation set
 ) -> str:
     "ID, OOD, or nothing for what is no reported set of the task."
-    if split in OOD.get(task, []) or split in SETS:
+    if split in OOD.get(task, []) or split in OOD_SETS:
         return "OOD"
     return "ID" if split in dev_sets(task) else ""
 
@@ -260,9 +259,7 @@ def judged_by(
     split: str,  # evaluation set
 ) -> str:
     "The measure of a set that counts."
-    if task in GENERATORS:
-        return GENERATORS[task].metrics[0]
-    return TASKS[split if split in SETS else task].metrics[0]
+    return TASKS[split if split in OOD_SETS else task].metrics[0]
 
 # %% ../../nbs/study/4_subnetworks.ipynb #sub-23-c
 ROBUST = ["task", "model", "side", "split", "metric"]  # what a score is of
@@ -274,7 +271,7 @@ def robust_scores(
 ) -> pd.DataFrame:
     "The rows of reported sets of full models and subnetworks, with their `side`, in order."
     asked = frame[~frame.role.isin(["majority", "test", "pre-trained"])].dropna(subset=["value"])
-    known = asked.task.isin([*GENERATORS, *TASKS])
+    known = asked.task.isin([*TASKS])
     sides = [side(t, s) if k else "" for t, s, k in zip(asked.task, asked.split, known)]
     asked = asked.assign(side=sides)[lambda f: f.side != ""]
     if (lost := asked.run[asked.sparsity.isna()]).any():
@@ -456,8 +453,9 @@ def timing_curves(
         .to_dict("records")
     ):
         run = find_run(r["subject"])
-        if "curve.parquet" in run.result["artefacts"]:
-            curve = pd.read_parquet(run.artefact("curve.parquet"))
+        if "evaluations.parquet" in run.result["artefacts"]:
+            curve = pd.read_parquet(run.artefact("evaluations.parquet"))
+            curve = curve.rename(columns=lambda c: c.split("|")[0])  # a set, then its measure
             sets = [s for s in curve if (r["task"], s) in rows]
             found.append(curve.melt("step", sets, "split").assign(**r))
     if not found:
