@@ -90,7 +90,7 @@ class Study:
                     }
                     for k in (10, 20)
                 ]
-            ).to_parquet(run.path("curve.parquet"))
+            ).to_parquet(run.path("evaluations.parquet"))
         run.finish(rows, identity=who)
         self.keys.append(run.key)
         return run.key

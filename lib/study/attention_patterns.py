@@ -88,7 +88,7 @@ def kept_shares(
         raise ValueError(f"a run has several masks of family {family!r}, kind {kind!r}: give runs with one")
     return whole
 
-
+# %% ../../nbs/study/7_attention_patterns.ipynb #dbdd7d3a-b
 def group_shares(
     shares: pd.DataFrame,  # of `pattern_tables`
     survivors: pd.DataFrame,  # of `pattern_tables`

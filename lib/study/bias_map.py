@@ -91,7 +91,7 @@ def seeds_agree(
     mean = lambda x: float(np.mean(x)) if x else np.nan
     return {"value": mean(value), "expected": mean(chance), "pairs": len(pairs)}
 
-
+# %% ../../nbs/study/6_bias_map.ipynb #bias-tables-b
 def _of_seeds(runs: list) -> dict:
     "name of BIAS_TABLES -> frame, of the runs of several seeds of one mask."
     density = [pd.read_parquet(r.artefact("density.parquet")).assign(seed=r.params["seed"]) for r in runs]
@@ -131,7 +131,7 @@ def from_no_bias(
     far = scores.metric.isin(["seat", "log_odds"]), scores.metric.isin(["ss", "crows"])
     return scores.assign(value=np.select(far, [scores.value.abs(), (scores.value - 50).abs()], scores.value))
 
-
+# %% ../../nbs/study/6_bias_map.ipynb #09j-bias-results-08-b
 def bias_differences(
     scores: pd.DataFrame,  # of `tests_of_bias`
     reference: str,  # label that is compared with every control
@@ -163,14 +163,14 @@ def published_tests() -> pd.DataFrame:
     "run, metric, split, value: tests of bias on bert-base-uncased, as it is and debiased without masks."
     return pd.read_csv(ROOT / "nbs" / "published" / "bias_tests.csv", comment="#")
 
-
+# %% ../../nbs/study/6_bias_map.ipynb #09j-bias-results-08b-b
 def of_gender(
     scores: pd.DataFrame,  # with split
 ) -> pd.Series:
     "False for the domains of StereoSet and CrowS-Pairs that are not gender."
     return ~scores.split.str.match("(?:stereoset|crows) ") | scores.split.str.contains("gender")
 
-
+# %% ../../nbs/study/6_bias_map.ipynb #09j-bias-results-08b-c
 def bias_figures(
     scores: pd.DataFrame,  # metric, split, label, value, low, high
     title: str,

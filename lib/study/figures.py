@@ -189,7 +189,8 @@ def _heat_panels(frame, cells, limits, cmap, **facets):
     for ax, part in panels:
         table = part.pivot_table(*cells, sort=limits is not None, dropna=limits is None)
         most = np.nanmax(np.abs(table.to_numpy(float)), initial=0) or 1
-        _cells(ax, table, limits or (-most, most), cmap=cmap, linewidths=0)
+        ticks = 2 if limits and table.shape[1] > 6 else 1
+        _cells(ax, table, limits or (-most, most), cmap=cmap, linewidths=0, xticklabels=ticks)
         ax.set_title("")
     return figure, panels
 
@@ -456,6 +457,7 @@ def _names(panels, xlabel, spans):
     rows, columns = ([p[k] for p in panels] for k in (2, 3))
     for ax, _, row, column in panels:
         ax.set_ylim(*spans[row])
+        ax.set_title("")
         if column == columns[0]:
             ax.set_ylabel(textwrap.fill(str(row), 24))
         if row == rows[0]:

@@ -129,7 +129,7 @@ def label(
         name + (tuned + in_words(row["tuned"])) * bool(row["tuned"]), row["extra"], row.get("apart")
     )
 
-
+# %% ../../nbs/study/1_study.ipynb #study-13-b
 def short_label(
     row: dict,  # NAME_PARTS, and perhaps `apart`
 ) -> str:
@@ -225,7 +225,7 @@ def with_labels(
     records = frame.to_dict("records")
     return frame.assign(label=[label(r) for r in records], name=[short_label(r) for r in records])
 
-
+# %% ../../nbs/study/1_study.ipynb #study-18-b
 def study(
     runs: list[str],  # keys of finished runs
 ) -> pd.DataFrame:

@@ -89,7 +89,7 @@ def describe(
     text = FAMILIES.get(family, family.replace("_", " "))
     return text if family in ("heads", "mlps") else f"{UNIT_NAMES[kind]} ({text})"
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-08-b
 def head_rows(
     runs: list,  # of masks over heads, of one model type
 ) -> list:  # e.g. encoder 0, encoder 1, cross 0 ...; empty where all rows are of one kind, or nothing is said
@@ -115,7 +115,7 @@ def place_of(
     family = "super" if role.startswith("super_") else family + "_on_train" * ("on train" in variants)
     return family, role.removeprefix("super_"), "retrained" if row.get("tuned") else "pruned"
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-11-b
 def subnetwork_scores(
     frame: pd.DataFrame,  # rows of `study`
 ) -> pd.DataFrame:  # GROUP + seed, value, run: one row per score
@@ -130,7 +130,7 @@ def subnetwork_scores(
         )
     return frame.drop_duplicates([*GROUP, "seed"])[[*GROUP, "seed", "value", "run"]].reset_index(drop=True)
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-11-c
 def predictions_of(
     runs: list,  # keys of runs that measured others
 ) -> pd.DataFrame:  # ANSWERS
@@ -204,7 +204,7 @@ def with_full(
     groups = subnets[["task", "family", "state"]].drop_duplicates()
     return pd.concat([subnets, groups.merge(full, on="task")])
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-20-b
 def compare_examples(
     answers: pd.DataFrame,  # predictions per example
     metrics: dict,  # task -> metric, where it is not accuracy
@@ -230,7 +230,7 @@ def compare_examples(
     table = pd.DataFrame(rows, columns=names)
     return table.assign(beyond=(table.low > 0) | (table.high < 0))
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-20-c
 def subnetwork_sizes(
     per_seed: pd.DataFrame,  # scores per seed, with the rows of the metric `size`
     released: str = "",  # folder of a released study, where there are none
@@ -253,7 +253,7 @@ def side(
         return "OOD"
     return "ID" if split in dev_sets(task) else ""
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-23-b
 def judged_by(
     task: str,  # by name
     split: str,  # evaluation set
@@ -261,7 +261,7 @@ def judged_by(
     "The measure of a set that counts."
     return TASKS[split if split in OOD_SETS else task].metrics[0]
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-23-c
 ROBUST = ["task", "model", "side", "split", "metric"]  # what a score is of
 SYSTEM = ["task", "model", "label", "sparsity"]  # whose score it is
 
@@ -289,7 +289,7 @@ def criterion_only(
     where = zip(frame.task, frame.split, frame.metric)
     return frame[np.array([m == judged_by(t, s) for t, s, m in where], bool)].reset_index(drop=True)
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-26-b
 def _kept(table, reference):
     "SYSTEM, kept, counts: the score on the task's first own set as a share of the reference's."
     first = np.array([s == dev_sets(t)[0] for t, s in zip(table.task, table.split)], bool)
@@ -307,7 +307,7 @@ def robust_table(
     table = over_seeds(scores, [*ROBUST, "label", "sparsity", *NAME_PARTS, "apart"])
     return table.merge(_kept(table, reference), how="left", on=SYSTEM)
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-26-c
 def robust_differences(
     scores: pd.DataFrame,  # of `robust_scores`
     reference: str = REFERENCE,  # label of a full model
@@ -332,7 +332,7 @@ def frontier(
     least = (x[:, None] >= x) & (y[:, None] >= y)  # (dominating, dominated)
     return ~(least & ((x[:, None] > x) | (y[:, None] > y))).any(0)
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-30-b
 def plane_points(
     table: pd.DataFrame,  # of `robust_table`, one task and model
     own: str,  # the task's own set
@@ -357,7 +357,7 @@ def published_robust() -> pd.DataFrame:
     names = {"value": "published"} | {c: f"published_{c}" for c in ("sd", "n", "epochs")}
     return frame.rename(columns=names).assign(label=[label(r) for r in frame.to_dict("records")])
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-33-b
 def beside_published(
     table: pd.DataFrame,  # of `robust_table`
 ) -> pd.DataFrame:
@@ -416,7 +416,7 @@ def planes(
         return pd.DataFrame(columns=["task", "model", "figure", "whole", "frontier"])
     return pd.concat(found).sort_values("label", key=lambda c: c.map(rank), kind="stable", ignore_index=True)
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-41-b
 def over_steps(
     main: pd.DataFrame,  # of `arranged`
 ) -> tuple:  # two frames
@@ -453,8 +453,9 @@ def timing_curves(
         .to_dict("records")
     ):
         run = find_run(r["subject"])
-        if "curve.parquet" in run.result["artefacts"]:
-            curve = pd.read_parquet(run.artefact("curve.parquet"))
+        if "evaluations.parquet" in run.result["artefacts"]:
+            curve = pd.read_parquet(run.artefact("evaluations.parquet"))
+            curve = curve.rename(columns=lambda c: c.split("|")[0])  # a set, then its measure
             sets = [s for s in curve if (r["task"], s) in rows]
             found.append(curve.melt("step", sets, "split").assign(**r))
     if not found:
@@ -498,7 +499,7 @@ def head_scores(
     one = frame[first].assign(label=frame.name.where(frame.role != "full", WHOLE))
     return one.assign(k=one.k.where(one.label != WHOLE, -1)).reset_index(drop=True)
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-50-b
 def head_table(
     scores: pd.DataFrame,  # of `head_scores`
 ) -> pd.DataFrame:
@@ -507,7 +508,7 @@ def head_table(
     full = table[table.label == WHOLE].set_index(OF_HEADS)["mean"].rename("full")
     return table.join(full, OF_HEADS).assign(share=lambda f: f["mean"] / f.full).drop(columns="full")
 
-
+# %% ../../nbs/study/4_subnetworks.ipynb #sub-50-c
 def enough(
     table: pd.DataFrame,  # of `head_table`
     share: float = 0.95,  # of the full model's score

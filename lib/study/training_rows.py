@@ -84,7 +84,7 @@ def removal_scores(
         raise ValueError("none of these runs was trained without some rows")
     return frame[frame.k.notna()].assign(label=lambda f: f.name).reset_index(drop=True)
 
-
+# %% ../../nbs/study/5_training_rows.ipynb #09i-row-results-10-b
 def removal_table(
     removal: pd.DataFrame,  # of `removal_scores`
     metrics: list,  # e.g. accuracy, accuracy/worst, accuracy/women
@@ -94,7 +94,7 @@ def removal_table(
     gone = part.groupby([*by, *DATA_AND_SEED]).removed.mean().groupby(by).mean()
     return over_seeds(part, by, DATA_AND_SEED).join(gone, by)
 
-
+# %% ../../nbs/study/5_training_rows.ipynb #09i-row-results-10-c
 def published_removal(
     table: pd.DataFrame,  # of `removal_table`
 ) -> pd.DataFrame:
@@ -119,7 +119,7 @@ def agreement(
     ]
     return _long(pd.concat(parts).groupby(level=0, sort=False).mean(), "method", "other")
 
-
+# %% ../../nbs/study/5_training_rows.ipynb #rows-12-b
 def extremes(
     rows: pd.DataFrame,  # of `row_tables`
     n: int = 5,  # rows at each end
