@@ -8,7 +8,7 @@ from test_speed_masks import VOCABULARY, times
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from lib.maskers.head_gates import HeadGate
-from lib.models.units import parts
+from lib.models.architectures import parts
 from lib.training.gate_training import training_only
 
 

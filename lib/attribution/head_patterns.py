@@ -17,7 +17,7 @@ from .attention import attention_maps
 from ..data.tasks import DataError
 from .patterns import SMALLEST, Classifier
 from ..data.synthetic_nli import KINDS, stream
-from ..models.units import parts
+from ..models.architectures import parts
 
 # %% ../../nbs/attribution/3_head_patterns.ipynb #7b3246f2
 def draw_sentences(

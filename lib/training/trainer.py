@@ -41,8 +41,9 @@ from ..data.ood import as_set
 from ..data.synthetic_nli import stream
 from ..core.runs import find_run
 from ..models.architectures import ARCHITECTURES, model_class
-from ..models.shrunken import distinct, is_shrunken, restore
-from ..models.units import attach, load
+from ..models.shrink import is_shrunken, load_untied, untied_state_dict
+from ..models.shrink import load
+from ..models.units import attach
 
 logging.set_verbosity_error()  # a new head is no news
 
@@ -298,10 +299,10 @@ class Finetuner(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_file(distinct(self.model), Path(output_dir, "tensors.safetensors"))
+        save_file(untied_state_dict(self.model), Path(output_dir, "tensors.safetensors"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        restore(self.model, load_file(Path(resume_from_checkpoint, "tensors.safetensors")))
+        load_untied(self.model, load_file(Path(resume_from_checkpoint, "tensors.safetensors")))
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
@@ -391,14 +392,14 @@ class Best(TrainerCallback):
         value = self.scorer(model)
         if value > self.value() or (self.later and value == self.value()):
             save_file(
-                distinct(model),
+                untied_state_dict(model),
                 draft := self.file.with_suffix(".new"),
                 {"value": repr(value), "step": str(state.global_step)},
             )
             os.replace(draft, self.file)
 
     def on_train_end(self, args, state, control, model=None, **_):
-        self.restore and restore(model, self.weights())
+        self.restore and load_untied(model, self.weights())
 
 # %% ../../nbs/training/1_trainer.ipynb #6280073f
 def arguments(
