@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from .block_maps import block_frame
 from ..models.masks import load_mask
 from .figures import dots
-from ..metrics.scores import compare
+from ..metrics.inference import compare
 from ..core.runs import ROOT, find_run
 
 # %% ../../nbs/study/3_bias_results.ipynb #09j-bias-results-04

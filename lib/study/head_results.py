@@ -9,7 +9,7 @@ __all__ = ['METHODS', 'SCORED', 'WHOLE', 'COLUMNS', 'FIXTURES', 'named', 'head_s
 # %% ../../nbs/study/1_head_results.ipynb #a8b335c8
 import pandas as pd
 
-from ..metrics.scores import compare, summary
+from ..metrics.inference import compare, summary
 from ..core.runs import ROOT, find_run
 from ..core.runs import runs as run_rows
 from .sparsity_results import all_params, base

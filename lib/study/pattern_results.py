@@ -12,7 +12,7 @@ import pandas as pd
 from safetensors.numpy import load_file
 from scipy import stats
 
-from ..metrics.scores import holm, members_test, permuted
+from ..metrics.inference import holm, members_test, permuted
 from ..data.synthetic_nli import KINDS, planted_maps
 from ..core.runs import ROOT, find_run
 

@@ -26,7 +26,7 @@ from lib.models.masks import (
     run_masks,
     run_survival,
 )
-from ..metrics.scores import half_width, paired_bootstrap, sample_sd, summary
+from ..metrics.inference import half_width, paired_bootstrap, sample_sd, summary
 from ..core.runs import ROOT, data_dir, file_hashes, find_run
 from ..core.runs import runs as run_rows
 from ..models.units import subnetwork_size

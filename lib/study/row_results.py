@@ -14,7 +14,7 @@ import pandas as pd
 from safetensors.numpy import load_file
 
 from ..attribution.lds import lds
-from ..metrics.scores import compare, summary
+from ..metrics.inference import compare, summary
 from ..core.runs import ROOT, find_run
 
 # %% ../../nbs/study/1_row_results.ipynb #09i-row-results-04

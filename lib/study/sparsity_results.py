@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..data.tasks import GENERATORS, dev_sets
 from ..data.formats import TASKS
-from ..metrics.scores import compare, summary
+from ..metrics.inference import compare, summary
 from ..data.ood import OOD, SETS
 from ..core.runs import ROOT, find_run, run_folders
 from ..core.runs import runs as run_rows
