@@ -16,12 +16,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lib.losses.debias import (
+    DebiasWeights,
     attribute_vectors,
-    chosen,
     debias_loss,
     hidden_states,
     keyword_rows,
     orthogonality,
+    select_layers,
     target_rows,
 )
 from ..data.gender import epoch_order, pad
@@ -48,7 +49,7 @@ def projection(
     targets = torch.cat(
         [
             keyword_rows(
-                chosen(hidden_states(model.eval(), b), layers).float(), b["keyword"].to(model.device)
+                select_layers(hidden_states(model.eval(), b), layers).float(), b["keyword"].to(model.device)
             )
             for b in cut("stereotype")
         ]
@@ -139,7 +140,7 @@ class Debiasing(nn.Module):
 
     def forward(self, model, batch: dict) -> torch.Tensor:
         targets = target_rows(
-            chosen(hidden_states(model, batch["targets"]), self.layers),
+            select_layers(hidden_states(model, batch["targets"]), self.layers),
             batch["targets"],
             self.mode,
             self.pads,
@@ -153,10 +154,7 @@ class Debiasing(nn.Module):
             self.vectors,
             now.float(),
             before.float(),
-            self.alpha,
-            self.beta,
-            self.form,
-            self.sign,
+            DebiasWeights(self.alpha, self.beta, self.form, self.sign),
         )
 
 
