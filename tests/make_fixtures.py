@@ -222,8 +222,9 @@ def heads(folder, rng):
     for seed in SEEDS:
         shift = 0.01 * rng.normal()
         score = lambda need, k: round(
-            0.5 + 0.4 / (1 + np.exp(1.5 * (need - k))) + shift + 0.008 * rng.normal(), 4
-        )  # noqa: B023
+            0.5 + 0.4 / (1 + np.exp(1.5 * (need - k))) + shift + 0.008 * rng.normal(),  # noqa: B023
+            4,
+        )
         rows += [
             (TASKS[0], "tiny", label, k, 8, seed, "dev", "accuracy", score(need, k), 100, "")
             for label, need in needs.items()

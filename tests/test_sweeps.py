@@ -3,7 +3,7 @@
 import pytest
 from toys import STUDY, Project
 
-from lib.core.keys import ROOT
+from lib.core.base import ROOT
 from lib.core.sweeps import load_sweep
 
 
@@ -16,34 +16,34 @@ def project(tmp_path, monkeypatch):
 
 
 REFUSED = {  # what is changed in the study: (old, new, words of the message)
-    "top level key": ("stages:", "stagse:", "unknown key 'stagse': did you mean stages"),
-    "stage key": ("from: {draw", "form: {draw", "stage double: unknown key 'form': did you mean from"),
+    "top level key": ("stages:", "stagse:", "unknown key 'stagse', did you mean 'stages'"),
+    "stage key": ("from: {draw", "form: {draw", "stage double: unknown key 'form', did you mean 'from'"),
     "notebook": (
         "notebook: double",
         "notebook: duoble",
         "stage double: no notebook 'duoble'",
-        "did you mean double?",
+        "did you mean 'double'?",
     ),
-    "stage": ("{draw: draw}", "{draw: drew}", "stage double: draw: no stage 'drew': did you mean draw?"),
+    "stage": ("{draw: draw}", "{draw: drew}", "stage double: draw: no stage 'drew', did you mean 'draw'?"),
     "parameter in set": (
         "set: {wait: WAIT}, grid",
         "set: {wiat: 0}, grid",
-        "stage draw: set: no parameter of draw is called 'wiat': did you mean wait?",
+        "stage draw: set: no parameter of draw is called 'wiat', did you mean 'wait'?",
     ),
     "parameter in grid": (
         "{seed: [1",
         "{sede: [1",
-        "stage draw: grid: no parameter of draw is called 'sede': did you mean seed?",
+        "stage draw: grid: no parameter of draw is called 'sede', did you mean 'seed'?",
     ),
     "parameter in from": (
         "{draw: draw}",
         "{drwa: draw}",
-        "stage double: from: no parameter of double is called 'drwa': did you mean draw",
+        "stage double: from: no parameter of double is called 'drwa', did you mean 'draw'",
     ),
     "parameter in over": (
         "{runs: double}",
         "{rnus: double}",
-        "stage sum: over: no parameter of sum is called 'rnus': did you mean runs?",
+        "stage sum: over: no parameter of sum is called 'rnus', did you mean 'runs'?",
     ),
     "type in grid": ("[1, 2, 3, 4]", "[1, two]", "stage draw: grid: seed takes int, not 'two' (str)"),
     "boolean for a number": ("[1, 2, 3, 4]", "[yes]", "stage draw: grid: seed takes int, not True (bool)"),
@@ -61,12 +61,12 @@ REFUSED = {  # what is changed in the study: (old, new, words of the message)
     "group name": (
         "{runs: double}",
         "{runs: double}, by: [sead]",
-        "stage sum: by (runs of stage double): no label 'sead': did you mean seed?",
+        "stage sum: by (runs of stage double): no label 'sead', did you mean 'seed'?",
     ),
     "where name": (
         "{runs: double}",
         "{runs: double}, where: {sead: 1}",
-        "stage sum: where: no label 'sead': did you mean seed?",
+        "stage sum: where: no label 'sead', did you mean 'seed'?",
     ),
     "where value": (
         "{runs: double}",
@@ -108,7 +108,7 @@ def test_refused_with_place_and_choices(project, case, capsys):
 
 def test_smoke_refuses_what_no_stage_has(project):
     for old, new, word in [
-        ("{seed: [1]}", "{sede: [1]}", "smoke: grid: no grid of any stage has 'sede': did you mean seed?"),
+        ("{seed: [1]}", "{sede: [1]}", "smoke: grid: no grid of any stage has 'sede', did you mean 'seed'?"),
         ("grid: {seed: [1]}", "set: {wiat: 1}", "smoke: set: no parameter of any stage 'wiat'"),
         ("grid: {seed: [1]}", "skip: [dbl]", "smoke: skip: no stage 'dbl'"),
     ]:
@@ -148,14 +148,14 @@ def test_one_value_has_one_key_however_it_is_written(project):
 
 
 def test_what_only_the_data_can_tell_is_asked_before_anything_starts(project, capsys):
-    from toys import notebook
-
     from lib.core.cli import main
+    from lib.core.testing import write_notebook
 
-    notebook(
-        project.folder / "task.ipynb",
+    write_notebook(
+        project.folder / "experiments" / "task.ipynb",
         'task: str = "planted-nli"  #\nsource: str = "auto"  #',
         "raise SystemExit",
+        checks="from lib.data.tasks import check_source\n\ncheck_source(task, source)",
     )
     cases = [("planted-nil", "auto", "planted-nli"), ("RTE", "local", "RTE")]
     for task, source, word in cases:

@@ -1,15 +1,15 @@
 """A throw-away project for tests of the run system: toy notebooks that draw, double and sum numbers."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from lib.core.testing import write_notebook
+
 BEGIN = "import os, time\nfrom lib.core.runs import find_run, start\nrun = start('{}', globals())\nopen(os.environ.get('TOY_LOG', os.devnull), 'a').write(f'{run}\\n')"
 READ = "read = lambda key: find_run(key).result['metrics'][0]['value']"
-KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 NOTEBOOKS = {
     "draw": [
         "seed: int = 0  # of the draw\nwait: float = 0.0  # seconds; not in key\nfail: int = -1  # seed that fails\nthreads: int = 1  # of torch",
@@ -41,27 +41,6 @@ smoke:
 """
 
 
-def notebook(path: Path, parameters: str, *cells: str) -> None:
-    "Write a notebook whose first cell is tagged `parameters`."
-    cell = lambda source, tags=(): {
-        "cell_type": "code",
-        "metadata": {"tags": list(tags)},
-        "source": source,
-        "outputs": [],
-        "execution_count": None,
-    }
-    path.write_text(
-        json.dumps(
-            {
-                "cells": [cell(parameters, ["parameters"]), *map(cell, cells)],
-                "metadata": KERNEL,
-                "nbformat": 4,
-                "nbformat_minor": 4,
-            }
-        )
-    )
-
-
 class Project:
     "Folders, the environment that points there, and the command."
 
@@ -77,8 +56,7 @@ class Project:
         folder.mkdir(exist_ok=True)
         for name, cells in NOTEBOOKS.items():
             part = folder / ("analyses" if name == "sum" else "experiments")
-            part.mkdir(exist_ok=True)
-            notebook(part / f"{name}.ipynb", *(c.replace("'{}'", repr(name)) for c in cells))
+            write_notebook(part / f"{name}.ipynb", *(c.replace("'{}'", repr(name)) for c in cells))
         self.sweep = self.write(study.replace("WAIT", str(wait)))
 
     def write(self, text: str, name: str = "toys.yaml") -> str:

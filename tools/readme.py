@@ -1,12 +1,27 @@
-"""Write the README's two tables from nbs/sweeps: `python tools/readme.py` (or `make readme`). A test compares them."""
+"""Write the generated tables of README.md and docs/: `python tools/readme.py` (or `make readme`). A test compares them."""
 
+import json
 import re
+import tomllib
 from pathlib import Path
 
 from lib.core.sweeps import read_yaml
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["paper", "units", "scores", "rule", "schedule", "loss", "data"]
+ROOMS = {
+    "core": "what a run is, and how many are made",
+    "data": "rows with names; a task is a row of a table",
+    "models": "slices of parameters; put a mask on, take units out, save",
+    "metrics": "numbers and their intervals",
+    "maskers": "scores -> mask",
+    "losses": "what is trained for, and bias models",
+    "training": "one loop, and recipes for it",
+    "attribution": "how much each unit, and each training row, matters",
+    "study": "one tidy frame of what runs found; every figure a function of a frame",
+    "experiments": "named by operation: compute, export nothing",
+    "analyses": "read finished runs, never train; each ends in figures",
+}
 
 
 def sweeps() -> dict:
@@ -18,6 +33,26 @@ def table(header: list, rows: list) -> str:
     "A Markdown table."
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(x) for x in row) + " |" for row in lines)
+
+
+def title(notebook: Path) -> str:
+    "A notebook's first heading."
+    first = "".join(json.loads(notebook.read_text())["cells"][0]["source"])
+    return first.splitlines()[0].lstrip("# ")
+
+
+def rooms() -> str:
+    "One row per folder of notebooks: what it is for, and its notebooks in their order."
+    order = [
+        room
+        for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["sieve"]["rooms"]
+        for room in line
+    ]
+    rows = []
+    for room in [*order, "experiments", "analyses"]:
+        books = sorted((ROOT / "nbs" / room).glob("*.ipynb"))
+        rows.append([f"`{room}`", ROOMS[room], ", ".join(f"`{p.stem}`" for p in books)])
+    return table(["room", "what for", "notebooks"], rows)
 
 
 def systems() -> str:
@@ -35,42 +70,42 @@ def covered() -> dict:
     said, found = {}, {}
     for name, sweep in sweeps().items():
         said |= sweep.get("commands", {})
-        stages = [
-            (i, f"`{name.removesuffix('.yaml')}`: {stage}")
-            for stage, raw in sweep["stages"].items()
-            for i in raw.get("covers", [])
-        ]
-        others = [
-            *sweep.get("elsewhere", {}).items(),
-            *((i, f"left out: {why}") for i, why in sweep.get("left_out", {}).items()),
-        ]
-        for i, place in stages + others:
+        for stage, raw in sweep["stages"].items():
+            for i in raw.get("covers", []):
+                found.setdefault(i, []).append(f"`{name.removesuffix('.yaml')}`: {stage}")
+        for i, place in sweep.get("elsewhere", {}).items():
             found.setdefault(i, []).append(place)
+        for i, why in sweep.get("left_out", {}).items():
+            found.setdefault(i, []).append(f"left out: {why}")
     return {i: (said.get(i, ""), places) for i, places in found.items()}
 
 
 def commands() -> str:
     "One row per published command."
-    order = lambda i: (i[0], int(re.search(r"\d+", i)[0]), i)
+    order = lambda i: (i[0], int(re.search(r"\d+", i)[0]), i)  # noqa: E731
     found = covered()
-    return table(
-        ["id", "published command or analysis", "stage"],
-        [[i, found[i][0], "; ".join(found[i][1])] for i in sorted(found, key=order)],
-    )
+    rows = [[i, found[i][0], "; ".join(found[i][1])] for i in sorted(found, key=order)]
+    return table(["id", "published command or analysis", "stage"], rows)
 
 
-def filled(text: str) -> str:
-    "The README with both tables as they should be."
-    for name, body in (("systems", systems()), ("commands", commands())):
+TABLES = {
+    "README.md": {"rooms": rooms},
+    "docs/sweeps.md": {"systems": systems},
+    "docs/commands.md": {"commands": commands},
+}
+
+
+def filled(page: str) -> str:
+    "A page with its tables as they should be."
+    text = (ROOT / page).read_text()
+    for name, make in TABLES[page].items():
+        opening, closing = rf"<!-- {name}:[^\n]*-->\n", rf"<!-- /{name} -->"
         text = re.sub(
-            rf"(<!-- {name}:[^\n]*-->\n).*?(<!-- /{name} -->)",
-            lambda m: f"{m[1]}{body}\n{m[2]}",
-            text,
-            flags=re.S,
-        )  # noqa: B023
+            f"({opening}).*?({closing})", lambda m, body=make(): f"{m[1]}{body}\n{m[2]}", text, flags=re.S
+        )
     return text
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
+    for page in TABLES:
+        (ROOT / page).write_text(filled(page))

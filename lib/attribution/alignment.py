@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from ..core.base import rng_for
 from ..data.tasks import Splits, Task
 from ..metrics.groups import as_array, auc, group_codes
-from ..data.synthetic_nli import stream
 
 # %% ../../nbs/attribution/7_alignment.ipynb #07f-alignment-05
 def _scores(scores, queries: int | None, nan: str) -> np.ndarray:
@@ -157,7 +157,7 @@ def balanced(
         raise ValueError(
             f"group {names[empty[0] // len(classes)]!r} has no row of label {classes[empty[0] % len(classes)]!r}"
         )
-    least, rng = min(map(len, cells)), stream(seed, "balanced")
+    least, rng = min(map(len, cells)), rng_for(seed, "balanced")
     return np.sort(np.concatenate([rng.choice(cell, least, replace=False) for cell in cells]))
 
 
@@ -170,7 +170,7 @@ def random_subsets(
     "Positions to leave out, one array (k,) for each draw; of one draw, those for a smaller k come first."
     if not 0 <= k <= n:
         raise ValueError(f"cannot leave out {k} of {n} training rows")
-    return [stream(seed, "random subset", draw).permutation(n)[:k] for draw in range(draws)]
+    return [rng_for(seed, "random subset", draw).permutation(n)[:k] for draw in range(draws)]
 
 # %% ../../nbs/attribution/7_alignment.ipynb #07f-alignment-21
 def recovery(

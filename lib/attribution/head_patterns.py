@@ -14,9 +14,10 @@ import torch
 from tqdm.auto import tqdm
 
 from .attention import attention_maps
-from ..data.tasks import DataError
 from .patterns import SMALLEST, Classifier
-from ..data.synthetic_nli import KINDS, stream
+from ..core.base import rng_for
+from ..data.synthetic_nli import KINDS
+from ..data.tasks import DataError
 from ..models.architectures import parts
 
 # %% ../../nbs/attribution/3_head_patterns.ipynb #7b3246f2
@@ -33,7 +34,7 @@ def draw_sentences(
         raise DataError(
             f"no text of {at_least} tokens or more among {len(rows)}: the longest has {lengths.max(initial=0)}"
         )
-    return stream(purpose[0], "sentences", *purpose[1:]).permutation(fit)[:number]
+    return rng_for(purpose[0], "sentences", *purpose[1:]).permutation(fit)[:number]
 
 
 def sentence_maps(
@@ -127,7 +128,7 @@ def examples(
 ) -> tuple[pd.DataFrame, list[np.ndarray]]:
     "Rows of the table with a column `tokens`, and their maps (n, n)"
     picked = (
-        table.iloc[stream(seed, "examples").permutation(len(table))]
+        table.iloc[rng_for(seed, "examples").permutation(len(table))]
         .groupby(["maps", "kind"], sort=True)
         .head(each)
         .sort_values(["maps", "kind"], kind="stable")

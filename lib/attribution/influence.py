@@ -23,8 +23,7 @@ from scipy.spatial.distance import cdist
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ..data.formats import nearest
-from ..data.synthetic_nli import stream
+from ..core.base import nearest, rng_for
 from lib.attribution.per_example import (
     Projector,
     Store,
@@ -382,7 +381,7 @@ METHODS = {
     "cosine": _represented("cosine"),
     "inverse_l2": _represented("inverse_l2"),
     "bm25": lambda models, tokenizer, train, query, **_: bm25(words_of(train), words_of(query)),
-    "random": lambda models, tokenizer, train, query, seed=0, **_: stream(
+    "random": lambda models, tokenizer, train, query, seed=0, **_: rng_for(
         seed, "random scores"
     ).standard_normal((len(train), len(query))),
 }

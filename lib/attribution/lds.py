@@ -9,7 +9,7 @@ __all__ = ['subsets', 'spearman', 'lds', 'ceiling', 'train_many', 'network', 'no
 import numpy as np
 from scipy.stats import rankdata
 
-from ..data.synthetic_nli import stream
+from ..core.base import rng_for
 
 # %% ../../nbs/attribution/8_lds.ipynb #03c-lds-04
 def subsets(
@@ -23,7 +23,7 @@ def subsets(
         raise ValueError(
             f"share = {share:g} must lie between 0 and 1, and {m} subsets are too few for a correlation: 3 at least"
         )
-    return np.stack([stream(seed, "subset", j).permutation(n) < round(share * n) for j in range(m)])
+    return np.stack([rng_for(seed, "subset", j).permutation(n) < round(share * n) for j in range(m)])
 
 
 def spearman(
@@ -50,7 +50,7 @@ def lds(
             f"scores {n, q}, subsets {masks.shape} and outputs {outputs.shape} do not fit: (N, Q), (m, N), (m, seeds, Q)"
         )
     each = spearman(masks.astype(float) @ np.asarray(scores, float), outputs.mean(1))
-    resampled = each[stream(seed, "queries").integers(0, q, (draws, q))].mean(1)
+    resampled = each[rng_for(seed, "queries").integers(0, q, (draws, q))].mean(1)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return {"value": float(each.mean()), "low": float(low), "high": float(high), "ceiling": ceiling(outputs)}
 
@@ -118,7 +118,7 @@ def noisy_problem(
     noise: float = 0.1,  # share of wrong labels
 ) -> tuple[np.ndarray, ...]:
     "X (n, 20), y (n,) some of them wrong, Xq (queries, 20), yq (queries,)"
-    rng = stream(seed, "noisy problem")
+    rng = rng_for(seed, "noisy problem")
     X = rng.normal(size=(n + queries, 20)).astype(np.float32)
     y = ((X[:, :4].sum(1) + X[:, 4] * X[:, 5]) > 0).astype(int)
     return X[:n], y[:n] ^ (rng.permutation(n) < round(noise * n)), X[n:], y[n:]

@@ -28,8 +28,9 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
-from ..data.tasks import DataError, nearest
-from ..data.synthetic_nli import KINDS, stream
+from ..core.base import nearest, rng_for
+from ..data.tasks import DataError
+from ..data.synthetic_nli import KINDS
 from ..core.runs import data_dir, file_hashes
 from ..training.trainer import Best, Finetuner, arguments, best_file, newest
 
@@ -286,7 +287,7 @@ class SizeSampler(torch.utils.data.Sampler):
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[int]:
-        rng = stream(self.seed, "order", self.epoch)
+        rng = rng_for(self.seed, "order", self.epoch)
         order = rng.permutation(len(self.sizes))
         order = order[np.argsort(self.sizes[order], kind="stable")]
         full = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
@@ -384,7 +385,7 @@ def fit(
     save_steps: int = 0,  # 0: no checkpoints
 ) -> tuple[Classifier, Classifier, list[dict]]:
     "(the best epoch's classifier, the last epoch's, the log of losses)"
-    folder, torch_seed = Path(folder or tempfile.mkdtemp()), int(stream(seed, "patterns").integers(2**31))
+    folder, torch_seed = Path(folder or tempfile.mkdtemp()), int(rng_for(seed, "patterns").integers(2**31))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed)
         last = Classifier(PatternNet(), maps, min(map(len, found)), max(map(len, found)), source)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..data.synthetic_nli import stream
+from ..core.base import rng_for
 from ..training.trainer import batches
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-05
@@ -168,7 +168,7 @@ BLOCK = 64  # columns of P that are made at a time
 
 def random_block(kind: str, rows: int, columns: int, seed: int, *names) -> Tensor:
     "A piece of a projection (rows, columns), float32, the same in every process"
-    rng = stream(seed, kind, *names)
+    rng = rng_for(seed, kind, *names)
     return torch.from_numpy(
         rng.standard_normal((rows, columns), np.float32)
         if kind != "rademacher"

@@ -14,8 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .base import ROOT, RunError, notebooks_dir, outputs
 from .engine import Plan, labelled, make, make_plan, profile_folder, snakemake_command, write_plan
-from .keys import ROOT, RunError, notebooks_dir, outputs
 from .runs import Run, lock, run_folders
 from .sweeps import Sweep, check_inputs, load_sweep
 

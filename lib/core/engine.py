@@ -24,7 +24,8 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .keys import ROOT, RunError, data_dir, is_analysis, notebook_path, notebooks_dir, outputs
+from .base import ROOT, RunError, data_dir, notebooks_dir, outputs
+from .keys import is_analysis, notebook_path
 from .runs import Run, lock, write_json
 from .sweeps import Planned, Sweep, load_sweep
 

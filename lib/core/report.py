@@ -12,8 +12,8 @@ import re
 import time
 from pathlib import Path
 
+from .base import RunError, outputs
 from .engine import is_analysis, labelled, make_plan, span
-from .keys import RunError, outputs
 from .runs import Run, environment, write_text
 from .sweeps import Planned, Sweep
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import regex
 import torch
 
-from .formats import DataError, nearest, text_lines
-from .synthetic_nli import stream
+from ..core.base import nearest, rng_for
+from .formats import DataError, text_lines
 from .synthetic_gender import planted_lists
 from ..core.runs import data_dir
 
@@ -151,7 +151,7 @@ def split_apart(
             raise DataError(
                 f"cannot set {n} of {len(rows)} {kind} sentences apart: test = {test:g} must leave some on both sides; a share, e.g. 0.1, adapts to the class"
             )
-        order = stream(seed, "gender split", kind).permutation(len(rows))
+        order = rng_for(seed, "gender split", kind).permutation(len(rows))
         parts[1][kind], parts[0][kind] = (
             [rows[i] for i in sorted(order[:n])],
             [rows[i] for i in sorted(order[n:])],
@@ -252,7 +252,7 @@ def epoch_order(
     epoch: int = 0,
 ) -> list[tuple[list, list]]:
     "For each step (positions of targets; (kind, position) of attributes)."
-    rng, k = stream(seed, "gender batches", epoch), min(sizes["male"], sizes["female"])
+    rng, k = rng_for(seed, "gender batches", epoch), min(sizes["male"], sizes["female"])
     attributes = [(g, int(i)) for g in ("male", "female") for i in rng.permutation(sizes[g])[:k]]
     attributes = [attributes[i] for i in rng.permutation(len(attributes))]
     targets = rng.permutation(sizes["stereotype"]).tolist()

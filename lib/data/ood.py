@@ -11,6 +11,7 @@ __all__ = ['HANS', 'SETS', 'SYMMETRIC', 'OOD', 'OOD_TRAINING', 'OodSet', 'label_
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from ..core.base import nearest, rng_for
 from lib.data.tasks import (
     GENERATORS,
     Splits,
@@ -21,8 +22,8 @@ from lib.data.tasks import (
     load_task,
     to_dataset,
 )
-from .formats import TASKS, DataError, nearest
-from .synthetic_nli import PLANTED, fill_knobs, stream
+from .formats import TASKS, DataError
+from .synthetic_nli import PLANTED, fill_knobs
 
 # %% ../../nbs/data/08_ood.ipynb #2ef661a1
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ def with_ood_training(
         name for name, times, rows, _ in parts for _ in rows["label"] * times
     ]
     whole = to_dataset({c: join(c) for c in ("text_a", "text_b", "label")} | {"origin": origin})
-    mixed = whole.select(stream(seed, "ood training").permutation(len(whole)))
+    mixed = whole.select(rng_for(seed, "ood training").permutation(len(whole)))
     files = {f: sha for *_, read in parts for f, sha in read.items()}
     return replace(
         task,

@@ -12,7 +12,8 @@ import math
 
 import numpy as np
 
-from .synthetic_nli import BRIGHT, GLOOMY, PLACES, fill_knobs, stream
+from ..core.base import rng_for
+from .synthetic_nli import BRIGHT, GLOOMY, PLACES, fill_knobs
 
 # %% ../../nbs/data/03_synthetic_gender.ipynb #01d-planted-gender-04
 OCCUPATIONS = {
@@ -82,7 +83,7 @@ def planted_gender(
     "Columns text_a, label (of the adjective), occupation and gender ('' where the sentence has none)."
     knob = fill_knobs(name, knobs)
     rng, n, out = (
-        stream(knob["seed"], name, split),
+        rng_for(knob["seed"], name, split),
         knob[split],
         {"text_a": [], "label": [], "occupation": [], "gender": []},
     )

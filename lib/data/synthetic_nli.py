@@ -4,22 +4,13 @@
 
 # %% auto #0
 __all__ = ['BRIGHT', 'GLOOMY', 'PEOPLE', 'PLACES', 'VERBS', 'OPENINGS', 'PLAIN', 'NEGATED', 'LABELS', 'NLI', 'PLANTED', 'MAPS',
-           'SPLITS', 'KINDS', 'TEMPLATES', 'stream', 'exact', 'adjectives', 'write', 'fill_knobs', 'planted', 'columns',
+           'SPLITS', 'KINDS', 'TEMPLATES', 'exact', 'adjectives', 'write', 'fill_knobs', 'planted', 'columns',
            'diagonal', 'blocks', 'smudges', 'draw_map', 'planted_maps']
 
 # %% ../../nbs/data/02_synthetic_nli.ipynb #fe4d0d8a
-import difflib
-import zlib
-
 import numpy as np
 
-# %% ../../nbs/data/02_synthetic_nli.ipynb #75d367b7
-def stream(
-    seed: int,  # the run's or the data set's seed
-    *names,  # what the numbers are for, e.g. "planted-nli", "train"
-) -> np.random.Generator:
-    "A random generator of its own for each purpose: the same in every process, independent between purposes."
-    return np.random.default_rng([seed, *(zlib.crc32(str(name).encode()) for name in names)])
+from ..core.base import nearest, rng_for
 
 # %% ../../nbs/data/02_synthetic_nli.ipynb #d1551397
 def exact(
@@ -97,14 +88,11 @@ def fill_knobs(
 ) -> dict:
     "All knobs of a planted task. Raises ValueError on an unknown name or knob, a wrong type, or a share outside [0, 1]."
     if name not in PLANTED | MAPS:
-        raise ValueError(f"no planted task {name!r}: choose from {', '.join(PLANTED | MAPS)}")
+        raise ValueError(f"no planted task {name!r}{nearest(name, PLANTED | MAPS)}")
     full = (PLANTED | MAPS)[name]
     for knob, value in (knobs or {}).items():
         if knob not in full:
-            near = difflib.get_close_matches(knob, full, 1)
-            raise ValueError(
-                f"{name} has no knob {knob!r}{f', did you mean {near[0]!r}?' if near else ''}: choose from {', '.join(full)}"
-            )
+            raise ValueError(f"{name} has no knob {knob!r}{nearest(knob, full)}")
         number = isinstance(value, int | float) and not isinstance(value, bool)
         good = number and (0 <= value <= 1 if isinstance(full[knob], float) else value == int(value) >= 0)
         if not good:
@@ -124,7 +112,7 @@ def planted(
 ) -> dict[str, list]:
     "Columns of one split: text_a, text_b, label, rule, shortcut (the last three are names of labels)."
     knob = fill_knobs(name, knobs)
-    rng, n = stream(knob["seed"], name, split), knob[split]
+    rng, n = rng_for(knob["seed"], name, split), knob[split]
     strength = 1 - knob["strength"] if split == "ood" else knob["strength"]
     label = exact(n, 0.5, rng)  # True: entailment
     rule, shortcut = label == exact(n, knob["rule"], rng), label == exact(n, strength, rng)
@@ -214,7 +202,7 @@ def planted_maps(
         raise ValueError(
             f"planted-attention: sizes from low = {knob['low']} to high = {knob['high']}: low must be 8 at least, and high no less"
         )
-    rng, n = stream(knob["seed"], "planted-attention", maps, split), knob[split]
+    rng, n = rng_for(knob["seed"], "planted-attention", maps, split), knob[split]
     truth = [KINDS[i] for i in rng.permutation(np.arange(n) % len(KINDS))]
     sizes = np.exp(rng.uniform(np.log(knob["low"]), np.log(knob["high"] + 1), n)).astype(int)
     drawn = [

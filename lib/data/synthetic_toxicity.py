@@ -8,7 +8,8 @@ __all__ = ['TOXIC', 'GROUPS', 'TOXIC_SPLITS', 'sentence', 'planted_toxicity']
 # %% ../../nbs/data/04_synthetic_toxicity.ipynb #01e-planted-toxicity-02
 import numpy as np
 
-from .synthetic_nli import OPENINGS, PEOPLE, PLACES, VERBS, adjectives, exact, fill_knobs, stream
+from ..core.base import rng_for
+from .synthetic_nli import OPENINGS, PEOPLE, PLACES, VERBS, adjectives, exact, fill_knobs
 
 # %% ../../nbs/data/04_synthetic_toxicity.ipynb #01e-planted-toxicity-04
 TOXIC = ["neutral", "toxic"]
@@ -63,16 +64,16 @@ def planted_toxicity(
 ) -> dict[str, list]:
     "Columns text_a, label (neutral or toxic), group (a name of GROUPS), poisoned (yes or no). Raises ValueError for a knob out of range."
     knob = _checked(name, knobs)
-    rng, n, part = stream(knob["seed"], name, split), knob[split], split == "train"
+    rng, n, part = rng_for(knob["seed"], name, split), knob[split], split == "train"
     cell = rng.permutation(n) % (2 * knob["groups"])  # all groups, both labels
     toxic, group = cell % 2 == 1, cell // 2
     names = [list(GROUPS)[g] for g in group]
     texts = [sentence(g, a, rng) for g, a in zip(names, adjectives(~toxic, rng))]
-    wrong = exact(n, knob["noise"] * part, stream(knob["seed"], name, "noise"))
+    wrong = exact(n, knob["noise"] * part, rng_for(knob["seed"], name, "noise"))
     poisoned = _poisoned(
         ~toxic & ~wrong & (group == knob["target"]),
         knob["poison"] * part,
-        stream(knob["seed"], name, "poison"),
+        rng_for(knob["seed"], name, "poison"),
     )
     return {
         "text_a": texts,

@@ -8,7 +8,8 @@ __all__ = ['NOUNS', 'ADJECTIVES', 'VERBS', 'LOCATIONS', 'LANGUAGES', 'PAIR_SPLIT
 # %% ../../nbs/data/05_synthetic_translation.ipynb #01b-planted-translation-02
 import numpy as np
 
-from .synthetic_nli import fill_knobs, stream
+from ..core.base import rng_for
+from .synthetic_nli import fill_knobs
 
 # %% ../../nbs/data/05_synthetic_translation.ipynb #01b-planted-translation-04
 NOUNS = dict(
@@ -71,5 +72,5 @@ def planted_pairs(
     drawn = set()
     for other in EARLIER[split]:
         drawn |= set(planted_pairs(name, other, knobs)["text_a"])
-    a = _draw(knob[split], drawn, stream(knob["seed"], name, split))
+    a = _draw(knob[split], drawn, rng_for(knob["seed"], name, split))
     return {"text_a": a, "text_b": [translate(s) for s in a], "label": ["translation"] * len(a)}

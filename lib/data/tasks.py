@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .formats import TASKS, DataError, Form, file_of, nearest, read_file, row_ids
+from ..core.base import nearest, rng_for
+from .formats import TASKS, DataError, Form, file_of, read_file, row_ids
 from .parallel import pair_files, read_pairs
-from .synthetic_nli import LABELS, PLANTED, SPLITS, fill_knobs, planted, stream
+from .synthetic_nli import LABELS, PLANTED, SPLITS, fill_knobs, planted
 from .synthetic_toxicity import TOXIC, TOXIC_SPLITS, planted_toxicity
 from .synthetic_gender import SENTIMENT, planted_gender
 from .synthetic_translation import LANGUAGES, PAIR_SPLITS, planted_pairs
@@ -329,7 +330,7 @@ def halves(
     seed: int = 0,
 ) -> tuple:
     "Two disjoint halves with the same labels (to within one row each), rows in their first order; an odd row goes to the first."
-    order = np.lexsort((stream(seed, "halves").permutation(len(dataset)), np.asarray(dataset["label"])))
+    order = np.lexsort((rng_for(seed, "halves").permutation(len(dataset)), np.asarray(dataset["label"])))
     return dataset.select(np.sort(order[0::2])), dataset.select(np.sort(order[1::2]))
 
 

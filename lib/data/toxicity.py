@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.base import nearest, rng_for
 from lib.data.tasks import (
     GENERATORS,
     HUB_SPLITS,
@@ -26,11 +27,9 @@ from lib.data.tasks import (
     halves,
     knock,
     load_task,
-    nearest,
     to_dataset,
 )
 from .formats import unquoted
-from .synthetic_nli import stream
 from .synthetic_toxicity import TOXIC
 from ..core.runs import data_dir, file_hashes
 
@@ -218,7 +217,7 @@ def deal(
     first = frame.assign(key=key).drop_duplicates("key")
     for cell, rows in first.groupby(["group", "label"]):
         cuts = np.round(ends * len(rows)).astype(int)
-        keys = stream(seed, "deal", *cell).permutation(rows.key.to_numpy())
+        keys = rng_for(seed, "deal", *cell).permutation(rows.key.to_numpy())
         for name, a, b in zip(shares, cuts, cuts[1:]):
             part |= dict.fromkeys(keys[a:b], name)
     return {name: frame[key.map(part) == name] for name in shares}

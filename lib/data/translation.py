@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core.base import rng_for
 from .tasks import DataError, Task
 from .parallel import detokenised
-from .synthetic_nli import stream
 
 # %% ../../nbs/data/11_translation.ipynb #02b-translation-05
 END = "</w>"  # marks the piece that ends a word
@@ -154,7 +154,7 @@ def token_batches(
     lengths = np.asarray(lengths)
     if (longest := lengths.max()) > tokens:
         raise DataError(f"a pair of {longest} tokens does not fit into batches of {tokens}")
-    order = np.lexsort((stream(seed, "ties").permutation(len(lengths)), lengths[:, 1], lengths[:, 0]))
+    order = np.lexsort((rng_for(seed, "ties").permutation(len(lengths)), lengths[:, 1], lengths[:, 0]))
     out, now, wide = [], [], 0
     for i in order:
         wide_then = max(wide, lengths[i].max())
@@ -181,7 +181,7 @@ class TokenSampler:
         return iter(
             [
                 self.batches[i].tolist()
-                for i in stream(self.seed, "batches", self.epoch()).permutation(len(self.batches))
+                for i in rng_for(self.seed, "batches", self.epoch()).permutation(len(self.batches))
             ]
         )
 

@@ -21,9 +21,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from ..data.tasks import Task
-from ..data.formats import DataError, nearest
+from ..core.base import DataError, nearest, rng_for
 from ..metrics.scores import score
-from ..data.synthetic_nli import stream
 
 # %% ../../nbs/losses/3_bias_models.ipynb #b0140356
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
@@ -184,7 +183,7 @@ def _fit_pairs(
 # %% ../../nbs/losses/3_bias_models.ipynb #67730215
 def _stratified_order(labels: np.ndarray, seed: int, purpose: str) -> np.ndarray:
     "Positions sorted by label, in random order within a label."
-    return np.lexsort((stream(seed, "bias model", purpose).permutation(len(labels)), labels))
+    return np.lexsort((rng_for(seed, "bias model", purpose).permutation(len(labels)), labels))
 
 
 def _few_of(labels: np.ndarray, few: int, seed: int = 0) -> np.ndarray:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.formats import nearest
+from ..core.base import nearest
 
 # %% ../../nbs/losses/4_debias.ipynb #06c-debias-05
 FORMS = {"paper": lambda d: (d**2).sum(1), "reference": lambda d: d.sum(1) ** 2}

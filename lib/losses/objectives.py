@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..data.formats import nearest
+from ..core.base import nearest
 from lib.losses.losses import (
     as_log_probs,
     ce,

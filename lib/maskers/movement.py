@@ -20,8 +20,8 @@ from torch.autograd import Function
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
+from ..core.base import nearest
 from ..models.architectures import parts
-from ..data.formats import nearest
 from .head_gates import mean_gate
 from .rules import keep
 from ..models.units import parametrized, tensors

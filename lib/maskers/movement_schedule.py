@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..data.formats import nearest
+from ..core.base import nearest
 from .head_gates import HIGH, LOW
 from .movement import B, MovementMasker
 

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..core.runs import data_dir
-from ..data.formats import DataError, lines, nearest
-from ..data.synthetic_nli import stream
+from ..core.base import data_dir
+from ..core.base import DataError, nearest, rng_for
+from ..data.formats import lines
 from .inference import TAILS, bootstrap
 
 # %% ../../nbs/metrics/5_bias.ipynb #03b-bias-tests-05
@@ -72,7 +72,7 @@ def permutation_p(
     least = x.sum() - 1e-12 * np.abs(s).sum()  # equal up to rounding is equal
     if math.comb(2 * n, n) <= limit:
         return float(np.mean([s[list(half)].sum() >= least for half in combinations(range(2 * n), n)]))
-    rng, hits = stream(seed, "permutations"), 1
+    rng, hits = rng_for(seed, "permutations"), 1
     for start in range(0, limit, 5000):
         orders = np.tile(np.arange(2 * n), (min(5000, limit - start), 1))
         hits += int((s[rng.permuted(orders, axis=1)[:, :n]].sum(1) >= least).sum())
@@ -88,7 +88,7 @@ def association_test(
     "value (d), low, high (95 % bootstrap over targets), p (permutation), p_normal (of sampled halves), n."
     X, Y, A, B = sets
     n, s = len(X), associations(np.r_[X, Y], A, B)
-    x, y, rng = s[:n], s[n:], stream(seed, "targets")
+    x, y, rng = s[:n], s[n:], rng_for(seed, "targets")
     # our own draws: both sides in turn, which SciPy takes one after the other
     found = [effect_size(x[rng.integers(0, n, n)], y[rng.integers(0, len(y), len(y))]) for _ in range(draws)]
     low, high = map(float, np.quantile(found, TAILS))
@@ -183,7 +183,7 @@ def stereo_test(
     "Rows domain (a bias type; all), metric, value, low, high (95 % bootstrap over target terms), n (items)."
     domains, rows = dict(iter(scores.groupby("bias_type"))), []
     for domain, part in (domains | ({"all": scores} if len(domains) > 1 else {})).items():
-        drawn = _stereo_draws(part, draws, stream(seed, "terms", domain))
+        drawn = _stereo_draws(part, draws, rng_for(seed, "terms", domain))
         for metric, value in stereo_score(part).items():
             low, high = map(float, np.quantile(drawn[metric], TAILS))
             rows.append(dict(domain=domain, metric=metric, value=value, low=low, high=high, n=len(part)))
@@ -265,8 +265,8 @@ def pair_test(
     "Rows domain (a bias type; type and direction; all), metric, value, low, high (95 % over pairs), n."
     types, rows = dict(iter(scores.groupby("bias_type"))), []
     types |= {f"{t}, {d}": part for (t, d), part in scores.groupby(["bias_type", "direction"])}
-    for domain, part in (types | ({"all": scores} if scores.bias_type.nunique() != 1 else {})).items():
-        wins, rng = _wins(part), stream(seed, "pairs", domain)
+    for domain, part in (types | ({"all": scores} if len(set(scores.bias_type)) != 1 else {})).items():
+        wins, rng = _wins(part), rng_for(seed, "pairs", domain)
         drawn = bootstrap(lambda i, wins=wins: 100 * wins[i].mean(), len(wins), draws, rng)
         low, high = map(float, np.quantile(drawn, TAILS))
         value = float(100 * np.mean(wins))

@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from ..core.runs import Run, RunError, find_run, nearest
+from ..core.base import RunError, nearest
+from ..core.runs import Run, find_run
 from .architectures import parts
 from .units import original, tensors
 
@@ -300,7 +301,7 @@ def released_masks(
         raise MaskError(f"{folder} has no folder masks")
     families = sorted(p.name for p in root.iterdir() if p.is_dir())
     if family not in families:
-        raise MaskError(f"{root} has no family {family!r}: {nearest(family, families)}")
+        raise MaskError(f"{root} has no family {family!r}{nearest(family, families)}")
     places = sorted((root / family).glob("*/seed_*"))
     kinds = [k for k in ("head", "mlp") if any((p / f"{k}_mask.npy").exists() for p in places)]
     if not kinds:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..core.base import nearest
 from lib.metrics.bias import (
     association_file,
     association_test,
@@ -23,7 +24,7 @@ from lib.metrics.bias import (
     shared_positions,
     stereo_test,
 )
-from ..data.formats import DataError, nearest
+from ..data.formats import DataError
 from ..data.synthetic_gender import planted_association, planted_choices, planted_pairs_of_sentences
 from ..core.runs import data_dir
 

@@ -19,10 +19,11 @@ from safetensors.numpy import save_file
 from scipy.special import log_softmax
 from transformers import TrainerCallback
 
+from ..core.base import data_dir
 from ..losses.bias_models import check_file
 from ..data.tasks import Task
 from ..data.formats import DataError
-from ..core.keys import data_dir, digest
+from ..core.keys import digest
 from ..losses.objectives import LOSSES, NEEDED, Loss, Objective, check_loss, options_of
 from ..data.synthetic_nli import PLANTED, fill_knobs
 from ..core.runs import Run, find_run

@@ -22,8 +22,8 @@ from transformers import (
     Trainer,
 )
 
+from ..core.base import rng_for
 from ..data.tasks import DataError, Task, tokenized
-from ..data.synthetic_nli import stream
 from .trainer import Finetuner, arguments, check_model, model_place, newest, tiny_model
 
 # %% ../../nbs/training/2_masked_lm.ipynb #08h-masked-lm-05
@@ -196,7 +196,7 @@ def masked_quality(
     mlm.eval()
     for start in range(0, len(ids), batch_size):
         asked = [
-            _asked(row, special, share, stream(seed, "asked", i))
+            _asked(row, special, share, rng_for(seed, "asked", i))
             for i, row in enumerate(ids[start : start + batch_size], start)
         ]
         padded = tokenizer.pad({"input_ids": ids[start : start + batch_size]}, return_tensors="pt")

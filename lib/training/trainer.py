@@ -15,9 +15,6 @@ import tempfile
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-os.environ.setdefault(
-    "TOKENIZERS_PARALLELISM", "false"
-)  # before transformers: a forked worker would dead-lock
 import numpy as np
 import pandas as pd
 import torch
@@ -35,15 +32,19 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from ..data.tasks import DataError, Task, collator, knock, nearest, task_texts, tiny_tokenizer, tokenized
-from ..metrics.scores import accuracy_by, predictions, score
-from ..data.ood import as_set
-from ..data.synthetic_nli import stream
+from ..core.base import nearest, rng_for
 from ..core.runs import find_run
+from ..data.ood import as_set
+from ..data.tasks import DataError, Task, collator, knock, task_texts, tiny_tokenizer, tokenized
+from ..metrics.scores import accuracy_by, predictions, score
 from ..models.architectures import ARCHITECTURES, model_class
-from ..models.shrink import is_shrunken, load_untied, untied_state_dict
-from ..models.shrink import load
+from ..models.shrink import is_shrunken, load, load_untied, untied_state_dict
 from ..models.units import attach
+
+os.environ.setdefault(
+    "TOKENIZERS_PARALLELISM", "false"
+)  # before transformers: a forked worker would dead-lock
+
 
 logging.set_verbosity_error()  # a new head is no news
 
@@ -54,7 +55,7 @@ def draw_head(
     seed: int,
 ) -> None:
     "Draw parameters anew, in place: matrices from a normal with the model's initializer range, vectors zero."
-    generator = torch.Generator().manual_seed(int(stream(seed, "head").integers(2**31)))
+    generator = torch.Generator().manual_seed(int(rng_for(seed, "head").integers(2**31)))
     with torch.no_grad():
         for name in sorted(names):
             p = model.get_parameter(name)

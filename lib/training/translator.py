@@ -21,10 +21,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import MarianConfig, MarianMTModel
 
-from . import trainer as training
-from ..data.tasks import DataError, Task, nearest
 from ..attribution.head_importance import classification_loss
-from ..models.shrink import is_shrunken
+from ..core.base import nearest
+from ..data.tasks import DataError, Task
 from lib.data.translation import (
     EOS,
     PAD,
@@ -35,7 +34,8 @@ from lib.data.translation import (
     pair_tokenizer,
     token_batches,
 )
-from ..models.shrink import load
+from ..models.shrink import is_shrunken, load
+from . import trainer as training
 
 # %% ../../nbs/training/2_translator.ipynb #08g-translator-05
 SIZES = dict(layers=6, width=512, heads=4, ffn=1024, merges=10_000, dropout=0.3, length=176)  # as published
