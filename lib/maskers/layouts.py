@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data.formats import nearest
+from ..core.base import nearest
 from ..models.architectures import parts
 from ..models.units import tensors, weight_scope
 from .gates import expand_mask, tile_sums

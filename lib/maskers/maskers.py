@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data.formats import nearest
+from ..core.base import nearest
 from . import gates
 from .gates import straight_through
 from .layouts import Layout, Slot, check_layout, layout_units

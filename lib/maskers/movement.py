@@ -21,9 +21,9 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from ..core.base import nearest
-from ..models.architectures import parts
 from .head_gates import mean_gate
-from .rules import keep
+from .rules import topk_mask as keep
+from ..models.architectures import parts
 from ..models.units import parametrized, tensors
 
 # %% ../../nbs/maskers/6_movement.ipynb #05e-movement-07

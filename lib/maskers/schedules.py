@@ -9,7 +9,7 @@ __all__ = ['SHAPES', 'RATES', 'Schedule', 'Plateaus', 'restarting']
 import math
 from dataclasses import dataclass
 
-from ..data.formats import nearest
+from ..core.base import nearest
 
 # %% ../../nbs/maskers/3_schedules.ipynb #sch-shapes
 def _cubic(a: float, b: float, c: float) -> float:

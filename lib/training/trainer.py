@@ -29,6 +29,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ..maskers.passes import masked
 from ..models.architectures import architecture, parts
 from ..models.shrunken import distinct
 from ..models.units import attach
@@ -498,26 +499,10 @@ def _masked(model, masker, scores: ScoreOptim) -> Iterator[None]:
             yield
         return
     with ExitStack() as stack:
-        stack.enter_context(_trained_mask(model, masker, scores))
+        stack.enter_context(masked(model, masker, scores.freeze, scores.train))
         if scores.first_token and scores.freeze:
             stack.enter_context(first_token(model))
         yield
-
-
-@contextmanager
-def _trained_mask(model, masker: nn.Module, scores: ScoreOptim) -> Iterator[None]:
-    "Until `maskers.maskers.masked` is there: the masker's own `on(model)`, on a model that is frozen but for `train`"
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    for name, p in model.named_parameters():
-        p.requires_grad_(p.requires_grad and (not scores.freeze or name in scores.train))
-    try:
-        with masker.on(model):
-            model.masker = masker.train(model.training)
-            yield
-    finally:
-        del model.masker
-        for p, flag in before:
-            p.requires_grad_(flag)
 
 # %% ../../nbs/training/2_trainer.ipynb #train-04
 def _callbacks(
