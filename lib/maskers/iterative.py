@@ -98,7 +98,9 @@ def structured_search(
         origin = accepted(seen)
         if restart == "rejected":
             origin = replace(origin, importance=seen[-1].importance)
-        seen += descend(origin, _proposer(steps[phase], last_head), evaluate, threshold * seen[0].score, phase)
+        seen += descend(
+            origin, _proposer(steps[phase], last_head), evaluate, threshold * seen[0].score, phase
+        )
     return seen
 
 # %% ../../nbs/maskers/8_iterative.ipynb #ite-accepted
@@ -154,10 +156,7 @@ def prune(
         fraction,
     )
     parts = left.split([w.numel() for w in weights.values()])
-    return {
-        key: part.reshape(w.shape)
-        for (key, w), part in zip(weights.items(), parts, strict=True)
-    }
+    return {key: part.reshape(w.shape) for (key, w), part in zip(weights.items(), parts, strict=True)}
 
 # %% ../../nbs/maskers/8_iterative.ipynb #2882a89d
 def prune_model(

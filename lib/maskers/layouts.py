@@ -117,7 +117,9 @@ def mask_scope(
 def _rows(model: PreTrainedModel) -> list[tuple[str, int, dict[str, str]]]:
     "(group, layer, paths) of every attention, then of every FFN"
     p = parts(model)
-    return [(g, i, row) for g, rows in (("attention", p.attention), ("ffn", p.ffn)) for i, row in enumerate(rows)]
+    return [
+        (g, i, row) for g, rows in (("attention", p.attention), ("ffn", p.ffn)) for i, row in enumerate(rows)
+    ]
 
 
 def _weights(model: PreTrainedModel, pooler: bool = True, classifier: bool = False) -> Layout:
@@ -235,7 +237,13 @@ def _blocks(model: PreTrainedModel, **options) -> Layout:
     return Layout("block", tuple(slots), scores, _dtype(model, slots))
 
 # %% ../../nbs/maskers/5_layouts.ipynb #lay-units
-LAYOUTS = {"head": _activations, "ffn": _activations, "mlp": _activations, "weight": _weights, "block": _blocks}
+LAYOUTS = {
+    "head": _activations,
+    "ffn": _activations,
+    "mlp": _activations,
+    "weight": _weights,
+    "block": _blocks,
+}
 
 
 def check_layout(
@@ -245,12 +253,16 @@ def check_layout(
     "ValueError for units and options that do not exist; no model is needed"
     if units not in LAYOUTS:
         raise ValueError(f"units {units!r}{nearest(units, LAYOUTS)}")
-    own = {"weight": list(inspect.signature(_weights).parameters)[1:], "block": list(Blocks.__dataclass_fields__)}
+    own = {
+        "weight": list(inspect.signature(_weights).parameters)[1:],
+        "block": list(Blocks.__dataclass_fields__),
+    }
     for name in options:
         if name not in (valid := own.get(units, [])):
             raise ValueError(
-                f"units {units} have no option {name!r}{nearest(name, valid)}" if valid else
-                f"units {units} have no options, and {name!r} is given"
+                f"units {units} have no option {name!r}{nearest(name, valid)}"
+                if valid
+                else f"units {units} have no options, and {name!r} is given"
             )
     if units == "block":
         Blocks(**options)
@@ -263,7 +275,9 @@ def layout_units(
 ) -> Layout:
     "What is scored; ValueError for what does not exist or divide, UnitError for unknown models"
     check_layout(units, options)
-    return LAYOUTS[units](model, units) if units in ("head", "ffn", "mlp") else LAYOUTS[units](model, **options)
+    return (
+        LAYOUTS[units](model, units) if units in ("head", "ffn", "mlp") else LAYOUTS[units](model, **options)
+    )
 
 # %% ../../nbs/maskers/5_layouts.ipynb #lay-mag
 def unit_magnitudes(
