@@ -29,9 +29,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
 from ..core.base import nearest, rng_for
-from ..core.runs import data_dir, file_hashes
+from ..core.base import data_dir
+from ..core.runs import file_hashes
 from ..data.synthetic_attention import PATTERN_CLASSES as KINDS
-from ..data.tasks import DataError
+from ..core.base import DataError
 from ..training.trainer import BestFile, Evaluation, Optim, Recipe, train as train_recipe
 
 # %% ../../nbs/attribution/3_patterns.ipynb #610943a4
