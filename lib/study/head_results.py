@@ -18,7 +18,7 @@ from .sparsity_results import all_params, base
 METHODS = {"dsp": "DSP", "ste": "straight-through", "hard_concrete": "hard concrete"}
 SCORED = {
     "head_gates": "gates",
-    "rank_heads": "importance",
+    "importance": "importance",
     "evaluate": "a mask",
     "evaluate_translation": "a mask",
     "finetune": "whole",
@@ -38,8 +38,8 @@ def named(
             + (", joint" if params["joint"] else ", gates only")
             + ("" if params["method"] != "dsp" or params["annealing"] else ", no annealing")
         )
-    if params["notebook"] == "rank_heads":
-        return f"importance ({params['variant']}{'' if params['recompute'] else ', ranked once'})"
+    if params["notebook"] == "importance":
+        return f"importance ({params['scores']}{'' if params['recompute'] else ', ranked once'})"
     if params["notebook"] in ("evaluate", "evaluate_translation") and not _missing(row.get("mask")):
         return f"{row['kind']} heads"
     return WHOLE

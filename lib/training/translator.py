@@ -24,7 +24,7 @@ from transformers import MarianConfig, MarianMTModel
 from ..core.base import nearest
 from . import trainer as training
 from ..data.tasks import DataError, Task
-from ..attribution.head_importance import classification_loss
+from ..losses.losses import classification_loss
 from ..models.shrunken import is_shrunken
 from lib.data.translation import (
     EOS,
