@@ -46,7 +46,7 @@ def _group_means(scores, groups, nan: str) -> tuple[np.ndarray, list]:
     with np.errstate(invalid="ignore"):
         return np.where(there, scores, 0) @ member / (there @ member), names
 
-
+# %% ../../nbs/attribution/7_alignment.ipynb #align-losses
 def _losses(losses, names: list) -> np.ndarray:
     "Losses in the order of the groups' names, by name where they have names."
     if isinstance(losses, pd.Series):

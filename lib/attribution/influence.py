@@ -129,7 +129,7 @@ def _linear_names(model, patterns: list[str] | None) -> list[str]:
         raise ValueError(f"no linear layer matches {', '.join(patterns)}. Layers: {some}")
     return found
 
-
+# %% ../../nbs/attribution/6_influence.ipynb #influence-task
 def _task(names: list[str]):
     "Cross-entropy for training, minus the margin for queries, on named layers, as kronfluence wants it."
     from kronfluence.task import Task
@@ -155,24 +155,18 @@ def _task(names: list[str]):
 
     return Attribution()
 
-# %% ../../nbs/attribution/6_influence.ipynb #08m-influence-16
-def kronfluence_influence(
-    model,
-    data: RowData,  # its seed draws the labels of the Fisher matrix
-    strategy: str = "ekfac",  # of STRATEGIES
-    patterns: list[str] | None = ("^classifier$",),  # linear layers; None: all
-    damping: float | None = None,  # None: a tenth of the mean eigenvalue of each layer
-) -> np.ndarray:
-    "(N, Q) float32: influence on the queries' margins."
-    if strategy not in STRATEGIES:
-        raise ValueError(f"no strategy {strategy!r}{nearest(strategy, STRATEGIES)}")
-    task, net = _task(_linear_names(model, patterns)), copy.deepcopy(model).float().eval()
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
-        torch.manual_seed(data.seed)
-        return _pairwise(net, task, data, strategy, damping)
+# %% ../../nbs/attribution/6_influence.ipynb #influence-padded
+def _padded(data: RowData, rows) -> list[dict]:
+    "Rows as tensors of one length, in memory."
+    here = SimpleNamespace(device=torch.device("cpu"))
+    batch = next(batches(here, data.tokenizer, rows, len(rows), data.max_length))
+    return [{k: v[i] for k, v in batch.items()} for i in range(len(rows))]
 
 
+def _stacked(rows: list[dict]) -> dict:
+    return {k: torch.stack([torch.as_tensor(r[k]) for r in rows]) for k in rows[0]}
+
+# %% ../../nbs/attribution/6_influence.ipynb #influence-pairwise
 def _pairwise(net, task, data: RowData, strategy: str, damping: float | None) -> np.ndarray:
     "What kronfluence says of training rows by queries, by factors that are fitted in a folder of their own."
     from kronfluence import Analyzer, FactorArguments, ScoreArguments, prepare_model
@@ -191,16 +185,22 @@ def _pairwise(net, task, data: RowData, strategy: str, damping: float | None) ->
         analyzer.compute_pairwise_scores("pairs", "factors", query, train, **sizes, score_args=settings)
         return analyzer.load_pairwise_scores("pairs")["all_modules"].T.float().cpu().numpy()
 
-
-def _padded(data: RowData, rows) -> list[dict]:
-    "Rows as tensors of one length, in memory."
-    here = SimpleNamespace(device=torch.device("cpu"))
-    batch = next(batches(here, data.tokenizer, rows, len(rows), data.max_length))
-    return [{k: v[i] for k, v in batch.items()} for i in range(len(rows))]
-
-
-def _stacked(rows: list[dict]) -> dict:
-    return {k: torch.stack([torch.as_tensor(r[k]) for r in rows]) for k in rows[0]}
+# %% ../../nbs/attribution/6_influence.ipynb #08m-influence-16
+def kronfluence_influence(
+    model,
+    data: RowData,  # its seed draws the labels of the Fisher matrix
+    strategy: str = "ekfac",  # of STRATEGIES
+    patterns: list[str] | None = ("^classifier$",),  # linear layers; None: all
+    damping: float | None = None,  # None: a tenth of the mean eigenvalue of each layer
+) -> np.ndarray:
+    "(N, Q) float32: influence on the queries' margins."
+    if strategy not in STRATEGIES:
+        raise ValueError(f"no strategy {strategy!r}{nearest(strategy, STRATEGIES)}")
+    task, net = _task(_linear_names(model, patterns)), copy.deepcopy(model).float().eval()
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(data.seed)
+        return _pairwise(net, task, data, strategy, damping)
 
 # %% ../../nbs/attribution/6_influence.ipynb #influence-trak
 def trak_influence(
@@ -262,7 +262,7 @@ def words_in_common(data: RowData) -> np.ndarray:
         sides.append([re.findall(r"\w+", " ".join(t).lower()) for t in texts])
     return bm25(*sides)
 
-
+# %% ../../nbs/attribution/6_influence.ipynb #influence-representation
 def representation_similarity(model, data: RowData, kind: str = "cosine") -> np.ndarray:
     "(N, Q): `similarity` of what goes into the last layer."
     a, b = (_head_features(model, data, rows)[0][:, :-1].numpy() for rows in (data.train, data.query))

@@ -66,7 +66,7 @@ def _members(place: Path) -> dict[str, Callable[[], bytes]]:
         raise DataError(f"{place} is neither a folder nor a whole zip or tar archive ({error})") from None
     return {m.name: lambda m=m: packed.extractfile(m).read() for m in found}
 
-# %% ../../nbs/attribution/3_labelled_maps.ipynb #24676f68
+# %% ../../nbs/attribution/3_labelled_maps.ipynb #maps-line
 def _line(line: str, maps: str, where: str) -> tuple[str, list[str]]:
     "Class and names of one line of a label file."
     raw = maps == "raw"
@@ -79,7 +79,7 @@ def _line(line: str, maps: str, where: str) -> tuple[str, list[str]]:
         raise DataError(f"{where}: {names.strip()} has no label. Valid: {', '.join(PATTERN_NAMES.values())}")
     return pattern_class(label, where), [x if "_" in x else x.zfill(4) for x in listed if x]
 
-
+# %% ../../nbs/attribution/3_labelled_maps.ipynb #24676f68
 def _read_labels(text: str, maps: str, where: str) -> dict[str, str]:
     "Name of every labelled map -> class; `where` is the file, for messages."
     found: dict[str, str] = {}
@@ -112,6 +112,17 @@ def _read_map(content: bytes, where: str) -> np.ndarray:
         raise DataError(f"{where}: an attention map holds finite numbers of at least 0")
     return found
 
+# %% ../../nbs/attribution/3_labelled_maps.ipynb #maps-slice
+def _check_slice(files: dict, root: str, maps: str, place) -> None:
+    "DataError where norm-based maps are of another slice of the output projection than is asked for."
+    part = files.get(root + _SLICE, lambda: b"rows")().decode(errors="replace").strip()
+    if maps in _SLICES and part != _SLICES[maps]:
+        valid = ", ".join(m for m, s in _SLICES.items() if s == part) or "none"
+        raise DataError(
+            f"{place}: its norm-based maps are of the {part} of the output projection, those of {maps!r} of"
+            f" the {_SLICES[maps]}. Valid: maps of {valid}; or, if it is wrong, {_SLICE}"
+        )
+
 # %% ../../nbs/attribution/3_labelled_maps.ipynb #c2801fa6
 def load_maps(
     place: Path,  # folder or archive that holds raw/ or normed/
@@ -136,17 +147,6 @@ def load_maps(
         raise DataError(f"{place}: {few}, as {', '.join(missing[:3])}")
     read = [_read_map(files[path](), f"{place}/{path}") for path in paths.values()]
     return read, list(classes.values()), list(classes)
-
-
-def _check_slice(files: dict, root: str, maps: str, place) -> None:
-    "DataError where norm-based maps are of another slice of the output projection than is asked for."
-    part = files.get(root + _SLICE, lambda: b"rows")().decode(errors="replace").strip()
-    if maps in _SLICES and part != _SLICES[maps]:
-        valid = ", ".join(m for m, s in _SLICES.items() if s == part) or "none"
-        raise DataError(
-            f"{place}: its norm-based maps are of the {part} of the output projection, those of {maps!r} of"
-            f" the {_SLICES[maps]}. Valid: maps of {valid}; or, if it is wrong, {_SLICE}"
-        )
 
 # %% ../../nbs/attribution/3_labelled_maps.ipynb #91c32229
 def write_maps(

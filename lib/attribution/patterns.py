@@ -184,6 +184,27 @@ class _Course:
         self.best, self.total = part("best"), part("total")[""]
         self.epoch, self.value, self.log = at["epoch"], at["value"], at["log"]
 
+# %% ../../nbs/attribution/3_patterns.ipynb #pat-epoch
+def _one_epoch(last: Classifier, course: _Course, recipe: PatternRecipe, data: tuple, seed: int) -> None:
+    "Train on all batches of the next epoch, and write down the loss now and then."
+    found, targets = data
+    batches = recipe.batches([len(m) for m in found], seed, course.epoch)
+    steps, step = len(batches) * recipe.epochs, len(batches) * course.epoch
+    device, each = next(last.net.parameters()).device, max(1, steps // 50)
+    last.net.train()
+    for rows in batches:
+        course.adam.param_groups[0]["lr"] = recipe.rate(step, steps)
+        maps = last.batch([found[i] for i in rows], recipe.centre).to(device)
+        loss = cross_entropy(last.net(maps), targets[rows].to(device))
+        course.adam.zero_grad()
+        loss.backward()
+        course.adam.step()
+        step += 1
+        course.total = course.total + loss.detach().cpu()
+        if step % each == 0:
+            course.log.append({"step": step, "loss": course.total.item() / each})
+            course.total = torch.tensor(0.0)
+
 # %% ../../nbs/attribution/3_patterns.ipynb #68ab6dc5
 def fit_patterns(
     train: tuple[list[np.ndarray], list[str]],  # maps and classes
@@ -213,27 +234,6 @@ def fit_patterns(
     best = replace(last, net=copy.deepcopy(net))
     best.net.load_state_dict(course.best)
     return best, last, course.log
-
-
-def _one_epoch(last: Classifier, course: _Course, recipe: PatternRecipe, data: tuple, seed: int) -> None:
-    "Train on all batches of the next epoch, and write down the loss now and then."
-    found, targets = data
-    batches = recipe.batches([len(m) for m in found], seed, course.epoch)
-    steps, step = len(batches) * recipe.epochs, len(batches) * course.epoch
-    device, each = next(last.net.parameters()).device, max(1, steps // 50)
-    last.net.train()
-    for rows in batches:
-        course.adam.param_groups[0]["lr"] = recipe.rate(step, steps)
-        maps = last.batch([found[i] for i in rows], recipe.centre).to(device)
-        loss = cross_entropy(last.net(maps), targets[rows].to(device))
-        course.adam.zero_grad()
-        loss.backward()
-        course.adam.step()
-        step += 1
-        course.total = course.total + loss.detach().cpu()
-        if step % each == 0:
-            course.log.append({"step": step, "loss": course.total.item() / each})
-            course.total = torch.tensor(0.0)
 
 # %% ../../nbs/attribution/3_patterns.ipynb #3b663968
 def save_classifier(

@@ -222,6 +222,14 @@ class RowData:
         rest = rows.select(range(start, len(rows))) if start else rows
         return batches(model, self.tokenizer, rest, self.batch_size, self.max_length)
 
+# %% ../../nbs/attribution/4_per_example.ipynb #row-state
+def _state_key(model: nn.Module, rows, settings: tuple) -> str:
+    "A fingerprint of the weights, the rows and the settings."
+    weights = {n: p.double() for n, p in model.named_parameters()}
+    sums = [(n, float(p.sum()), float((p**2).sum())) for n, p in weights.items()]
+    texts = [rows[c][:] for c in ("text_a", "text_b", "label") if c in rows.column_names]
+    return hashlib.sha256(json.dumps([sums, texts, settings]).encode()).hexdigest()
+
 # %% ../../nbs/attribution/4_per_example.ipynb #row-store
 class RowStore:
     "Rows that are written one after the other to a .npy file, with a note of how many there are."
@@ -248,14 +256,6 @@ class RowStore:
                 json.dumps({"key": self.key, "done": self.done})
             )
             os.replace(draft, self.note)
-
-
-def _state_key(model: nn.Module, rows, settings: tuple) -> str:
-    "A fingerprint of the weights, the rows and the settings."
-    weights = {n: p.double() for n, p in model.named_parameters()}
-    sums = [(n, float(p.sum()), float((p**2).sum())) for n, p in weights.items()]
-    texts = [rows[c][:] for c in ("text_a", "text_b", "label") if c in rows.column_names]
-    return hashlib.sha256(json.dumps([sums, texts, settings]).encode()).hexdigest()
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-21
 def set_features(

@@ -30,7 +30,7 @@ from ..core.base import nearest, rng_for
 from ..maskers.rules import magnitude, random_scores
 from ..models.units import ones
 
-# %% ../../nbs/attribution/9_scores.ipynb #scores-04
+# %% ../../nbs/attribution/9_scores.ipynb #scores-row
 @dataclass(frozen=True)
 class Score:
     "One way to score items."
@@ -43,7 +43,7 @@ class Score:
     options: tuple[str, ...] = ()
     together: bool = False  # takes all checkpoints at once; otherwise scores are averaged over them
 
-
+# %% ../../nbs/attribution/9_scores.ipynb #scores-04
 def _random_rows(model, data: RowData):
     return rng_for(data.seed, "random scores").standard_normal((len(data.train), len(data.query)))
 
