@@ -6,10 +6,10 @@ import nbformat
 import numpy as np
 import pytest
 
+from lib.core.base import DataError
 from lib.core.keys import notebook_path
-from lib.data.formats import TASKS, DataError
 from lib.data.ood import ood_sets
-from lib.data.tasks import load_task
+from lib.data.tasks import TASKS, load_task
 from lib.losses.bias_models import Recipe, accuracies, bias_model, load_log_probs, train, train_log_probs
 
 FEVER = list(TASKS["FEVER"].labels.values())

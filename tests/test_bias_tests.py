@@ -22,8 +22,8 @@ from lib.metrics.bias import (
     stereo_score,
     stored_scores,
 )
-from lib.training.bias_scores import bias_rows
-from lib.training.masked_lm import load_masked_lm
+from lib.metrics.bias_scores import bias_rows
+from lib.training.masked_words import load_masked_lm
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {  # (model, domain) -> LM, SS, ICAT

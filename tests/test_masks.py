@@ -13,8 +13,8 @@ import torch
 from transformers import BertConfig
 
 from lib.core.keys import notebook_path
+from lib.maskers.iterative import accepted, magnitude_search
 from lib.maskers.rules import released_random
-from lib.maskers.search import accepted, magnitude_search
 from lib.models.masks import released_masks
 from lib.models.units import ones, skeleton, subnetwork_size
 
@@ -169,7 +169,7 @@ from pathlib import Path
 from lib.attribution.importance import importance
 from lib.maskers.rules import magnitude, random_mask, topk
 from lib.models.masks import save_mask
-from lib.maskers.search import Candidate, accepted, structured_search
+from lib.maskers.iterative import Candidate, accepted, structured_search
 from lib.models.units import ones, random_model
 torch.set_num_threads(1)
 m = random_model("bert", 1, layers=3, heads=4)

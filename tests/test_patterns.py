@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lib.attribution.labelled_maps import write_maps
 
+from lib.attribution.labelled_maps import write_maps
 from lib.attribution.patterns import PATTERN_RECIPES, classification_report, fit_patterns, predict_classes
 from lib.core.keys import notebook_path
 from lib.core.runs import Run
 from lib.core.sweeps import load_sweep
-from lib.data.synthetic_nli import planted_maps
+from lib.data.synthetic_attention import planted_maps
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = ROOT / "nbs" / "sweeps"

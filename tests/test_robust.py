@@ -14,13 +14,13 @@ from lib.core.runs import find_run, run_key, runs
 from lib.core.sweeps import SweepError, check_inputs, load_sweep
 from lib.data.ood import chosen_sets
 from lib.data.tasks import load_task
-from lib.maskers.mask_training import removed
-from lib.maskers.rules import keep
+from lib.losses.loss_columns import bias_column
+from lib.maskers.rules import topk_mask
+from lib.maskers.thresholds import removed_count
 from lib.models.masks import load_mask, mask_info, run_mask
 from lib.models.units import attach
-from lib.training.loss_columns import bias_column, watched
-from lib.training.subnetworks import load_head
-from lib.training.trainer import load_model, score_sets
+from lib.training.loading import load_head, load_model
+from lib.training.recipes import score_sets, watched_rows
 
 pytestmark = pytest.mark.slow  # minutes: every notebook of the chain is run
 KNOBS = {"train": 320, "dev": 100, "ood": 100}
@@ -175,7 +175,7 @@ def test_the_mask_evaluated_is_the_mask_saved(chain, outputs):
         and not any("classifier" in m for m in table.index)
     )
     share = curve.sparsity[curve.chosen].item()
-    assert all(z == removed(n, share) for z, n in zip(table.zeros, table.entries)) and rows(
+    assert all(z == removed_count(n, share) for z, n in zip(table.zeros, table.entries)) and rows(
         chain["mask"], metric="removed"
     ).value.item() == pytest.approx(table.zeros.sum() / table.entries.sum())
     there = rows(
@@ -212,7 +212,7 @@ def test_iterative_pruning_keeps_what_it_scored(chain):
     ]
     kept = pd.read_parquet(found.artefact("predictions.parquet"))
     pd.testing.assert_frame_equal(answers, kept[kept.sparsity == 0.7].reset_index(drop=True))
-    assert watched({"step": 1}, {}, task) == [] and all(
+    assert watched_rows({"step": 1}, {}, task) == [] and all(
         not net.get_parameter(n.removeprefix("weight/"))[~m].any()
         for n, m in run_mask(chain["imp"], 0.7).items()
     )
@@ -279,9 +279,9 @@ def test_controls(outputs, monkeypatch, tmp_path):
     assert frozen["ratio"] == 0 and all(
         torch.equal(
             m,
-            keep(
+            topk_mask(
                 frozen["net"].get_parameter(n.removeprefix("weight/")).detach().abs(),
-                m.numel() - removed(m.numel(), 0.4),
+                m.numel() - removed_count(m.numel(), 0.4),
             ),
         )
         for n, m in frozen["found"].mask.items()

@@ -4,12 +4,12 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from lib.maskers.head_gates import HeadGate
+from lib.training.gate_training import training_only
 from test_speed_masks import VOCABULARY, times
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from lib.maskers.head_gates import HeadGate
 from lib.models.units import parts
-from lib.training.gate_training import training_only
 
 
 class Step:

@@ -9,9 +9,9 @@ from statistics import median
 
 import pytest
 import torch
+from lib.maskers.mask_training import estimate, learned_mask, learning, update
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from lib.maskers.mask_training import estimate, learned_mask, learning, update
 from lib.models.units import attach
 
 ROOT = Path(__file__).parents[1]

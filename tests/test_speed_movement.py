@@ -4,11 +4,10 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from test_speed_masks import VOCABULARY, times
-from transformers import AutoModelForSequenceClassification, BertConfig
-
 from lib.maskers.movement import RULES, MovementMasker, moved, plan
 from lib.maskers.movement_schedule import MovementSchedule, movement_groups, penalty
+from test_speed_masks import VOCABULARY, times
+from transformers import AutoModelForSequenceClassification, BertConfig
 
 
 class Step:

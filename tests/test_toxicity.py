@@ -12,20 +12,21 @@ from lib.attribution.alignment import (
     retain_rows,
     train_on,
 )
-from lib.data import toxicity
-from lib.data.tasks import DataError
-from lib.data.toxicity import (
-    BIASED,
-    PARTS,
+from lib.core.base import DataError
+from lib.data.groups import (
+    BIASED_GROUPS,
+    GROUP_SIZES,
+    GROUP_SPLITS,
+    RawRows,
+    Sampling,
     cell_sizes,
-    counts,
     hate_rows,
     hate_sample,
-    load_toxicity,
     read_posts,
     same_text,
     toxigen_annotated,
 )
+from lib.data.tasks import group_counts, load_task
 from lib.metrics.groups import group_losses, group_metrics
 
 CELLS = {  # published, neutral / toxic
@@ -43,15 +44,15 @@ def local(real_data, monkeypatch):
 
 
 def texts(task):
-    return {s: set(same_text(pd.Series(task.splits[s]["text_a"]))) for s in PARTS}
+    return {s: set(same_text(pd.Series(task.splits[s]["text_a"]))) for s in GROUP_SPLITS}
 
 
 @pytest.mark.parametrize(
     "split, official, qualify, several, total, biased",
-    [("dev", 1922, 693, 48, 174, BIASED["hatexplain"]), ("test", 1924, 690, 49, 168, ())],
+    [("dev", 1922, 693, 48, 174, BIASED_GROUPS["hatexplain"]), ("test", 1924, 690, 49, 168, ())],
 )
 def test_hatexplain_cells_are_the_published_ones(local, split, official, qualify, several, total, biased):
-    posts = read_posts(split, "local", [])
+    posts = read_posts(RawRows("hatexplain", local / "hatexplain"), split)
     rows = hate_rows(posts)
     named = rows.id.str.split("/").str[0].value_counts()
     assert (len(posts), len(named), (named > 1).sum()) == (official, qualify, several) and rows.id.is_unique
@@ -74,11 +75,12 @@ def test_toxigen_annotated_cells(local):
     "name, size, cell, small", [("toxigen", 9200, 400, 100), ("hatexplain", 1544, 213, 53)]
 )
 def test_the_published_training_sets(local, name, size, cell, small):
-    task = load_toxicity(name, "local")
+    task = load_task(name, "local")
     rows = task.splits["train"].to_pandas()
     assert len(rows) == size and rows.id.is_unique
     assert all(
-        n == (small if y == 0 and g in BIASED[name] else cell) for (g, y), n in cell_sizes(rows).items()
+        n == (small if y == 0 and g in BIASED_GROUPS[name] else cell)
+        for (g, y), n in cell_sizes(rows).items()
     )
 
 
@@ -93,25 +95,25 @@ def test_the_published_training_sets(local, name, size, cell, small):
 )
 @pytest.mark.parametrize("seed", [42, 0, 1])
 def test_parts_share_no_text_and_are_in_equal_cells(local, name, sizes, seed):
-    task = load_toxicity(name, "local", sizes, seed=seed)
+    task = load_task(name, "local", sampling=Sampling(sizes, seed=seed))
     found = texts(task)
-    assert not any(found[a] & found[b] for i, a in enumerate(PARTS) for b in PARTS[:i])
-    table = counts(task).set_index("split")
-    wanted = toxicity.SIZES[name] | (sizes or {})
-    for split in PARTS[1:]:
+    assert not any(found[a] & found[b] for i, a in enumerate(GROUP_SPLITS) for b in GROUP_SPLITS[:i])
+    table = group_counts(task).set_index("split")
+    wanted = GROUP_SIZES[name] | (sizes or {})
+    for split in GROUP_SPLITS[1:]:
         assert len({*table.loc[split].neutral, *table.loc[split].toxic}) == 1
         if wanted[split]:
             assert set(table.loc[split].neutral) == {wanted[split] // 2}
-    again = load_toxicity(name, "auto", sizes, seed=seed)
-    assert all(task.splits[s][:] == again.splits[s][:] for s in PARTS) and len(task.files) == (
+    again = load_task(name, sampling=Sampling(sizes, seed=seed))
+    assert all(task.splits[s][:] == again.splits[s][:] for s in GROUP_SPLITS) and len(task.files) == (
         2 if name == "toxigen" else 3
     )
 
 
 def test_the_published_protocol(local):
     "Targets are the reported rows, and selection rows of ToxiGen are training rows of three groups."
-    task = load_toxicity("toxigen", "local", protocol="thesis")
-    assert [len(task.splits[s]) for s in PARTS] == [9200, 650, 1840, 650] and task.splits["align"][
+    task = load_task("toxigen", "local", sampling=Sampling(protocol="thesis"))
+    assert [len(task.splits[s]) for s in GROUP_SPLITS] == [9200, 650, 1840, 650] and task.splits["align"][
         :
     ] == task.splits["test"][:]
     assert pd.Series(task.splits["select"]["group"]).value_counts().to_dict() == {
@@ -120,8 +122,8 @@ def test_the_published_protocol(local):
         "women": 500,
     }  # 80 % of 1000, 675, 625
     assert set(task.splits["select"]["id"]) <= set(task.splits["train"]["id"])
-    task = load_toxicity("hatexplain", "local", protocol="thesis")
-    assert [len(task.splits[s]) for s in PARTS] == [1544, 168, 174, 168] and task.splits["align"][
+    task = load_task("hatexplain", "local", sampling=Sampling(protocol="thesis"))
+    assert [len(task.splits[s]) for s in GROUP_SPLITS] == [1544, 168, 174, 168] and task.splits["align"][
         :
     ] == task.splits["test"][:]
 
@@ -147,26 +149,19 @@ def test_texts_that_stand_in_two_sets(local):
 )
 def test_what_is_not_there_is_named(local, name, sizes, words):
     with pytest.raises(DataError, match=words) as caught:
-        load_toxicity(name, "local", sizes)
+        load_task(name, "local", sampling=Sampling(sizes))
     assert "\n" not in str(caught.value)
 
 
 def trained(task, seed, steps=300):
     "A tiny model of the task's training rows, its tokenizer, and the accuracy of each group on test."
-    from lib.training.trainer import finetune, load_model, predict
+    from lib.training.loading import load_model
+    from lib.training.recipes import classification, predict
+    from lib.training.trainer import Optim, train
 
     net, tokenizer = load_model("tiny", task, seed, tiny=dict(layers=2, width=64, heads=4))
-    finetune(
-        net,
-        tokenizer,
-        task,
-        lr=2e-3,
-        max_steps=steps,
-        batch_size=32,
-        max_length=48,
-        seed=seed,
-        disable_tqdm=True,
-    )
+    optim = Optim(lr=2e-3, max_steps=steps, batch_size=32, seed=seed, more={"disable_tqdm": True})
+    train(net, classification(tokenizer, task, max_length=48), optim)
     rows = task.splits["test"]
     table = group_metrics(predict(net, tokenizer, rows, max_length=48), rows["label"], rows["group"])
     return net, tokenizer, table[table.group != "total"].set_index("group").accuracy
@@ -174,7 +169,7 @@ def trained(task, seed, steps=300):
 
 def last_layer(net, tokenizer, rows):
     "Inputs of the last layer with a one, and gradient of the loss by the logits: their products are the layer's gradients."
-    from lib.training.trainer import batches, head_input
+    from lib.training.recipes import batches, head_input
 
     found = []
     for batch in batches(net, tokenizer, rows, 64, 48):
@@ -189,7 +184,7 @@ def last_layer(net, tokenizer, rows):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_poison_makes_the_worst_group_and_its_removal_mends_it(seed):
     "Removal of the poisoned rows mends, that of random rows does not, and low alignment finds the poison."
-    task = load_toxicity("planted-toxicity")
+    task = load_task("planted-toxicity", sampling=Sampling())
     train, align = task.splits["train"], task.splits["align"]
     yes = np.array(train["poisoned"]) == "yes"
     net, tokenizer, base = trained(task, seed)

@@ -12,7 +12,7 @@ import pytest
 
 from lib.core.keys import notebook_path
 from lib.data.tasks import DataError, load_task
-from lib.training.trainer import check_model, load_model, save_model
+from lib.training.loading import check_model, load_model, save_model
 
 ROOT = Path(__file__).parents[1]
 TRAIN = """
@@ -20,14 +20,17 @@ import hashlib, sys, torch
 from pathlib import Path
 from lib.data.tasks import load_task
 from lib.core.runs import seed_everything
-from lib.training.trainer import finetune, load_model, save_model
+from lib.training.loading import load_model, save_model
+from lib.training.recipes import classification
+from lib.training.trainer import Evaluation, Optim, train
 from lib.models.units import bake, ones
 seed_everything(0, 1)
 task = load_task("planted-nli", knobs={"train": 320, "dev": 60, "ood": 20})
 model, tokenizer = load_model("tiny", task, 0, tiny={"layers": 2, "width": 32, "heads": 2, "length": 48})
 mask = ones(model, "head"); mask["head"][1, 0] = 0
 folder = Path(sys.argv[1])
-finetune(model, tokenizer, task, lr=1e-3, epochs=3, mask=mask, keep="best", select=task.splits["dev"], folder=folder / "checkpoints", save_steps=4)
+recipe = classification(tokenizer, task, select=task.splits["dev"])
+train(model, recipe, Optim(lr=1e-3, epochs=3, save_steps=4), masker=mask, evaluation=Evaluation(keep="best"), folder=folder / "checkpoints")
 save_model(bake(model, mask), tokenizer, folder / "model")
 print(hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest())
 """

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..losses.losses import classification_loss
-from ..maskers.rules import step
+from ..training.recipes import summed_loss
+from ..maskers.rules import prune_step
 from ..models.architectures import parts
 from ..models.units import attach, gates
 
@@ -70,7 +70,7 @@ def normalise(
 
 # %% ../../nbs/attribution/1_importance.ipynb #imp-how
 _LOSS = dict.fromkeys(("example", "batch", "cumulative"), _own_loss)
-_LOSS |= dict.fromkeys(("absolute", "signed", "context", "context_masked"), classification_loss)
+_LOSS |= dict.fromkeys(("absolute", "signed", "context", "context_masked"), summed_loss)
 IMPORTANCE_FORMS = tuple(_LOSS)
 _DIVIDED = ("absolute", "context", "context_masked")
 
@@ -199,7 +199,7 @@ def ranker(
             return None
         if recompute or not scores:
             scores[:] = [measure(mask)]
-        smaller = step(scores[0], mask, int(mask.sum()) - max(0, k), last_head=at_least)
+        smaller = prune_step(scores[0], mask, int(mask.sum()) - max(0, k), last_head=at_least)
         return None if torch.equal(smaller, mask) else smaller
 
     return propose

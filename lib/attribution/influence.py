@@ -33,7 +33,7 @@ from lib.attribution.per_example import (
 )
 from .trak import one_minus_p, trak
 from ..core.base import nearest
-from ..training.trainer import batches, head_input
+from ..training.recipes import batches, head_input
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-05
 def gradient_dot(

@@ -16,16 +16,20 @@ import numpy as np
 
 from ..core.base import data_dir, nearest
 from ..core.runs import file_hashes
-from ..data.synthetic_nli import KINDS
+from ..data.synthetic_attention import PATTERN_CLASSES
 from ..data.tasks import DataError
 
 # %% ../../nbs/attribution/3_labelled_maps.ipynb #610943a4
 DRAWN = "drawn maps (planted-attention)"  # where the training maps are from, if from nowhere
 MAP_NAMES = {"raw": "raw maps", "norm": "norm-based maps", "norm_legacy": "norm-based maps, released slice"}
 PATTERN_NAMES = dict(
-    zip(KINDS, ("Vertical", "Diagonal", "Vertical + Diagonal", "Block", "Heterogeneous"), strict=True)
+    zip(
+        PATTERN_CLASSES,
+        ("Vertical", "Diagonal", "Vertical + Diagonal", "Block", "Heterogeneous"),
+        strict=True,
+    )
 )
-_LABELS = {k: k for k in KINDS} | {name.lower(): k for k, name in PATTERN_NAMES.items()}
+_LABELS = {k: k for k in PATTERN_CLASSES} | {name.lower(): k for k, name in PATTERN_NAMES.items()}
 _LABELS |= {f"{n} vertical": "vertical" for n in ("single", "double", "multiple")}
 
 
@@ -33,7 +37,7 @@ def pattern_class(
     label: str,  # as it stands in a label file
     where: str = "",  # file and line, for the message
 ) -> str:
-    "The class (one of `lib.data.synthetic_nli.KINDS`) that a label of either set means."
+    "The class (one of `lib.data.synthetic_attention.PATTERN_CLASSES`) that a label of either set means."
     word = " ".join(label.lower().replace("_", " ").split())
     if word not in _LABELS:
         raise DataError(f"{where}: label {label.strip()!r}{nearest(word, _LABELS)}")

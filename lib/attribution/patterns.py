@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from .attention import attention_maps
 from ..core.base import rng_for
-from ..data.synthetic_nli import KINDS
+from ..data.synthetic_attention import PATTERN_CLASSES
 from ..data.tasks import DataError
 from ..models.units import parts
 
@@ -44,7 +44,12 @@ class PatternNet(nn.Module):
                 layers += [nn.Conv2d(channels, width, 3), nn.ReLU()]
                 channels = width
             layers += [nn.MaxPool2d(2)] if pool else []
-        layers += [nn.Conv2d(64, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, len(KINDS), 1), nn.Flatten()]
+        layers += [
+            nn.Conv2d(64, 16, 1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(16, len(PATTERN_CLASSES), 1),
+            nn.Flatten(),
+        ]
         self.layers = nn.Sequential(*layers)
         for module in self.layers:
             if isinstance(module, nn.Conv2d):
@@ -143,7 +148,7 @@ def predict_classes(
     for size in sorted(set(sizes)):
         at = [i for i, s in enumerate(sizes) if s == size]
         best = classifier.logits(classifier.batch([found[i] for i in at], centre)).argmax(1)
-        out[at] = [KINDS[i] for i in best.tolist()]
+        out[at] = [PATTERN_CLASSES[i] for i in best.tolist()]
     return out
 
 # %% ../../nbs/attribution/3_patterns.ipynb #pat-state
@@ -223,7 +228,7 @@ def fit_patterns(
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
     course = _Course(net, folder and Path(folder, "state.safetensors"))
-    targets = torch.tensor([KINDS.index(c) for c in classes])
+    targets = torch.tensor([PATTERN_CLASSES.index(c) for c in classes])
     for _ in tqdm(range(course.epoch, recipe.epochs), desc="epochs"):
         _one_epoch(last, course, recipe, (found, targets), seed)
         value = float(np.mean(predict_classes(last, select[0], recipe.centre) == np.asarray(select[1])))
@@ -241,7 +246,9 @@ def save_classifier(
     path: Path,
 ) -> None:
     "Write a classifier; `load_classifier` gives it back."
-    header = {k: getattr(classifier, k) for k in ("maps", "smallest", "largest", "source")} | {"kinds": KINDS}
+    header = {k: getattr(classifier, k) for k in ("maps", "smallest", "largest", "source")} | {
+        "kinds": PATTERN_CLASSES
+    }
     save_file(classifier.net.state_dict(), path, metadata={"attention_patterns": json.dumps(header)})
 
 # %% ../../nbs/attribution/3_patterns.ipynb #pat-load
@@ -255,7 +262,7 @@ def load_classifier(
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is no safetensors file: {error}") from None
-    if header.pop("kinds", None) != KINDS:
+    if header.pop("kinds", None) != PATTERN_CLASSES:
         raise DataError(f"{path} is not a classifier of attention patterns: pattern_classifier writes them")
     found = Classifier(PatternNet(), **header)
     found.net.load_state_dict(tensors)
@@ -269,10 +276,10 @@ def classification_report(
 ) -> tuple[pd.DataFrame, float, pd.DataFrame]:
     "(kind, precision, recall, f1, support; weighted F1; kind, predicted, maps: the confusion matrix)."
     columns = ("precision", "recall", "f1", "support")
-    values = precision_recall_fscore_support(truth, predicted, labels=KINDS, zero_division=0)
-    table = pd.DataFrame({"kind": KINDS} | dict(zip(columns, values)))
-    counts = confusion_matrix(truth, predicted, labels=KINDS)
-    cells = [(KINDS[i], KINDS[j], int(n)) for (i, j), n in np.ndenumerate(counts)]
+    values = precision_recall_fscore_support(truth, predicted, labels=PATTERN_CLASSES, zero_division=0)
+    table = pd.DataFrame({"kind": PATTERN_CLASSES} | dict(zip(columns, values)))
+    counts = confusion_matrix(truth, predicted, labels=PATTERN_CLASSES)
+    cells = [(PATTERN_CLASSES[i], PATTERN_CLASSES[j], int(n)) for (i, j), n in np.ndenumerate(counts)]
     weighted = float((table.f1 * table.support).sum() / table.support.sum())
     return table, weighted, pd.DataFrame(cells, columns=["kind", "predicted", "maps"])
 
@@ -333,7 +340,7 @@ def classify_heads(
     retained: torch.Tensor | None = None,  # (L, H): only heads where it is not 0
     what: str = "heads",  # for the progress bar
 ) -> pd.DataFrame:
-    "HEAD_COLUMNS, one row for each sentence (its position) and head; kind is a position in KINDS."
+    "HEAD_COLUMNS, one row for each sentence (its position) and head; kind is a position in PATTERN_CLASSES."
     alive = torch.ones(parts(model).shape("head")) if retained is None else retained != 0
     heads, frames = torch.nonzero(alive), []  # (K, 2)
     maps = sentences.maps(model, {c.maps: c.size for c in classifiers})
@@ -351,9 +358,11 @@ def pattern_shares(
 ) -> pd.DataFrame:
     "maps, layer, head, kind (name), share, n (sentences): five rows for each head and map type."
     head = ["maps", "layer", "head"]
-    is_kind = table[head].assign(**{name: table["kind"] == i for i, name in enumerate(KINDS)})
-    wide = is_kind.groupby(head)[KINDS].mean().assign(n=is_kind.groupby(head).size()).reset_index()
-    return wide.melt([*head, "n"], KINDS, "kind", "share").sort_values(head, kind="stable", ignore_index=True)
+    is_kind = table[head].assign(**{name: table["kind"] == i for i, name in enumerate(PATTERN_CLASSES)})
+    wide = is_kind.groupby(head)[PATTERN_CLASSES].mean().assign(n=is_kind.groupby(head).size()).reset_index()
+    return wide.melt([*head, "n"], PATTERN_CLASSES, "kind", "share").sort_values(
+        head, kind="stable", ignore_index=True
+    )
 
 # %% ../../nbs/attribution/3_patterns.ipynb #4010dc1e
 def pattern_examples(

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from .importance import frozen
 from ..core.base import rng_for
-from ..training.trainer import batches
+from ..training.recipes import batches
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-05
 def margin(

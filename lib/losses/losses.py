@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log_p', 'like', 'per_row', 'ce', 'poe', 'beta', 'mean_by', 'reweight', 'soft_target', 'against', 'confreg', 'distill',
-           'focal', 'label_smoothing', 'smoothed_reweight', 'permuted_confreg', 'classification_loss']
+           'focal', 'label_smoothing', 'smoothed_reweight', 'permuted_confreg']
 
 # %% ../../nbs/losses/1_losses.ipynb #45df06a1
 import torch
@@ -162,17 +162,3 @@ def permuted_confreg(
     target = soft_target(like(bias, lp, "bias"), like(teacher, lp, "teacher"), labels, theta)
     order = target.argsort(dim=-1, descending=True, stable=True)
     return against(target.scatter(-1, order, target.gather(-1, order[:, [0, 2, 1]])), lp)
-
-# %% ../../nbs/losses/1_losses.ipynb #loss-summed
-def classification_loss(
-    model,  # gives logits (B, C), or (B, T, C)
-    batch: dict,  # its inputs with labels (B,) or (B, T); -100 is no label
-) -> Tensor:
-    "Summed cross-entropy of a batch, in float32 at least."
-    logits = model(**batch).logits
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32)),
-        batch["labels"].flatten(),
-        reduction="sum",
-        ignore_index=-100,
-    )

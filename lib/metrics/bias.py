@@ -20,7 +20,8 @@ import pandas as pd
 from scipy import stats
 
 from ..core.base import nearest, rng_for
-from ..data.formats import DataError, lines
+from ..core.base import DataError
+from ..data.formats import json_lines
 from ..core.runs import data_dir
 
 # %% ../../nbs/metrics/5_bias.ipynb #03b-bias-tests-05
@@ -213,15 +214,11 @@ def read_stereoset(
     if not path.is_file():
         raise DataError(f"no StereoSet file {path}")
     try:
-        whole = (
-            [json.loads(line) for _, line in lines(path)]
-            if path.suffix == ".jsonl"
-            else json.loads(path.read_text(encoding="utf-8"))
-        )
+        whole = {} if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error})") from None
     if path.suffix == ".jsonl":
-        raw = whole
+        raw = [row for _, row in json_lines(path)]
     elif "intrasentence" not in (whole.get("data", {}) if isinstance(whole, dict) else {}):
         raise DataError(f"{path}: no data with intrasentence")
     else:

@@ -11,11 +11,11 @@ import math
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from .architectures import parts
-from ..maskers.movement import original
 
 # %% ../../nbs/models/3_density.ipynb #05g-density-05
 def _layer_of(kinds: list[str], row: int) -> int:
@@ -93,9 +93,18 @@ def density(
     ]
 
 # %% ../../nbs/models/3_density.ipynb #05g-density-08
+def _original(model: PreTrainedModel, name: str) -> Tensor | None:
+    "A parameter as it is without a mask"
+    path, _, tensor = name.rpartition(".")
+    module = model.get_submodule(path)
+    if parametrize.is_parametrized(module, tensor):
+        return module.parametrizations[tensor].original
+    return getattr(module, tensor)
+
+
 def _after(model: PreTrainedModel, mask: dict[str, Tensor], name: str) -> Tensor | None:
     "A parameter under the mask"
-    value = original(model, name)
+    value = _original(model, name)
     return (
         value if value is None or f"weight/{name}" not in mask else value * mask[f"weight/{name}"].to(value)
     )

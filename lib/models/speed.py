@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from .architectures import layout, model_class, parts, random_model
-from ..training.trainer import check_model, model_place
+from ..training.loading import check_model, model_place
 from .units import UNITS, attach, bake, load, shrink
 
 # %% ../../nbs/models/5_speed.ipynb #03524baf

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from scipy import stats
 
 from ..metrics.scores import holm, members_test, permuted
-from ..data.synthetic_nli import KINDS, planted_maps
+from ..data.synthetic_attention import PATTERN_CLASSES as KINDS, planted_maps
 from ..core.runs import ROOT, find_run
 
 # %% ../../nbs/study/1_pattern_results.ipynb #7789fb84

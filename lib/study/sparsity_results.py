@@ -13,10 +13,9 @@ __all__ = ['SEARCHES', 'LOSS_NAMES', 'FACTS', 'FIXTURES', 'SCORED', 'COLUMNS', '
 import numpy as np
 import pandas as pd
 
-from ..data.tasks import GENERATORS, dev_sets
-from ..data.formats import TASKS
+from ..data.tasks import TASKS, dev_sets
 from ..metrics.scores import compare, summary
-from ..data.ood import OOD, SETS
+from ..data.ood import OOD, OOD_SETS
 from ..core.runs import ROOT, find_run, run_folders
 from ..core.runs import runs as run_rows
 
@@ -26,7 +25,7 @@ def side(
     split: str,  # evaluation set
 ) -> str:
     "ID, OOD, or nothing for what is no reported set of the task"
-    if split in OOD.get(task, []) or split in SETS:
+    if split in OOD.get(task, []) or split in OOD_SETS:
         return "OOD"
     return "ID" if split in dev_sets(task) else ""
 
@@ -36,11 +35,7 @@ def judged_by(
     split: str,  # evaluation set
 ) -> str:
     "The measure of a set that counts"
-    return (
-        GENERATORS[task].metrics[0]
-        if task in GENERATORS
-        else TASKS[split if split in SETS else task].metrics[0]
-    )
+    return TASKS[split if split in OOD_SETS else task].metrics[0]
 
 # %% ../../nbs/study/1_sparsity_results.ipynb #8115a9f3
 SEARCHES = {
