@@ -10,7 +10,8 @@ import torch
 from lib.core.keys import notebook_path
 from lib.core.runs import find_run
 from lib.core.sweeps import load_sweep
-from lib.maskers.maskers import MASKERS, MaskerRow, Policy
+from lib.maskers.maskers import MASKERS, MaskerRow
+from lib.maskers.passes import Policy
 from lib.models.masks import load_mask
 
 SMALL = {"knobs": {"train": 96, "dev": 40, "ood": 20}, "max_steps": 4, "batch_size": 16, "max_length": 64}
