@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lib.data import tasks as data
+from lib.data.groups import Sampling
 
 ROOT = Path(__file__).parents[1]
 COUNTS = {  # task: split: rows of each label, in the order of the task's labels
@@ -129,6 +130,46 @@ def test_no_data_folder_names_both_places(tmp_path, monkeypatch):
         and "nothing/glue/RTE is no folder" in message
         and "nyu-mll/glue (rte) on the hub" in message
     )
+
+
+DIGESTS = {  # what the rows were before all formats had one reader and all tasks one loader
+    "CoLA dev": "6f652f5befc22cc5",
+    "STS-B dev": "844d9d75e8f8110d",
+    "RTE train": "a35e33c0e5767ad1",
+    "climate-fever train": "40b9db75545a86c7",
+    "hans-regenerated-halves dev": "596e2bb25a35b0b4",
+    "paws-qqp-dev dev": "9a4955410e3b17ea",
+    "multi30k dev": "fd360bfefe6f9cc4",
+    "planted-nli dev": "cda6041fd559d248",
+    "planted-gender dev": "eeb99ea52f4e4b15",
+    "planted-toxicity dev": "59d57909295e7996",
+    "planted-translation dev": "394646e370fcd525",
+    "toxigen split align": "10c0b018db68d1ed",
+    "toxigen split select": "9ca8246ae8efa3ed",
+    "toxigen thesis align": "1e2fac1f9b6c2f3d",
+    "toxigen thesis select": "769dd19026566b32",
+    "hatexplain split align": "bfc1a171dbdba1be",
+    "hatexplain split select": "9093c759fe77c7a2",
+    "hatexplain thesis align": "4ec70cb5452b49ff",
+    "hatexplain thesis select": "1e52a5c57cf17e42",
+    "planted-toxicity split align": "71e7fc98f976f3d0",
+    "planted-toxicity split select": "1e8596df23169f01",
+    "planted-toxicity thesis align": "cd87828cccecc419",
+    "planted-toxicity thesis select": "66e6a56b88721c80",
+}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_rows_are_the_very_same(real_data, monkeypatch, tmp_path, name):
+    task, *protocol, split = name.split()
+    if data.TASKS[task].draw is None:
+        folder = real_data(data.TASKS[task].root)
+        monkeypatch.setenv("SIEVE_DATA", str(folder.parent))
+    monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
+    sampling = Sampling(protocol=protocol[0]) if protocol else None
+    rows = data.load_task(task, splits=None if protocol else [split], sampling=sampling).splits[split]
+    columns = json.dumps([[c, rows[c][:]] for c in sorted(rows.column_names)])
+    assert hashlib.sha256(columns.encode()).hexdigest()[:16] == DIGESTS[name]
 
 
 PROBE = """

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lib.core.base import DataError
 from lib.core.keys import notebook_path
 from lib.core.sweeps import SweepError, check_inputs, load_sweep
 from lib.data import ood
 from lib.data import tasks as data
-from lib.data.formats import TASKS, DataError, read_file
+from lib.data.formats import FORMATS, read_file
 from lib.metrics.scores import accuracy_by, predictions, score
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +57,7 @@ def test_shares_are_the_published_ones(real):
         "FEVER-Symmetric-v2": 712,
         "hans-regenerated": 30000,
     }
-    assert {n: sum(COUNTS[n][ood.SETS[n].split]) for n in sets} == sets
+    assert {n: sum(COUNTS[n][ood.OOD_SETS[n].split]) for n in sets} == sets
 
 
 def test_hans_has_every_heuristic_with_every_label(real):
@@ -76,7 +77,7 @@ def test_hans_has_every_heuristic_with_every_label(real):
 
 
 def test_literals_of_bytes_are_read_as_the_texts_they_are(real):
-    form, folder = TASKS["paws-qqp-dev"], real / "ood" / "PAWS"
+    form, folder = FORMATS["paws-qqp-dev"], real / "ood" / "PAWS"
     raw, decoded = (read_file(folder / f"paws_qqp_dev_and_test{end}.tsv", form) for end in ("", "_decoded"))
     assert raw == decoded and len(raw["label"]) == 677 and not any(t.startswith("b'") for t in raw["text_a"])
 
@@ -107,7 +108,7 @@ def test_a_stand_in_is_never_taken_for_the_published_set(real, name):
     with pytest.raises(DataError, match=f"^{name} was not found. Looked in: ") as caught:
         data.load_task(name)
     assert "\n" not in str(caught.value)
-    if name not in ood.SETS:
+    if name not in ood.OOD_SETS:
         return
     with pytest.raises(DataError, match=f"{name} was not found"):
         ood.check_sets("MNLI" if name == "HANS" else "QQP", sets=[name])

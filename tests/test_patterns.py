@@ -16,7 +16,7 @@ from lib.attribution.patterns import RECIPES, fit, judge, predict_kinds, write_m
 from lib.core.keys import notebook_path
 from lib.core.runs import Run
 from lib.core.sweeps import load_sweep
-from lib.data.synthetic_nli import planted_maps
+from lib.data.synthetic_attention import planted_maps
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = ROOT / "nbs" / "sweeps"

@@ -7,8 +7,7 @@ import torch
 from test_speed_masks import VOCABULARY, times
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from lib.maskers.maskers import make_masker
-from lib.maskers.passes import masked
+from lib.maskers.maskers import make_masker, masked
 from lib.training.trainer import first_token
 
 
@@ -28,7 +27,8 @@ class Step:
         self.model, self.held = AutoModelForSequenceClassification.from_config(config).train(), ExitStack()
         groups = [{"params": list(self.model.parameters()), "lr": 5e-5}] if joint else []
         if gates:
-            gate = make_masker("dsp", self.model, k=18, cooldown=0, final=1.0)
+            gate = make_masker("dsp", self.model, steps=100, k=18, cooldown=100)
+            gate.number = 1.0
             self.held.enter_context(masked(self.model, gate, freeze=not joint))
             if not joint:
                 self.held.enter_context(first_token(self.model))

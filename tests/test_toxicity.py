@@ -6,20 +6,21 @@ import pytest
 import torch
 
 from lib.attribution.alignment import group_alignment, kept, random_subsets, recovery, remove, train_on
-from lib.data import toxicity
-from lib.data.tasks import DataError
-from lib.data.toxicity import (
-    BIASED,
-    PARTS,
+from lib.core.base import DataError
+from lib.data.groups import (
+    BIASED_GROUPS,
+    GROUP_SIZES,
+    GROUP_SPLITS,
+    RawRows,
+    Sampling,
     cell_sizes,
-    counts,
     hate_rows,
     hate_sample,
-    load_toxicity,
     read_posts,
     same_text,
     toxigen_annotated,
 )
+from lib.data.tasks import group_counts, load_task
 from lib.metrics.groups import group_losses, group_metrics
 
 CELLS = {  # published, neutral / toxic
@@ -37,15 +38,15 @@ def local(real_data, monkeypatch):
 
 
 def texts(task):
-    return {s: set(same_text(pd.Series(task.splits[s]["text_a"]))) for s in PARTS}
+    return {s: set(same_text(pd.Series(task.splits[s]["text_a"]))) for s in GROUP_SPLITS}
 
 
 @pytest.mark.parametrize(
     "split, official, qualify, several, total, biased",
-    [("dev", 1922, 693, 48, 174, BIASED["hatexplain"]), ("test", 1924, 690, 49, 168, ())],
+    [("dev", 1922, 693, 48, 174, BIASED_GROUPS["hatexplain"]), ("test", 1924, 690, 49, 168, ())],
 )
 def test_hatexplain_cells_are_the_published_ones(local, split, official, qualify, several, total, biased):
-    posts = read_posts(split, "local", [])
+    posts = read_posts(RawRows("hatexplain", local / "hatexplain"), split)
     rows = hate_rows(posts)
     named = rows.id.str.split("/").str[0].value_counts()
     assert (len(posts), len(named), (named > 1).sum()) == (official, qualify, several) and rows.id.is_unique
@@ -68,11 +69,12 @@ def test_toxigen_annotated_cells(local):
     "name, size, cell, small", [("toxigen", 9200, 400, 100), ("hatexplain", 1544, 213, 53)]
 )
 def test_the_published_training_sets(local, name, size, cell, small):
-    task = load_toxicity(name, "local")
+    task = load_task(name, "local")
     rows = task.splits["train"].to_pandas()
     assert len(rows) == size and rows.id.is_unique
     assert all(
-        n == (small if y == 0 and g in BIASED[name] else cell) for (g, y), n in cell_sizes(rows).items()
+        n == (small if y == 0 and g in BIASED_GROUPS[name] else cell)
+        for (g, y), n in cell_sizes(rows).items()
     )
 
 
@@ -87,25 +89,25 @@ def test_the_published_training_sets(local, name, size, cell, small):
 )
 @pytest.mark.parametrize("seed", [42, 0, 1])
 def test_parts_share_no_text_and_are_in_equal_cells(local, name, sizes, seed):
-    task = load_toxicity(name, "local", sizes, seed=seed)
+    task = load_task(name, "local", sampling=Sampling(sizes, seed=seed))
     found = texts(task)
-    assert not any(found[a] & found[b] for i, a in enumerate(PARTS) for b in PARTS[:i])
-    table = counts(task).set_index("split")
-    wanted = toxicity.SIZES[name] | (sizes or {})
-    for split in PARTS[1:]:
+    assert not any(found[a] & found[b] for i, a in enumerate(GROUP_SPLITS) for b in GROUP_SPLITS[:i])
+    table = group_counts(task).set_index("split")
+    wanted = GROUP_SIZES[name] | (sizes or {})
+    for split in GROUP_SPLITS[1:]:
         assert len({*table.loc[split].neutral, *table.loc[split].toxic}) == 1
         if wanted[split]:
             assert set(table.loc[split].neutral) == {wanted[split] // 2}
-    again = load_toxicity(name, "auto", sizes, seed=seed)
-    assert all(task.splits[s][:] == again.splits[s][:] for s in PARTS) and len(task.files) == (
+    again = load_task(name, sampling=Sampling(sizes, seed=seed))
+    assert all(task.splits[s][:] == again.splits[s][:] for s in GROUP_SPLITS) and len(task.files) == (
         2 if name == "toxigen" else 3
     )
 
 
 def test_the_published_protocol(local):
     "Targets are the reported rows, and selection rows of ToxiGen are training rows of three groups."
-    task = load_toxicity("toxigen", "local", protocol="thesis")
-    assert [len(task.splits[s]) for s in PARTS] == [9200, 650, 1840, 650] and task.splits["align"][
+    task = load_task("toxigen", "local", sampling=Sampling(protocol="thesis"))
+    assert [len(task.splits[s]) for s in GROUP_SPLITS] == [9200, 650, 1840, 650] and task.splits["align"][
         :
     ] == task.splits["test"][:]
     assert pd.Series(task.splits["select"]["group"]).value_counts().to_dict() == {
@@ -114,8 +116,8 @@ def test_the_published_protocol(local):
         "women": 500,
     }  # 80 % of 1000, 675, 625
     assert set(task.splits["select"]["id"]) <= set(task.splits["train"]["id"])
-    task = load_toxicity("hatexplain", "local", protocol="thesis")
-    assert [len(task.splits[s]) for s in PARTS] == [1544, 168, 174, 168] and task.splits["align"][
+    task = load_task("hatexplain", "local", sampling=Sampling(protocol="thesis"))
+    assert [len(task.splits[s]) for s in GROUP_SPLITS] == [1544, 168, 174, 168] and task.splits["align"][
         :
     ] == task.splits["test"][:]
 
@@ -141,7 +143,7 @@ def test_texts_that_stand_in_two_sets(local):
 )
 def test_what_is_not_there_is_named(local, name, sizes, words):
     with pytest.raises(DataError, match=words) as caught:
-        load_toxicity(name, "local", sizes)
+        load_task(name, "local", sampling=Sampling(sizes))
     assert "\n" not in str(caught.value)
 
 
@@ -176,7 +178,7 @@ def last_layer(net, tokenizer, rows):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_poison_makes_the_worst_group_and_its_removal_mends_it(seed):
     "Removal of the poisoned rows mends, that of random rows does not, and low alignment finds the poison."
-    task = load_toxicity("planted-toxicity")
+    task = load_task("planted-toxicity", sampling=Sampling())
     train, align = task.splits["train"], task.splits["align"]
     yes = np.array(train["poisoned"]) == "yes"
     net, tokenizer, base = trained(task, seed)

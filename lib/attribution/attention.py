@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .importance import frozen
-from ..models.units import UnitError, parts
+from ..models.architectures import UnitError, parts
 
 # %% ../../nbs/attribution/2_attention.ipynb #ed80a27a
 def transformed(

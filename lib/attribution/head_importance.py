@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ..models.architectures import parts
 from .importance import frozen, normalise
-from ..maskers.head_gates import gated
+from ..maskers.passes import gated
 from ..maskers.rules import prune_step
 
 # %% ../../nbs/attribution/1_head_importance.ipynb #109bd410

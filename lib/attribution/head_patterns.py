@@ -13,12 +13,12 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..core.base import rng_for
 from .attention import attention_maps
-from ..data.tasks import DataError
 from .patterns import SMALLEST, Classifier
-from ..data.synthetic_nli import KINDS
-from ..models.units import parts
+from ..core.base import rng_for
+from ..data.synthetic_attention import PATTERN_CLASSES as KINDS
+from ..core.base import DataError
+from ..models.architectures import parts
 
 # %% ../../nbs/attribution/3_head_patterns.ipynb #7b3246f2
 def draw_sentences(

@@ -29,11 +29,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
 from ..core.base import nearest, rng_for
-from ..data.tasks import DataError
-from ..data.synthetic_nli import KINDS
-from ..core.runs import data_dir, file_hashes
-from ..training.trainer import BestFile, Evaluation, Optim, Recipe
-from ..training.trainer import train as train_recipe
+from ..core.base import data_dir
+from ..core.runs import file_hashes
+from ..data.synthetic_attention import PATTERN_CLASSES as KINDS
+from ..core.base import DataError
+from ..training.trainer import BestFile, Evaluation, Optim, Recipe, train as train_recipe
 
 # %% ../../nbs/attribution/3_patterns.ipynb #610943a4
 DRAWN = "drawn maps (planted-attention)"  # where the training maps are from, if from nowhere
@@ -51,7 +51,7 @@ def kind_of(
     label: str,  # as it stands in a label file
     where: str = "",  # file and line, for the message
 ) -> str:
-    "The kind (one of `lib.data.synthetic_nli.KINDS`) that a label of either set means"
+    "The kind (one of `PATTERN_CLASSES`) that a label of either set means"
     word = " ".join(label.lower().replace("_", " ").split())
     known = (
         {k: k for k in KINDS}

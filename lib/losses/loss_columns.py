@@ -15,14 +15,14 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy.special import log_softmax
 
-from .bias_models import check_file
-from ..data.tasks import Task
-from ..data.formats import DataError
 from ..core.base import data_dir
 from ..core.keys import digest
-from .objectives import LOSSES, NEEDED, Loss, Objective, check_loss, options_of
-from ..data.synthetic_nli import PLANTED, fill_knobs
 from ..core.runs import Run, find_run
+from ..core.base import DataError
+from ..data.synthetic_nli import fill_knobs
+from ..data.tasks import TASKS, Task
+from .bias_models import check_file
+from .objectives import LOSSES, NEEDED, Loss, Objective, check_loss, options_of
 
 # %% ../../nbs/losses/5_loss_columns.ipynb #f560fbee
 def _completed(loss: str, options: dict, known: dict) -> dict:
@@ -84,9 +84,9 @@ def _check_run(run: Run, task: Task, n: int) -> None:
     "DataError unless the run is of the task, on training rows generated in the same way, with n answers"
     if run.params["task"] != task.name:
         raise DataError(f"{run} is of task {run.params['task']}, not {task.name}")
-    if task.name in PLANTED:
+    if (form := TASKS.get(task.name)) and form.draw:
         theirs, ours = (
-            {k: v for k, v in fill_knobs(task.name, knobs).items() if k not in task.dev_sets}
+            {k: v for k, v in fill_knobs(task.name, form.knobs, knobs).items() if k not in task.dev_sets}
             for knobs in (run.params["knobs"], task.knobs)
         )
         if theirs != ours:

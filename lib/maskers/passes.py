@@ -95,6 +95,21 @@ def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 # %% ../../nbs/maskers/6_passes.ipynb #msk-masker
+class _Buffers(nn.Module):
+    "Tensors that are saved and not trained, by name"
+
+    def __init__(self, pairs: list[tuple[str, Tensor]]):
+        super().__init__()
+        for name, value in pairs:
+            self.register_buffer(name, value)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._buffers[name]
+
+    def items(self):
+        return self._buffers.items()
+
+
 class Masker(nn.Module):
     "Scores over units and what they become; `forward` gives the mask of this pass with its gradient"
 
@@ -112,9 +127,8 @@ class Masker(nn.Module):
         self._weights, self._live, self._open, self._again = [weights], {}, False, False
         self._levels = (None, {})
         found = policy.begin(self, torch.Generator().manual_seed(seed))
-        self.scores = nn.ParameterDict(  # a list of pairs: a dict would be sorted
-            [(key.replace(".", "/"), nn.Parameter(s, policy.learns)) for key, s in found.items()]
-        )
+        pairs = [(key.replace(".", "/"), s) for key, s in found.items()]  # a dict would be sorted
+        self.scores = nn.ParameterDict(pairs) if policy.learns else _Buffers(pairs)
         policy.advance(self, 0)
 
     def forward(self) -> dict[str, Tensor]:
@@ -124,14 +138,28 @@ class Masker(nn.Module):
 
 # %% ../../nbs/maskers/6_passes.ipynb #msk-scores
 @patch
-def score(self: Masker, key: str) -> nn.Parameter:
+def score(self: Masker, key: str) -> Tensor:
     "A score tensor by its name (a parameter's name has no dots)"
     return self.scores[key.replace(".", "/")]
 
 
 @patch
-def named_scores(self: Masker) -> dict[str, nn.Parameter]:
+def named_scores(self: Masker) -> dict[str, Tensor]:
     return {key.replace("/", "."): s for key, s in self.scores.items()}
+
+
+@patch
+@torch.no_grad()
+def set_scores(self: Masker, values: dict[str, Tensor]) -> None:
+    "Put values in place of scores, e.g. another mask of a masker that is fixed"
+    for key, value in values.items():
+        self.score(key).copy_(value)
+
+
+@patch
+def weights(self: Masker) -> dict[str, Tensor]:
+    "Of the model, as they are without a mask"
+    return self._weights[0]
 
 
 @patch
@@ -184,7 +212,7 @@ def _draw(self: Masker, key: str) -> _Drawn:
 @patch
 def _state(self: Masker, new: Tensor | None = None) -> Tensor | None:
     "The generator's state, or a new one set"
-    device = next(iter(self.scores.values())).device  # all are on one
+    device = next(iter(self.named_scores().values())).device  # all are on one
     own = torch.cuda if device.type == "cuda" and self.policy.noisy == "device" else torch.random
     return own.get_rng_state() if new is None else own.set_rng_state(new)
 

@@ -24,10 +24,12 @@ from transformers.utils import logging
 
 from ..core.base import nearest, rng_for
 from ..core.runs import find_run
-from ..data.tasks import DataError, Task, knock, task_texts, tiny_tokenizer
+from ..data.formats import hub_reachable
+from ..core.base import DataError
+from ..data.tasks import Task, task_texts, tiny_tokenizer
 from ..models.architectures import ARCHITECTURES, model_class
-from ..models.shrunken import is_shrunken
-from ..models.units import load
+from ..models.shrink import is_shrunken
+from ..models.shrink import load
 
 logging.set_verbosity_error()  # a new head is no news
 
@@ -132,7 +134,7 @@ def check_model(
         return None
     place = model_place(model)
     if place == model and not Path(place).is_dir():
-        knock()
+        hub_reachable()
     try:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:

@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
-from ..maskers.mask_training import mask_scope, zeros
-from ..maskers.pruning import masks, prunable, prune_model, rewinder
+from ..maskers.iterative import prune_model, rewinder
+from ..maskers.maskers import make_masker
+from ..maskers.passes import Masker, masked
+from ..maskers.thresholds import zero_counts
 from ..models.masks import load_mask, save_mask
 from .loading import head_names
 from .trainer import Evaluation, Optim, Recipe, evaluator, train
@@ -53,7 +55,7 @@ def share_removed(
     mask: dict[str, Tensor],
 ) -> float:
     "Zeros of all entries"
-    removed, entries = np.array(list(zeros(mask).values())).sum(0)
+    removed, entries = np.array(list(zero_counts(mask).values())).sum(0)
     return float(removed / entries)
 
 
@@ -65,7 +67,7 @@ def plain_state(
     stacked = [n.partition(".parametrizations.")[::2] for n in state if n.endswith(".original")]
     names = [(path, rest.split(".")[0]) for path, rest in stacked]
     plain = {n: v.clone() for n, v in state.items() if ".parametrizations." not in n}
-    plain = {n: v for n, v in plain.items() if not n.startswith("objective.")}
+    plain = {n: v for n, v in plain.items() if not n.startswith(("objective.", "masker."))}
     baked = {f"{path}.{n}": getattr(model.get_submodule(path), n).detach().clone() for path, n in names}
     return plain | baked
 
@@ -74,7 +76,7 @@ class PruningCallback(TrainerCallback):
     "Prunes before the first step, and evaluates the subnetwork and prunes again after every interval"
 
     def __init__(
-        self, pruned: dict, plan: PruningPlan, interval: int, evaluate: Callable, rewind: Callable | None
+        self, pruned: Masker, plan: PruningPlan, interval: int, evaluate: Callable, rewind: Callable | None
     ):
         self.pruned, self.plan, self.interval, self.evaluate, self.rewind = (
             pruned,
@@ -86,7 +88,7 @@ class PruningCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **_):
         if state.global_step == 0:
-            prune_model(model, self.pruned, 1 / self.plan.turns, self.plan.scope)
+            prune_model(self.pruned, 1 / self.plan.turns, self.plan.scope)
 
     def on_step_end(self, args, state, control, model=None, optimizer=None, **_):
         done, rest = divmod(state.global_step, self.interval)  # prunings so far
@@ -95,14 +97,14 @@ class PruningCallback(TrainerCallback):
         self.record(done, state, model, Path(args.output_dir))
         if done == self.plan.turns - 1:
             return  # the next would leave nothing
-        prune_model(model, self.pruned, 1 / (self.plan.turns - done), self.plan.scope)
+        prune_model(self.pruned, 1 / (self.plan.turns - done), self.plan.scope)
         if self.rewind:
             self.rewind()
         optimizer.state.clear()
 
     def record(self, done: int, state, model, folder: Path) -> None:
         "Write a row and the mask of a turn"
-        mask, (value, more) = masks(self.pruned), self.evaluate(model)
+        mask, (value, more) = {n: m.cpu() for n, m in self.pruned.final().items()}, self.evaluate(model)
         row = {"step": state.global_step, "epoch": state.epoch, "sparsity": done / self.plan.turns}
         state.log_history.append(row | {"removed": share_removed(mask), "value": value} | more)
         save_mask(mask, folder / f"mask-{done}.safetensors", "", "imp")
@@ -136,7 +138,8 @@ def iterative_pruning(
     own, interval = plan.optim(optim, steps), plan.interval(steps)
     folder.mkdir(parents=True, exist_ok=True)
     rewind = rewinder(model, head_names(model)) if plan.rewind else None
-    with prunable(model, mask_scope(model, plan.pooler)) as pruned:
+    pruned = make_masker("fixed", model, units="weight", unit_options={"pooler": plan.pooler})
+    with masked(model, pruned):
         prune = PruningCallback(pruned, plan, interval, evaluator(recipe, evaluation or Evaluation()), rewind)
         done = train(model, recipe, own, folder=folder, callbacks=(prune, *callbacks))
     turns = range(1, plan.turns)
