@@ -6,7 +6,6 @@
 __all__ = ['SOURCES', 'check_objective', 'stored_file', 'save_log_probs', 'bias_column', 'teacher_column', 'objective_of']
 
 # %% ../../nbs/losses/5_loss_columns.ipynb #c42e09aa
-import json
 from pathlib import Path
 
 import numpy as np
