@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from lib.maskers.maskers import make_masker, masked
+from lib.maskers.maskers import make_masker
+from lib.maskers.passes import masked
 from lib.maskers.thresholds import estimated_level, exact_level
 from lib.models.units import attach
 

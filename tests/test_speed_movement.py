@@ -7,7 +7,8 @@ import torch
 from test_speed_masks import VOCABULARY, times
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from lib.maskers.maskers import make_masker, masked
+from lib.maskers.maskers import make_masker
+from lib.maskers.passes import masked
 from lib.maskers.thresholds import CUTS
 
 
