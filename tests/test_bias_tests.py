@@ -122,11 +122,11 @@ set: {task: planted-gender, knobs: {train: 300, dev: 20}, seat: ["6"]}
 stages:
 """
 STAGES = {
-    "albert": "{notebook: movement, set: {scores: none, model: FOLDER/albert, tests: [planted, seat], max_steps: 4, lr: 1.0e-3}, grid: {layers: [all]}}",
+    "albert": "{notebook: train_mask, set: {masker: none, loss: debiasing, head: masked_lm, model: FOLDER/albert, tests: [planted, seat], max_steps: 4, max_length: 32, keep_model: true, lr: 1.0e-3}, grid: {loss_options: [{layers: all}]}}",
     "asked": "{notebook: bias_tests, set: {tests: [seat, planted], encoder: cls}, from: {model: albert}}",
-    "electra": "{notebook: movement, set: {scores: none, head: encoder, model: FOLDER/electra, tests: [seat], max_steps: 4, lr: 1.0e-3}, grid: {layers: [intermediate]}}",
+    "electra": "{notebook: train_mask, set: {masker: none, loss: debiasing, head: encoder, model: FOLDER/electra, tests: [seat], max_steps: 4, max_length: 32, keep_model: true, lr: 1.0e-3}, grid: {loss_options: [{layers: intermediate}]}}",
     "bare": "{notebook: bias_tests, set: {tests: [seat], head: encoder, encoder: cls}, from: {model: electra}}",
-    "pruned": "{notebook: movement, set: {scores: random, head: encoder, model: FOLDER/electra, tests: [seat], block: 8x8, keep_model: false}}",
+    "pruned": "{notebook: train_mask, set: {masker: random, sparsity: 0.3, loss: debiasing, head: encoder, model: FOLDER/electra, tests: [seat], max_steps: 12, max_length: 32, units: block, unit_options: {block: 8x8}}}",
     "masked": "{notebook: bias_tests, set: {tests: [seat], head: encoder, encoder: cls, model: FOLDER/electra}, from: {mask: pruned}}",
 }
 
@@ -212,6 +212,6 @@ def test_models_without_masks_or_heads_are_debiased_and_what_is_kept_tests_the_s
 
 def test_what_a_model_cannot_do_is_said_before_anything_runs(checkpoints):
     done, _ = run(
-        checkpoints, {"albert": STAGES["albert"].replace("scores: none", "scores: random")}, "--dry-run"
+        checkpoints, {"albert": STAGES["albert"].replace("masker: none", "masker: random")}, "--dry-run"
     )
     assert done.returncode != 0 and "unknown architecture 'albert'" in done.stdout + done.stderr

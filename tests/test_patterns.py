@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.attribution.patterns import RECIPES, fit, judge, predict_kinds, write_maps
+from lib.attribution.labelled_maps import write_maps
+from lib.attribution.patterns import PATTERN_RECIPES, classification_report, fit_patterns, predict_classes
 from lib.core.keys import notebook_path
 from lib.core.runs import Run
 from lib.core.sweeps import load_sweep
@@ -41,18 +42,17 @@ def run(*command, **env):
 
 def weighted_f1(classifier, maps, **knobs):
     found, kinds = planted_maps("dev", {"dev": 200} | knobs, maps)
-    return judge(kinds, predict_kinds(classifier, found))[1]
+    return classification_report(kinds, predict_classes(classifier, found))[1]
 
 
 @pytest.fixture(scope="module")
 def raw_classifier():
     torch.set_num_threads(1)
-    return fit(
-        *planted_maps("train", {"train": 1600}),
+    return fit_patterns(
+        planted_maps("train", {"train": 1600}),
         planted_maps("dev", {"dev": 200}),
-        "raw",
-        "planted",
-        RECIPES["short"],
+        ("raw", "planted"),
+        PATTERN_RECIPES["short"],
         seed=13,
     )[0]
 
@@ -84,22 +84,20 @@ def test_score_falls_with_labels(raw_classifier):
 @pytest.mark.slow
 def test_norm_based_maps_and_a_teacher_who_errs():
     torch.set_num_threads(1)
-    norm = fit(
-        *planted_maps("train", {"train": 2000}, "norm"),
+    norm = fit_patterns(
+        planted_maps("train", {"train": 2000}, "norm"),
         planted_maps("dev", {"dev": 200}, "norm"),
-        "norm",
-        "planted",
-        RECIPES["short"],
+        ("norm", "planted"),
+        PATTERN_RECIPES["short"],
         seed=13,
     )[0]
     scores = {name: weighted_f1(norm, "norm", **knobs) for name, knobs in OTHERS.items()}
     wrong = {"train": 1200, "label_noise": 0.5}
-    misled = fit(
-        *planted_maps("train", wrong),
+    misled = fit_patterns(
+        planted_maps("train", wrong),
         planted_maps("dev", {"dev": 200, "label_noise": 0.5}),
-        "raw",
-        "planted",
-        RECIPES["short"],
+        ("raw", "planted"),
+        PATTERN_RECIPES["short"],
         seed=13,
     )[0]
     taught = weighted_f1(misled, "raw", seed=5)

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.core.runs import ROOT, start
+from lib.core.base import ROOT
+from lib.core.runs import start
 from lib.models.masks import save_mask
 from lib.study.study import study as study_of
 from lib.study.subnetworks import (

@@ -9,8 +9,8 @@ import papermill
 import pytest
 import torch
 
-from lib.core.keys import notebook_path
-from lib.core.runs import find_run, run_key, runs
+from lib.core.keys import notebook_path, run_key
+from lib.core.runs import find_run, runs
 from lib.core.sweeps import SweepError, check_inputs, load_sweep
 from lib.data.ood import chosen_sets
 from lib.data.tasks import load_task
@@ -74,14 +74,16 @@ def chain(outputs):
     bias = here("bias_model", knobs=KNOBS)["run"].key
     model = go("finetune", **SHORT)
     mask = go(
-        "mask_training",
+        "train_mask",
         model=model,
         bias=bias,
         loss="poe",
-        update_every=5,
-        initial=0.3,
+        sparsity=0.5,
+        score_lr=SHORT["lr"],
+        evaluate_every=5,
+        masker_options={"initial": 0.3},
         train_classifier=True,
-        mask_classifier=False,
+        sets=["report", "ood"],
         **SHORT,
     )
     alone = go("finetune", mask=mask, sparsity=0.5, bias=bias, loss="poe", **SHORT)
@@ -225,9 +227,9 @@ def test_a_stopped_training_has_the_full_schedule(chain):
 
 REFUSED = [
     ("finetune", dict(loss="poe"), "loss poe needs bias, a run of bias_model"),
-    ("mask_training", dict(loss="peo"), "did you mean 'poe'|poe"),
-    ("mask_training", dict(metric="f2"), "no metric 'f2'"),
-    ("mask_training", dict(loss="poe", bias="{bias}", ood_training=True), "choose ce"),
+    ("train_mask", dict(loss="peo"), "did you mean 'poe'|poe"),
+    ("train_mask", dict(metric="f2"), "no metric 'f2'"),
+    ("train_mask", dict(loss="poe", bias="{bias}", ood_training=True), "choose ce"),
     ("finetune", dict(mask="{imp}", sparsity=0.25), "no mask at sparsity 0.25: choose 0.1, 0.2"),
     ("finetune", dict(mask="{mask}", sparsity=0.7), "choose 0.5"),
     (
@@ -238,7 +240,11 @@ REFUSED = [
     ("finetune", dict(loss="poe", bias="{model}"), "is no bias model"),
     ("finetune", dict(loss="distill", teacher="{model}"), r"sets \[train\]"),
     ("finetune", dict(stop_at=999), "beyond the training's"),
-    ("mask_training", dict(train_classifier=True), "masked or trained, not both"),
+    (
+        "train_mask",
+        dict(train_classifier=True, unit_options={"classifier": True}),
+        "masked or trained, not both",
+    ),
     ("bias_model", dict(stored="nowhere.npy"), "no file"),
     ("bias_model", dict(one_against="entialment"), "entailment"),
 ]
@@ -261,7 +267,7 @@ def test_refused_before_work(chain, case):
 def test_refused_when_planned(tmp_path):
     for notebook, wrong, words in [
         ("finetune", {"loss": "peo"}, "poe"),
-        ("mask_training", {"loss": "poe"}, "bias_model"),
+        ("train_mask", {"loss": "poe"}, "bias_model"),
         ("bias_model", {"stored": "nowhere.npy"}, "no file"),
     ]:
         (path := tmp_path / "study.yaml").write_text(
@@ -275,7 +281,7 @@ def test_controls(outputs, monkeypatch, tmp_path):
     "Frozen scores give the mask of the smallest magnitudes; a shuffled bias model has the same numbers in other rows; the published pruning is cross-entropy without rewinding."
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
     short = {"knobs": {"train": 64, "dev": 20, "ood": 20}}
-    frozen = here("mask_training", model="tiny", lr=0.0, sparsity=0.4, **short)
+    frozen = here("train_mask", model="tiny", score_lr=0.0, sparsity=0.4, **short)
     assert frozen["ratio"] == 0 and all(
         torch.equal(
             m,
@@ -284,7 +290,7 @@ def test_controls(outputs, monkeypatch, tmp_path):
                 m.numel() - removed_count(m.numel(), 0.4),
             ),
         )
-        for n, m in frozen["found"].mask.items()
+        for n, m in frozen["mask"].items()
     )
     plain, shuffled = (here("bias_model", shuffled=s, **short)["run"].key for s in (False, True))
     a, b = (bias_column(key, load_task("planted-nli", **short)) for key in (plain, shuffled))
@@ -303,12 +309,17 @@ def test_rows_out_of_distribution_and_a_whole_ranking(outputs, monkeypatch, tmp_
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
     small = {"knobs": {"train": 64, "dev": 20, "ood": 20}, "ood_training": True, "lr": 1e-3}
     found = here(
-        "mask_training", scope="global", pooler=False, rise="stepwise", initial=0.1, init="soft", **small
+        "train_mask",
+        masker_options={"scope": "global", "rise": "stepwise", "initial": 0.1, "init": "soft"},
+        unit_options={"pooler": False},
+        score_lr=1e-3,
+        evaluate_every=8,
+        **small,
     )
     assert (
         len(found["studied"].splits["train"]) == 84
-        and len({s for s in found["table"].share}) > 1
-        and "bert.pooler.dense.weight" not in found["table"].index
+        and len(set(found["zeros"].zeros / found["zeros"].entries)) > 1
+        and "weight/bert.pooler.dense.weight" not in found["mask"]
     )
     assert len(here("finetune", **small)["studied"].splits["train"]) == 84
     pruned = here("iterative_pruning", scope="global", epochs=5.0, **small)

@@ -181,9 +181,9 @@ def test_mask_training_of_the_robust_study_looks_as_often_as_published():
         {"MNLI": 1000, "QQP": 1000, "FEVER": 500},
     )
     looks = {
-        (r.stage, r.params["task"]): r.params["update_every"]
+        (r.stage, r.params["task"]): r.params["evaluate_every"]
         for r in sweep.planned
-        if r.notebook == "mask_training"
+        if r.notebook == "train_mask"
     }
     assert len(looks) > 40 and {k: n for k, n in looks.items() if n != often[k[1]]} == {}
 
@@ -195,7 +195,7 @@ def test_every_run_of_the_robust_study_is_read_by_an_analysis():
     unread = {
         r.stage
         for r in sweep.planned
-        if str(r) not in read and r.notebook in ("finetune", "mask_training", "iterative_pruning")
+        if str(r) not in read and r.notebook in ("finetune", "train_mask", "iterative_pruning")
     }
     assert unread <= {"full_stopped", "imp_rewound"} and all(
         str(r) in start for r in sweep.planned if r.stage in unread

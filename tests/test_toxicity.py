@@ -5,7 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.attribution.alignment import group_alignment, kept, random_subsets, recovery, remove, train_on
+from lib.attribution.alignment import (
+    group_alignment,
+    random_row_scores,
+    recovery,
+    retain_rows,
+    train_on,
+)
 from lib.core.base import DataError
 from lib.data.groups import (
     BIASED_GROUPS,
@@ -187,11 +193,11 @@ def test_poison_makes_the_worst_group_and_its_removal_mends_it(seed):
     ranked = group_alignment(scores, align["group"], group_losses(logits, align["label"], align["group"]))
     assert recovery(ranked, train["poisoned"]).auc[0] > 0.7
     out = {
-        "poison": np.flatnonzero(yes),
-        "random": random_subsets(len(yes), int(yes.sum()), 1, seed)[0],
-        "lowest": remove(ranked, int(yes.sum())),
+        "poison": {"row": ~yes},
+        "random": retain_rows(random_row_scores(len(yes), 0, seed), int(yes.sum())),
+        "lowest": retain_rows({"row": ranked}, int(yes.sum())),
     }
-    found = {k: trained(train_on(task, kept(len(yes), rows)), seed)[2] for k, rows in out.items()}
+    found = {k: trained(train_on(task, stay["row"]), seed)[2] for k, stay in out.items()}
     assert (
         base.idxmin() == found["random"].idxmin() == "vorin"
         and base.min() < 0.65

@@ -18,7 +18,7 @@ from scipy.special import log_softmax
 from ..core.base import data_dir
 from ..core.keys import digest
 from ..core.runs import Run, find_run
-from ..data.formats import DataError
+from ..core.base import DataError
 from ..data.synthetic_nli import fill_knobs
 from ..data.tasks import TASKS, Task
 from .bias_models import check_file
@@ -81,7 +81,7 @@ def save_log_probs(
 
 # %% ../../nbs/losses/5_loss_columns.ipynb #0b5bfd8b
 def _check_run(run: Run, task: Task, n: int) -> None:
-    "DataError unless the run is of the task, its training rows were generated in the same way, and its answers are n"
+    "DataError unless the run is of the task, on training rows generated in the same way, with n answers"
     if run.params["task"] != task.name:
         raise DataError(f"{run} is of task {run.params['task']}, not {task.name}")
     if (form := TASKS.get(task.name)) and form.draw:
@@ -128,7 +128,8 @@ def teacher_column(
     table = table[(table.split == "train") & (table["mask"] == "" if "mask" in table else True)]
     if not len(table):
         raise DataError(
-            f"{run} has no answers of a whole model on training rows. Valid: a run of evaluate with sets [train]"
+            f"{run} has no answers of a whole model on training rows. "
+            "Valid: a run of evaluate with sets [train]"
         )
     _check_run(run, task, len(table))
     if list(table.idx) != list(rows["idx"]) or list(table.label) != list(rows["label"]):
@@ -143,8 +144,7 @@ def objective_of(
     options: dict | None = None,  # of the loss
     bias: str = "",  # run of bias_model
     teacher: str = "",  # run of evaluate
-    known: dict
-    | None = None,  # width of the last hidden state, steps of the training: filled in where the loss needs them
+    known: dict | None = None,  # width of the last hidden state, steps of the training: options it may need
 ) -> tuple[Objective | None, dict[str, np.ndarray] | None]:
     "(loss, columns) for `classification`; (None, None) for the task's own loss"
     row = check_objective(loss, options, bias, teacher)

@@ -24,9 +24,9 @@ from lib.metrics.bias import (
     shared_positions,
     stereo_test,
 )
-from ..data.formats import DataError
+from ..core.base import DataError
 from ..data.synthetic_gender import planted_association, planted_choices, planted_pairs_of_sentences
-from ..core.runs import data_dir
+from ..core.base import data_dir
 
 # %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-05
 ENCODERS = {  # (last hidden state (B, T, D), mask (B, T)) -> (B, D)
@@ -112,7 +112,7 @@ def choice_scores(
     ],  # target, bias_type, context with BLANK; stereotype, anti, unrelated: words, or sentences
     batch_size: int = 64,
 ) -> pd.DataFrame:
-    "target, bias_type, stereotype, anti, unrelated: mean probability of each word's pieces (Nadeem et al. 2021)"
+    "target, bias_type, stereotype, anti, unrelated: mean probability of a word's pieces (Nadeem et al. 2021)"
     roles, inputs, owner = ("stereotype", "anti", "unrelated"), [], []
     for i, item in enumerate(items):
         context, blanks = item["context"], item["context"].count("BLANK")
@@ -189,8 +189,8 @@ def bias_rows(
 def planted_bias(model, tokenizer, **labels) -> list[dict]:
     """All tests of the planted language, and `log_odds`.
 
-    Of a female over a male word after occupations that lean to women, minus the same after those that lean to men,
-    halved. No planted sentence is classified, so [CLS] has learned nothing: vectors are means."""
+    Of a female over a male word after occupations that lean to women, minus the same after those that lean to
+    men, halved. No planted sentence is classified, so [CLS] has learned nothing: vectors are means."""
     choices, pairs = planted_choices(), planted_pairs_of_sentences()
     tests = ({"planted": planted_association()}, choices, pairs, "mean")
     rows = bias_rows(model, tokenizer, *tests, limit=2000, **labels)
@@ -223,7 +223,8 @@ def read_bias_tests(
             raise DataError(f"no test of bias {name!r}{nearest(name, TESTS)}")
         if name != "seat" and head != "masked_lm":
             raise DataError(
-                f"{name} asks for words, and a model with head {head!r} fills in none: its only test of bias is seat"
+                f"{name} asks for words, and a model with head {head!r} fills in none: "
+                "its only test of bias is seat"
             )
     if "seat" in names and not seat:
         raise DataError("seat is among the tests, and none of SEAT's tests is named, e.g. 6, 6b")

@@ -15,7 +15,7 @@ from scipy import stats
 from ..core.base import ROOT
 from ..core.runs import find_run
 from ..data.synthetic_attention import PATTERN_CLASSES as KINDS, planted_maps
-from ..metrics.scores import holm, members_test, permuted
+from ..metrics.inference import holm, members_test, permuted
 from .synthetic import synthetic
 
 # %% ../../nbs/study/7_attention_patterns.ipynb #7789fb84

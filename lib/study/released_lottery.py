@@ -18,7 +18,8 @@ from transformers import BertConfig
 
 from ..core.base import ROOT, data_dir
 from ..core.runs import file_hashes
-from ..metrics.scores import METRICS, half_width, sample_sd
+from ..metrics.scores import METRICS
+from ..metrics.inference import half_width, sample_sd
 from ..models.masks import released_masks
 from ..models.units import subnetwork_size
 from .synthetic import SYNTHETIC

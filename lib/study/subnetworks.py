@@ -19,7 +19,7 @@ from ..core.runs import find_run
 from ..data.ood import OOD, OOD_SETS
 from ..data.tasks import TASKS, dev_sets
 from ..metrics.agreement import super_table
-from ..metrics.scores import paired_bootstrap, summary
+from ..metrics.inference import paired_bootstrap, summary
 from ..models.masks import TASK_ORDER, mask_info, released_masks, run_masks, run_survival
 from .released_lottery import GROUP, released_folder, released_scores, released_sizes
 from .study import NAME_PARTS, differences, label, over_seeds

@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling
 
 from ..core.base import rng_for
-from ..data.tasks import DataError, Task, tokenized
+from ..core.base import DataError
+from ..data.tasks import Task, tokenized
 from .loading import check_model, model_place, tiny_model
 from .trainer import Optim, Recipe, Trained, train
 
@@ -40,8 +41,8 @@ def _check_whole(model: str, missing: list[str], encoder_only: bool) -> None:
         raise DataError(f"{model} has not all of its encoder's weights: {names} would be random")
     if lost:
         raise DataError(
-            f"{model} has no trained masked-language-model head ({names} would be random), and what random weights "
-            "say of words is no bias. Valid: a checkpoint of a masked language model, or a run of masked_lm"
+            f"{model} has no trained masked-language-model head ({names} would be random), "
+            "and what random weights say of words is no bias. Valid: a checkpoint of a masked language model, or a run of masked_lm"
         )
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from ..data.ood import as_set
-from ..data.tasks import DataError, Task, collator, tokenized
+from ..core.base import DataError
+from ..data.tasks import Task, collator, tokenized
 from ..metrics.scores import accuracy_by, predictions, score
 from .trainer import Recipe
 
@@ -140,8 +141,7 @@ def classification(
     *,
     select=None,  # Dataset on which models are compared
     max_length: int = 128,  # tokens of a row
-    loss: Callable
-    | None = None,  # (logits, labels, **columns) -> scalar; default the task's. A module also gets step and hidden
+    loss: Callable | None = None,  # (logits, labels, **columns) -> scalar; a module also gets step, hidden
     columns: dict | None = None,  # name -> array with a row for each training row, for the loss
 ) -> Recipe:
     "A recipe to train a classifier, or a regression, on the task's training rows"
