@@ -10,7 +10,7 @@ __all__ = ['WORDS', 'MARKS', 'CONTROLS', 'NO_SEARCH', 'NAME_PARTS', 'AGAIN', 'SA
 import pandas as pd
 
 from ..core.runs import find_run, run_folders
-from ..metrics.scores import compare, summary
+from ..metrics.inference import compare, summary
 
 # %% ../../nbs/study/1_study.ipynb #study-05
 WORDS = {  # as runs say it -> as figures write it
