@@ -139,101 +139,73 @@ def attention(folder, rng, layers=4, heads=6, n=10):
 
 
 TENTHS = [k / 10 for k in range(1, 10)]
-CURVES = [  # method, start, search, tuned, [(sparsity, in distribution, out of it)]
-    ("full model", "", "", "ce", [(0.0, 0.920, 0.450)]),
-    ("full model", "", "", "poe", [(0.0, 0.890, 0.600)]),
+FULL = {"units": "", "scores": "", "rule": "", "start": "pre-trained", "role": "full"}
+FOUND = {"units": "weight", "start": "ce-tuned", "role": "good"}
+TRAINED, PRUNED = (
+    FOUND | {"scores": "learned", "rule": "mask_training"},
+    FOUND | {"scores": "magnitude", "rule": "imp"},
+)
+CURVES = [  # identity, [(sparsity, in distribution, out of it)]
+    (FULL | {"loss": "ce"}, [(0.0, 0.920, 0.450)]),
+    (FULL | {"loss": "poe"}, [(0.0, 0.890, 0.600)]),
     (
-        "mask training",
-        "CE-tuned",
-        "ce",
-        "",
+        TRAINED | {"loss": "ce"},
         [(0.2, 0.922, 0.455), (0.5, 0.914, 0.462), (0.7, 0.898, 0.458), (0.9, 0.792, 0.440)],
     ),
     (
-        "mask training",
-        "CE-tuned",
-        "poe",
-        "",
+        TRAINED | {"loss": "poe"},
         [(0.2, 0.916, 0.490), (0.5, 0.908, 0.585), (0.7, 0.892, 0.625), (0.9, 0.742, 0.540)],
     ),
-    ("IMP", "CE-tuned", "ce", "", [(s, 0.921 - 0.25 * s**5, 0.450 + 0.03 * s - 0.06 * s**4) for s in TENTHS]),
+    (PRUNED | {"loss": "ce"}, [(s, 0.921 - 0.25 * s**5, 0.450 + 0.03 * s - 0.06 * s**4) for s in TENTHS]),
 ]
 
 
 def sparsity(folder, rng):
     "Scores of full models, mask training and IMP: masks found with PoE beat the full CE model out of distribution at .5 and .7; at .9 too, but not in distribution."
     lift, rows = 0.008 * rng.normal(size=(len(SEEDS), 2)), []  # a seed is good or bad for all of its systems
-    for method, start, search, tuned, points in CURVES:
+    for identity, points in CURVES:
         for share, *levels in points:
             noise = 0.008 * rng.normal(size=lift.shape)
             rows += [
-                (
-                    TASKS[0],
-                    "tiny",
-                    seed,
-                    split,
-                    "accuracy",
-                    round(level + lift[i, j] + noise[i, j], 4),
-                    100,
-                    share,
-                    method,
-                    start,
-                    search,
-                    tuned,
-                    "",
-                    "",
-                )
+                dict(task=TASKS[0], model="tiny", seed=seed, split=split, metric="accuracy", n=100)
+                | dict(value=round(level + lift[i, j] + noise[i, j], 4), sparsity=share)
+                | identity
+                | dict(schedule="", tuned="", state="")
                 for i, seed in enumerate(SEEDS)
                 for j, (split, level) in enumerate(zip(["dev", "ood"], levels))
             ]
-    names = [
-        "task",
-        "model",
-        "seed",
-        "split",
-        "metric",
-        "value",
-        "n",
-        "sparsity",
-        "method",
-        "start",
-        "search",
-        "tuned",
-        "extra",
-        "key",
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows, columns=names).to_csv(folder / "scores.csv", index=False)
+    _tables(folder, scores=rows)
+
+
+GATES = {"units": "head", "rule": "topk", "loss": "ce", "start": "ce-tuned", "role": "good"}
+NEEDS = [  # identity, heads that are needed
+    (GATES | {"scores": "learned, joint", "rule": "dsp", "start": "pre-trained"}, 1.5),
+    (GATES | {"scores": "learned, joint", "rule": "straight_through", "start": "pre-trained"}, 2),
+    (GATES | {"scores": "learned, joint", "rule": "hard_concrete", "start": "pre-trained"}, 2),
+    (GATES | {"scores": "learned, gates only", "rule": "dsp"}, 2.5),
+    (GATES | {"scores": "importance, absolute"}, 4),
+    (GATES | {"scores": "random", "role": "random"}, 7),
+]
 
 
 def heads(folder, rng):
     "Scores over the number of heads of eight: trained gates need two, importance four, random choice nearly all."
-    needs, rows = (
-        {
-            "DSP, joint": 1.5,
-            "straight-through, joint": 2,
-            "hard concrete, joint": 2,
-            "DSP, gates only": 2.5,
-            "importance (absolute)": 4,
-            "random heads": 7,
-        },
-        [],
-    )
+    rows = []
     for seed in SEEDS:
         shift = 0.01 * rng.normal()
-        score = lambda need, k: round(
-            0.5 + 0.4 / (1 + np.exp(1.5 * (need - k))) + shift + 0.008 * rng.normal(),  # noqa: B023
-            4,
+        score = lambda need, k, shift=shift: round(
+            0.5 + 0.4 / (1 + np.exp(1.5 * (need - k))) + shift + 0.008 * rng.normal(), 4
         )
+        same = dict(task=TASKS[0], model="tiny", seed=seed, split="dev", metric="accuracy", n=100)
+        more = dict(of_head=8, schedule="", tuned="", state="")
         rows += [
-            (TASKS[0], "tiny", label, k, 8, seed, "dev", "accuracy", score(need, k), 100, "")
-            for label, need in needs.items()
+            same | dict(kept_head=k, value=score(need, k), sparsity=1 - k / 8) | identity | more
+            for identity, need in NEEDS
             for k in (1, 2, 4, 6)
         ]
-        rows.append((TASKS[0], "tiny", "full model", None, 8, seed, "dev", "accuracy", score(0, 8), 100, ""))
-    folder.mkdir(parents=True, exist_ok=True)
-    names = ["task", "model", "label", "k", "heads", "seed", "split", "metric", "value", "n", "key"]
-    pd.DataFrame(rows, columns=names).astype({"k": "Int64"}).to_csv(folder / "scores.csv", index=False)
+        whole = dict(kept_head=None, value=score(0, 8), sparsity=0.0, loss="ce") | FULL
+        rows.append(same | whole | more)
+    _tables(folder, scores=pd.DataFrame(rows).astype({"kept_head": "Int64"}))
 
 
 def _tables(folder, **tables):
@@ -267,17 +239,20 @@ def rows(folder, rng):
     "Removal of training rows: influence helps the worst group most, random removal not at all; every twelfth row is poisoned."
     removal, scored = [], {"rows": [], "matrix": [], "finding": [], "lds": []}
     for seed in SEEDS:
-        for label, gain, ks in (
-            ("all rows", 0, [0]),
-            ("random rows", 0, [50, 100, 200]),
-            ("TRAK", 0.08, [50, 100, 200]),
-            ("influence, last layer", 0.14, [50, 100, 200]),
-            ("equal groups", 0.03, [0]),
+        for method, role, gain, ks in (
+            ("", "full", 0, [0]),
+            ("random", "random", 0, [50, 100, 200]),
+            ("trak", "good", 0.08, [50, 100, 200]),
+            ("last_layer", "good", 0.14, [50, 100, 200]),
+            ("group sizes", "balanced", 0.03, [0]),
         ):
             for k in ks:
-                same = dict(
-                    task="synthetic", label=label, k=k, removed=k or (400 if label == "equal groups" else 0)
+                removed = k or (400 if role == "balanced" else 0)
+                same = dict(task="synthetic", model="tiny", split="test", k=k, removed=removed)
+                same |= dict(
+                    units="row", scores=method, rule="topk" if method else "", schedule="", loss="ce"
                 )
+                same |= dict(start="pre-trained", role=role, tuned="", state="", sparsity=removed / 600)
                 removal += [
                     same | dict(metric=m, value=round(v, 4), n=200, data_seed=seed, seed=0, draw=0)
                     for m, v in _group_scores(gain, k, rng).items()
@@ -321,31 +296,22 @@ def bias(folder, rng):
             | same
             | dict(seed=seed)
         )
-        for knob in (0.0, 0.4, 0.8):
+        about = dict(task="synthetic", model="tiny", tuned="", schedule="", start="pre-trained")
+        none = dict(
+            units="", scores="", rule="", loss="masked_lm", role="pre-trained", state="", sparsity=0.0
+        )
+        for lean in (0.0, 0.4, 0.8):
             for m, v in (
-                ("log_odds", 2.2 * knob),
-                ("ss", 50 + 50 * min(1, 2 * knob)),
-                ("crows", 50 + 45 * min(1, 2 * knob)),
-                ("seat", 1.5 * knob),
+                ("log_odds", 2.2 * lean),
+                ("ss", 50 + 50 * min(1, 2 * lean)),
+                ("crows", 50 + 45 * min(1, 2 * lean)),
+                ("seat", 1.5 * lean),
             ):
-                score(
-                    m,
-                    v + rng.normal(0, 0.1),
-                    dict(
-                        state="after",
-                        sparsity=0.0,
-                        task="synthetic",
-                        label="before",
-                        block="",
-                        target=0.0,
-                        goal="",
-                        knob=knob,
-                    ),
-                )
-        for label, drop in (
-            ("movement (last, sentence)", 6.0),
-            ("random mask", 1.0),
-            ("magnitude mask", 0.3),
+                score(m, v + rng.normal(0, 0.1), about | none | dict(target=0.0, goal="", lean=lean))
+        for label, scored, drop in (
+            ("movement (last, sentence)", "learned", 6.0),
+            ("random mask", "random", 1.0),
+            ("magnitude mask", "magnitude", 0.3),
         ):
             for target in (0.1, 0.2):
                 same = dict(
@@ -354,8 +320,13 @@ def bias(folder, rng):
                     block="8x8",
                     target=target,
                     goal=f"{target:.0%} to be removed",
-                    knob=0.8,
+                    lean=0.8,
                 )
+                learned = scored == "learned"
+                identity = dict(units="block 8x8", scores=scored, rule="movement" if learned else "topk")
+                identity |= dict(loss="debias, last, sentence" if learned else "")
+                identity |= dict(role="random" if scored == "random" else "good", sparsity=target)
+                identity |= dict(target=target, goal="sparsity", lean=0.8)
                 for state, left in (("before", 1), ("after", 1 - drop * target / 2)):
                     for m, v in (
                         ("log_odds", 2.2 * left),
@@ -363,11 +334,7 @@ def bias(folder, rng):
                         ("seat", 1.4 * left),
                         ("masked_loss", 1.1 + target * (state == "after")),
                     ):
-                        score(
-                            m,
-                            v + rng.normal(0, 0.03),
-                            same | dict(state=state, sparsity=target if state == "after" else 0.0),
-                        )
+                        score(m, v + rng.normal(0, 0.03), about | identity | dict(state=state))
                 for layer in range(2):
                     row = same | dict(seed=seed, layer=layer, kept=0, total=0)
                     dense += [
@@ -403,7 +370,7 @@ def bias(folder, rng):
                         )
                         for h in range(4)
                     ]
-    same = dict(task="synthetic", label="movement (last, sentence)", block="8x8", knob=0.8)
+    same = dict(task="synthetic", label="movement (last, sentence)", block="8x8", lean=0.8)
     blocks = [
         same
         | dict(
@@ -428,7 +395,7 @@ def bias(folder, rng):
             block="8x8",
             target=t,
             goal=f"{t:.0%} to be removed",
-            knob=0.8,
+            lean=0.8,
             value=v,
             expected=t / (2 - t),
             pairs=3,

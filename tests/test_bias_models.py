@@ -10,7 +10,14 @@ from lib.core.base import DataError
 from lib.core.keys import notebook_path
 from lib.data.ood import ood_sets
 from lib.data.tasks import TASKS, load_task
-from lib.losses.bias_models import Recipe, accuracies, bias_model, load_log_probs, train, train_log_probs
+from lib.losses.bias_models import (
+    BiasRecipe,
+    accuracies,
+    bias_model,
+    fit_bias_model,
+    load_log_probs,
+    train_log_probs,
+)
 
 FEVER = list(TASKS["FEVER"].labels.values())
 ROWS = 242_911  # of the training file that the stored predictions belong to
@@ -57,7 +64,10 @@ def test_overlap_calls_every_pair_of_hans_entailment(real):
     task = load_task("mnli-subset", "local")
     sets = {"matched": task.splits["matched"]} | ood_sets(task, ["hans-regenerated"])
     entailment = task.labels.index("entailment")
-    for recipe, matched in [(Recipe("lexical"), 0.52), (Recipe("lexical", one_against="entailment"), 0.42)]:
+    for recipe, matched in [
+        (BiasRecipe("lexical"), 0.52),
+        (BiasRecipe("lexical", one_against="entailment"), 0.42),
+    ]:
         own, model, table = bias_model(task, recipe, sets)
         accuracy = table.set_index("set").accuracy
         assert (
@@ -71,10 +81,10 @@ def test_overlap_calls_every_pair_of_hans_entailment(real):
 
 def test_hypothesis_only_knows_something_and_by_heart_all(real):
     task = load_task("mnli-subset", "local")
-    rows, recipe = task.splits["train"].select(range(4000))[:], Recipe("second_text", folds=2)
+    rows, recipe = task.splits["train"].select(range(4000))[:], BiasRecipe("second_text", folds=2)
     given = {
         "cross-fitted": train_log_probs(recipe, rows, task.labels),
-        "seen": train_log_probs(Recipe("second_text", folds=0), rows, task.labels),
+        "seen": train_log_probs(BiasRecipe("second_text", folds=0), rows, task.labels),
     }
     accuracy = accuracies(given, dict.fromkeys(given, rows)).set_index("set").accuracy
     assert 0.37 < accuracy["cross-fitted"] < 0.55 and accuracy["seen"] > 0.9, accuracy
@@ -83,12 +93,12 @@ def test_hypothesis_only_knows_something_and_by_heart_all(real):
 def test_claims_of_the_symmetric_set_tell_nothing(real):
     symmetric = load_task("FEVER-Symmetric-v2", "local")
     dev, test = symmetric.splits["dev"][:], symmetric.splits["test"][:]
-    model = train(Recipe("first_text"), dev, symmetric.labels)
+    model = fit_bias_model(BiasRecipe("first_text"), dev, symmetric.labels)
     table = accuracies(
         {n: model.log_probs(r) for n, r in [("dev", dev), ("test", test)]}, {"dev": dev, "test": test}
     )
     assert table.accuracy.tolist() == [0.5, 0.5], "every claim stands there once with each label"
-    fitted = train_log_probs(Recipe("first_text"), dev, symmetric.labels)
+    fitted = train_log_probs(BiasRecipe("first_text"), dev, symmetric.labels)
     assert all(
         (fitted[i] == fitted[j]).all()
         for claim in set(dev["text_a"])

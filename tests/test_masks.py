@@ -14,9 +14,10 @@ from transformers import BertConfig
 
 from lib.core.keys import notebook_path
 from lib.maskers.iterative import accepted, magnitude_search
-from lib.maskers.rules import released_random
+from lib.models.architectures import skeleton
 from lib.models.masks import released_masks
-from lib.models.units import ones, skeleton, subnetwork_size
+from lib.models.units import ones, subnetwork_size
+from lib.study.released_lottery import released_random
 
 ROOT = Path(__file__).parents[1]
 TASKS = ["CoLA", "MNLI", "MRPC", "QNLI", "QQP", "RTE", "SST-2", "STS-B", "WNLI"]
@@ -170,7 +171,8 @@ from lib.attribution.importance import importance
 from lib.maskers.rules import magnitude, random_mask, topk
 from lib.models.masks import save_mask
 from lib.maskers.iterative import Candidate, accepted, structured_search
-from lib.models.units import ones, random_model
+from lib.models.architectures import random_model
+from lib.models.units import ones
 torch.set_num_threads(1)
 m = random_model("bert", 1, layers=3, heads=4)
 g = torch.Generator().manual_seed(0)

@@ -10,18 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.core.runs import ROOT, data_dir
+from lib.core.base import ROOT, data_dir
 from lib.metrics.agreement import (
     agreement_table,
-    core,
+    common_core,
     overlap_table,
     pair_alphas,
     super_table,
-    survival,
+    survival_counts,
     top_important,
 )
-from lib.metrics.scores import majority_baseline, stsb_random_baseline
-from lib.study.results import CRITERION, main_scores, mask_tables, published, released_scores
+from lib.metrics.scores import majority_baseline
+from lib.study.released_lottery import published_lottery, released_scores, stsb_random_baseline
+from lib.study.subnetworks import CRITERION, main_scores, mask_tables
 
 TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B WNLI".split()
 HANS = "HANS HANS_MNLI MNLI_TWO MNLI_TWO_HALF".split()
@@ -102,7 +103,10 @@ HEATMAPS = {
 def test_heatmap_figures():
     compared = 0
     for name, (family, kind) in HEATMAPS.items():
-        ours, theirs = printed(survival(masks(family, kind))), numbers(f"heatmaps/all_tasks/{name}.pdf")
+        ours, theirs = (
+            printed(survival_counts(masks(family, kind))),
+            numbers(f"heatmaps/all_tasks/{name}.pdf"),
+        )
         assert ours == theirs, name
         compared += len(ours)
     assert compared == 936
@@ -123,7 +127,7 @@ def test_heatmap_figures_per_task():
         for kind in ("head", "mlp")
     }
     for (family, task, kind), name in files.items():
-        cells = survival(masks(family, kind, [task]))
+        cells = survival_counts(masks(family, kind, [task]))
         ours = [f"{v:.2f}" for v in cells[["mean", "sd"]].to_numpy().ravel()]
         assert ours == numbers(f"heatmaps/{name}"), name
         compared += len(ours)
@@ -199,7 +203,7 @@ def test_no_common_core():
     counts = np.sum(list(heads["mask"]), axis=0)
     assert counts[3, 0] == counts.max() == 39
     assert np.sum(list(mlps["mask"]), axis=0)[[4, 5]].tolist() == [35, 35]
-    assert core(heads).units.tolist() == [52, 34, 31, 9, 8, 7, 1, 2, 0]
+    assert common_core(heads).units.tolist() == [52, 34, 31, 9, 8, 7, 1, 2, 0]
     n = np.sum(list(super_table(heads)["mask"]), axis=0)
     assert np.argwhere(n == 7).tolist() == [[3, 0], [5, 8]]
 
@@ -236,7 +240,7 @@ def test_super_mlps():
     ],
 )
 def test_heatmap_summaries(family, kind, mean, sd, stable):
-    cells = survival(masks(family, kind))
+    cells = survival_counts(masks(family, kind))
     assert cells["mean"].mean() == pytest.approx(mean, abs=1e-6) and cells.sd.mean() == pytest.approx(
         sd, abs=1e-6
     )
@@ -259,7 +263,7 @@ PER_TASK = {  # heads: mean, sd, stable; MLPs: mean, sd, stable
 @pytest.mark.parametrize("kind, at", [("head", 0), ("mlp", 3)])
 def test_heatmap_summaries_per_task(kind, at):
     for task, row in PER_TASK.items():
-        cells = survival(masks("heads_mlps", kind, [task]))
+        cells = survival_counts(masks("heads_mlps", kind, [task]))
         assert (cells["mean"].mean(), cells.sd.mean()) == pytest.approx(row[at : at + 2], abs=1e-7), (
             task
         )  # the original summed in float32
@@ -270,7 +274,7 @@ def test_hans_summaries():
     heads, mlps = (
         agreement_table(masks("heads_mlps_hans", kind)).set_index("task") for kind in ("head", "mlp")
     )
-    cells = {task: survival(masks("heads_mlps_hans", "head", [task])) for task in HANS}
+    cells = {task: survival_counts(masks("heads_mlps_hans", "head", [task])) for task in HANS}
     assert [cells[t]["mean"].mean() for t in HANS] == pytest.approx(
         [0.4361111, 0.5527778, 0.4847222, 0.5625], abs=6e-8
     )
@@ -282,7 +286,7 @@ def test_hans_summaries():
 
 
 def test_most_important_heads():
-    cells = survival(top_important(masks("heads_mlps", "head"), 10))
+    cells = survival_counts(top_important(masks("heads_mlps", "head"), 10))
     assert (round(cells["mean"].mean(), 7), round(cells.sd.mean(), 7), int((cells["mean"] > 5).sum())) == (
         0.5694444,
         0.4142155,
@@ -291,7 +295,9 @@ def test_most_important_heads():
 
 
 def test_means_per_layer():
-    by_layer = lambda family, kind: survival(masks(family, kind)).groupby("layer")["mean"].mean().tolist()
+    by_layer = lambda family, kind: (
+        survival_counts(masks(family, kind)).groupby("layer")["mean"].mean().tolist()
+    )
     assert by_layer("heads_mlps", "head") == pytest.approx(
         [5.550, 5.167, 4.933, 4.917, 4.8, 5.083, 5.1, 5.233, 4.483, 3.8, 3.667, 4.483], abs=5.1e-4
     )
@@ -304,7 +310,7 @@ def test_means_per_layer():
     assert by_layer("mlps", "mlp") == pytest.approx(
         [5.2, 3.0, 4.2, 5.4, 6.6, 6.8, 6.2, 6.6, 5.8, 4.8, 4.0, 2.8]
     )
-    cells = survival(masks("heads_mlps", "head"))
+    cells = survival_counts(masks("heads_mlps", "head"))
     best = cells.loc[cells["mean"].idxmax()]
     assert cells["mean"].min() == 1 and tuple(best[["layer", "head", "mean"]]) == (3, 0, 8)
 
@@ -398,7 +404,7 @@ def test_alphas_of_all_task_pairs():
 
 def test_evaluation_table():
     scores = main_scores(released_scores(str(FOLDER)))
-    both = published().merge(scores, on=["task", "family", "kind", "state"])
+    both = published_lottery().merge(scores, on=["task", "family", "kind", "state"])
     assert len(both) == 180
     assert [f"{v:.4f}" for v in both["mean"]] == [f"{v:.4f}" for v in both.published]
     assert np.allclose(both.sd, both.population_sd * np.sqrt(5 / 4), rtol=1e-15)

@@ -9,31 +9,53 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.core.runs import ROOT, start
+from lib.core.base import ROOT
+from lib.core.runs import start
 from lib.models.masks import save_mask
-from lib.study.results import (
+from lib.study.study import study as study_of
+from lib.study.subnetworks import (
     compare_examples,
     main_scores,
     mask_tables,
-    run_predictions,
-    run_scores,
+    predictions_of,
     score_tables,
-    sizes,
+    subnetwork_scores,
+    subnetwork_sizes,
 )
 
 TASKS, SEEDS = ["planted-nli", "planted-nli-plain"], [1, 2]
+FULL = {
+    "units": "",
+    "scores": "",
+    "rule": "",
+    "schedule": "",
+    "loss": "ce",
+    "start": "pre-trained",
+    "role": "full",
+    "sparsity": 0.0,
+}
+GOOD = FULL | {
+    "units": "head+mlp",
+    "scores": "importance",
+    "rule": "topk",
+    "start": "ce-tuned",
+    "role": "good",
+    "sparsity": 0.4,
+}
+SMALL = GOOD | {"units": "weight", "scores": "magnitude"}
+MAJORITY = FULL | {"role": "majority", "subject": "", "mask": "majority"}
 
 
-def make(notebook, rows=(), files=None, **params):
+def make(notebook, rows=(), files=None, identity=None, **params):
     "A finished run with these metric rows; `files` writes its artefacts."
     run = start(notebook, dict(params))
     if files:
         files(run)
-    run.finish(list(rows))
+    run.finish(list(rows), identity=identity or FULL)
     return run.key
 
 
-def mask_run(notebook, kept, family, kind, **params):
+def mask_run(notebook, kept, family, kind, identity, **params):
     "A finished run that holds a mask of 2 layers x 2 heads."
 
     def files(run):
@@ -47,11 +69,11 @@ def mask_run(notebook, kept, family, kind, **params):
                 run.path("survival.parquet")
             )
 
-    return make(notebook, [{"metric": "kept", "value": 1}], files, **params)
+    return make(notebook, [{"metric": "kept", "value": 1, "split": ""}], files, identity, **params)
 
 
-def scored(mask, value, split="dev"):
-    return {"metric": "accuracy", "value": value, "split": split, "n": 10, "mask": mask}
+def scored(mask, value, split="dev", **more):
+    return {"metric": "accuracy", "value": value, "split": split, "n": 10, "mask": mask} | more
 
 
 @pytest.fixture
@@ -63,13 +85,19 @@ def study(tmp_path, monkeypatch):
         for seed in SEEDS:
             same = {"task": task, "seed": seed}
             full = make("finetune", [scored("", 0.9), scored("", 0.2, "ood")], **same)
-            good = mask_run("importance", [[1, seed % 2], [0, 1]], "heads_mlps", "good", model=full, **same)
-            magnitude = mask_run("magnitude", [[1, 1], [0, 1]], "magnitude", "good", model=full, **same)
-            bad = mask_run("draw_masks", [[0, 1], [1, 0]], "heads_mlps", "bad", mask=good, **same)
-            values = {"": 0.9, good: 0.8 + seed / 100, magnitude: 0.7, bad: 0.6, "majority": 0.5}
-            rows = [scored(mask, v) for mask, v in values.items()] + [
-                {"metric": "size", "value": 0.4, "split": "", "mask": good}
-            ]
+            good = mask_run(
+                "importance", [[1, seed % 2], [0, 1]], "heads_mlps", "good", GOOD, model=full, **same
+            )
+            magnitude = mask_run(
+                "magnitude", [[1, 1], [0, 1]], "magnitude", "good", SMALL, model=full, **same
+            )
+            drawn = GOOD | {"role": "bad"}
+            bad = mask_run("draw_masks", [[0, 1], [1, 0]], "heads_mlps", "bad", drawn, mask=good, **same)
+            kinds = {"": (0.9, FULL | {"subject": full}), "majority": (0.5, MAJORITY)}
+            kinds |= {good: (0.8 + seed / 100, GOOD), magnitude: (0.7, SMALL), bad: (0.6, drawn)}
+            about = lambda mask, who, seed=seed: {"subject": mask} | who | {"seed": seed}
+            rows = [scored(mask, v) | about(mask, who) for mask, (v, who) in kinds.items()]
+            rows.append({"metric": "size", "value": 0.4, "split": "", "mask": good} | about(good, GOOD))
 
             def answers(run, masks=("", good, bad), best=good):
                 frame = [
@@ -91,7 +119,7 @@ def study(tmp_path, monkeypatch):
                 )
             )
             again = make(
-                "finetune", [scored(good, 0.85)], model=full, mask=good, **same
+                "finetune", [scored(good, 0.85, tuned="ce")], identity=GOOD, model=full, mask=good, **same
             )  # its start weights are another run
             keys["retrained"].append(again)
             keys["masks"] += [good, magnitude, bad]
@@ -99,7 +127,7 @@ def study(tmp_path, monkeypatch):
 
 
 def test_scores_of_runs(study):
-    scores = run_scores([*study["evaluate"], *study["retrained"]])
+    scores = subnetwork_scores(study_of([*study["evaluate"], *study["retrained"]]))
     found = (
         scores[scores.metric == "accuracy"].groupby(["family", "kind", "state"]).value.agg(["count", "mean"])
     )
@@ -114,21 +142,22 @@ def test_scores_of_runs(study):
     assert set(found["count"]) == {4} and set(scores.seed) == set(
         SEEDS
     )  # the model's seed, not the evaluation's
-    with pytest.raises(ValueError, match="evaluate"):
-        run_scores(study["masks"])
+    assert set(subnetwork_scores(study_of(study["masks"])).metric) == {"kept"}
 
 
 def test_evaluation_of_a_retrained_model(study):
     first = study["retrained"][0]
-    key = make("evaluate", [scored("", 0.84)], model=first, task=TASKS[0], seed=0)
-    row = run_scores([key]).iloc[0]
+    rows = [scored("", 0.84, **GOOD, seed=1, subject=first, tuned="ce")]
+    key = make("evaluate", rows, model=first, task=TASKS[0], seed=0)
+    row = subnetwork_scores(study_of([key])).iloc[0]
     assert tuple(row[["family", "kind", "state", "value"]]) == ("heads_mlps", "good", "retrained", 0.84)
 
 
 def test_tables_of_runs(study):
-    table, per_seed, answers = score_tables([*study["evaluate"], *study["retrained"]], "")
+    table, per_seed = score_tables(study_of([*study["evaluate"], *study["retrained"]]), "")
+    answers = predictions_of([*study["evaluate"], *study["retrained"]])
     assert len(main_scores(table)) == 12 and set(main_scores(table).n) == {2}
-    assert sizes(["any"], "", per_seed)[["family", "kind", "mean"]].drop_duplicates().to_numpy().tolist() == [
+    assert subnetwork_sizes(per_seed)[["family", "kind", "mean"]].drop_duplicates().to_numpy().tolist() == [
         ["heads_mlps", "good", 0.4]
     ]
     pairs = compare_examples(answers, {}, draws=20)
@@ -136,7 +165,7 @@ def test_tables_of_runs(study):
         pairs[["system", "difference"]].round(6).to_numpy().tolist() == [["bad", -0.6]] * 2
         and pairs.beyond.all()
     )
-    assert len(run_predictions(study["evaluate"])) == 4 * 3 * 10
+    assert len(predictions_of(study["evaluate"])) == 4 * 3 * 10
 
 
 def test_masks_of_runs(study):

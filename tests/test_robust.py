@@ -9,8 +9,8 @@ import papermill
 import pytest
 import torch
 
-from lib.core.keys import notebook_path
-from lib.core.runs import find_run, run_key, runs
+from lib.core.keys import notebook_path, run_key
+from lib.core.runs import find_run, runs
 from lib.core.sweeps import SweepError, check_inputs, load_sweep
 from lib.data.ood import chosen_sets
 from lib.data.tasks import load_task

@@ -5,13 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+from pathlib import Path
 
 import pytest
 from toys import Project
 
+from lib.core.base import ROOT
 from lib.core.keys import run_key
-from lib.core.runs import CorruptRun, Run, _sealed, find_run, runs, start, write_json
+from lib.core.runs import IDENTITY, CorruptRun, Run, _sealed, find_run, runs, start, write_json
+from lib.core.testing import write_notebook
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ def maker(project, seconds):
 
 
 def test_a_second_maker_waits_and_does_not_make_it_again(project):
-    first = maker(project, 1)
+    first = maker(project, 5)  # longer than the second takes to import
     second = subprocess.run(
         [sys.executable, "-c", MAKER, "0"], env=project.env, capture_output=True, text=True
     )
@@ -140,7 +144,8 @@ def test_papermill_alone_makes_the_same_run(project):
         "5",
     ]
     subprocess.run(command, env=project.env, check=True, capture_output=True, cwd=project.folder.parent)
-    assert find_run(from_here).result["metrics"] == [{"metric": "n", "value": 50}]
+    identity = dict.fromkeys(IDENTITY) | {"seed": 5}
+    assert find_run(from_here).result["metrics"] == [identity | {"metric": "n", "value": 50}]
 
 
 def test_a_thousand_finished_runs_are_collected_in_five_seconds(project):
@@ -155,10 +160,9 @@ def test_a_thousand_finished_runs_are_collected_in_five_seconds(project):
         (folder / "params.json").write_text(
             json.dumps(made | {"key": key, "parameters": made["parameters"] | params})
         )
+        rows = [row | {"seed": seed} for row in result["metrics"]]
         (folder / "result.json").write_text(
-            json.dumps(
-                _sealed(result | {"seed": seed, "parameters": params, "metrics": result["metrics"] * 3})
-            )
+            json.dumps(_sealed(result | {"seed": seed, "parameters": params, "metrics": rows * 3}))
         )
     began = time.time()
     table = runs()
@@ -171,7 +175,7 @@ def test_a_thousand_finished_runs_are_collected_in_five_seconds(project):
 
 
 def test_folders_do_not_depend_on_the_working_directory(project):
-    code = "from lib.core.keys import ROOT, outputs, data_dir; print(ROOT, outputs(), data_dir())"
+    code = "from lib.core.base import ROOT, outputs, data_dir; print(ROOT, outputs(), data_dir())"
     env = {k: v for k, v in os.environ.items() if not k.startswith("SIEVE_")} | {"SIEVE_DATA": "somewhere"}
     said = {
         subprocess.run(
@@ -180,3 +184,35 @@ def test_folders_do_not_depend_on_the_working_directory(project):
         for place in (project.folder, project.folder.parent)
     }
     assert len(said) == 1 and "somewhere" in said.pop()
+
+
+FIRST = Path(sysconfig.get_path("purelib"), "sieve_lib_first.pth")
+
+
+@pytest.mark.skipif(
+    not FIRST.exists(), reason=f"no {FIRST.name} in this environment: `make setup` puts it there"
+)
+@pytest.mark.parametrize("place", ["/", "own", "project"])
+def test_lib_is_ours_wherever_one_stands(tmp_path, place):
+    folder = {"/": Path("/"), "own": tmp_path, "project": ROOT}[place]
+    (tmp_path / "lib" / "core").mkdir(parents=True)
+    for name in ("lib/__init__.py", "lib/core/__init__.py", "lib/core/base.py"):
+        (tmp_path / name).touch()
+    code = f"import lib, lib.core.base as base; print(base.ROOT); assert lib.__file__ == {str(ROOT)!r} + '/lib/__init__.py'"
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    python = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
+    assert python.stdout == f"{ROOT}\n", python.stderr
+    write_notebook(tmp_path / "nb.ipynb", "x: int = 1  # nothing", code)
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(tmp_path / "nb.ipynb"),
+        str(tmp_path / "out.ipynb"),
+        "-k",
+        "python3",
+    ]
+    kernel = subprocess.run(
+        command, cwd=folder, env=env | {"JUPYTER_PREFER_ENV_PATH": "1"}, capture_output=True, text=True
+    )
+    assert kernel.returncode == 0, kernel.stderr[-2000:]

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, MarianConfig, pipeline
 
 from lib.data.tasks import tiny_tokenizer
-from lib.models.architectures import ARCHITECTURES, model_class, random_inputs, random_model
-from lib.models.units import attach, load, ones, parts, shrink
+from lib.models.architectures import ARCHITECTURES, model_class, parts, random_inputs, random_model
+from lib.models.shrink import load, shrink
+from lib.models.units import attach, ones
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,7 +73,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
-from lib.models.units import load
+from lib.models.shrink import load
 logging.set_verbosity_error()
 for folder in map(Path, sys.argv[1:]):
     model, given = load(folder), load_file(folder / "given.st")

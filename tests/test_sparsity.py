@@ -9,22 +9,50 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lib.core.base import ROOT, outputs
 from lib.core.keys import notebook_path
-from lib.core.runs import ROOT, find_run, outputs, start
-from lib.study.sparsity_results import (
+from lib.core.runs import find_run, start, start_of
+from lib.study.study import study
+from lib.study.subnetworks import (
     arranged,
     beside_published,
-    bias_scores,
-    differences,
     frontier,
     plane_points,
-    sparsity_scores,
-    sparsity_table,
+    robust_differences,
+    robust_scores,
+    robust_table,
     timing_curves,
 )
 
 SEEDS, SETS = [1, 2, 3], {"matched": 0.84, "mismatched": 0.845, "HANS": 0.62}
 FULL = {"ce": (0, 0), "poe": (-0.02, 0.07), "reweight": (-0.015, 0.06), "confreg": (0, 0.05)}
+
+
+def sparsity_scores(keys):
+    "The scores of runs, as the analysis reads them."
+    return robust_scores(study(keys))
+
+
+def identity_of_run(notebook, p):
+    "What a run of this study says of itself."
+    model = p.get("model", "")
+    who = {
+        "loss": p.get("loss", "ce") + ", OOD rows" * p.get("ood_training", False),
+        "start": start_of(model),
+    }
+    if notebook in ("finetune", "bias_model"):
+        early = f"until step {p['stop_at']}" if p.get("stop_at") else ""
+        role = "full" if notebook == "finetune" else "test"
+        return who | {"units": "", "scores": "", "rule": "", "schedule": early, "role": role, "sparsity": 0.0}
+    who |= {"units": "weight", "role": "good", "sparsity": p.get("sparsity"), "schedule": ""}
+    if notebook == "iterative_pruning":
+        return who | {"scores": "magnitude", "rule": "imp" + ", rewound" * p.get("rewind", False)}
+    grows = f"{p['initial']:g} -> {p['sparsity']:g} cubic" if "initial" in p else ""
+    return who | {
+        "scores": "learned" + ", soft scores" * (p.get("init") == "soft"),
+        "rule": "mask_training",
+        "schedule": grows,
+    }
 
 
 class Study:
@@ -48,6 +76,10 @@ class Study:
 
     def make(self, notebook, rows, **params):
         run = start(notebook, {"task": "MNLI", "seed": 0, "source": "local", **params})
+        who = identity_of_run(notebook, params)
+        if params.get("mask"):  # what was searched, and how it was tuned afterwards
+            who, loss = find_run(params["mask"]).result["identity"] | {"seed": params["seed"]}, params["loss"]
+            rows = [r | {"tuned": loss} for r in rows]
         if notebook == "mask_training":
             pd.DataFrame(
                 [
@@ -58,8 +90,8 @@ class Study:
                     }
                     for k in (10, 20)
                 ]
-            ).to_parquet(run.path("curve.parquet"))
-        run.finish(rows)
+            ).to_parquet(run.path("evaluations.parquet"))
+        run.finish(rows, identity=who)
         self.keys.append(run.key)
         return run.key
 
@@ -196,7 +228,7 @@ def test_every_kind_of_run_has_a_name(keys):
 
 def test_tables_against_a_count_by_hand(keys):
     scores = sparsity_scores(keys)
-    table, pairs = sparsity_table(scores), differences(scores)
+    table, pairs = robust_table(scores), robust_differences(scores)
     name, s = "mask training, reweighting, from CE-tuned", 0.7
     mine, full = (
         scores[(scores.label == l) & (scores.sparsity == p) & (scores.split == "HANS")]
@@ -226,7 +258,7 @@ def test_tables_against_a_count_by_hand(keys):
 
 def test_searches_while_they_train(keys):
     scores = sparsity_scores(keys)
-    found = timing_curves(scores, arranged(sparsity_table(scores)))
+    found = timing_curves(scores, arranged(robust_table(scores)))
     assert (
         list(dict.fromkeys(found.short))
         == ["pre-trained", "from step 5000", "from step 10000", "from the end (epochs 3)"]
@@ -246,7 +278,7 @@ def test_searches_while_they_train(keys):
 
 
 def test_published_figures_stand_beside_their_own_rows(keys):
-    beside = beside_published(sparsity_table(sparsity_scores(keys)))
+    beside = beside_published(robust_table(sparsity_scores(keys)))
     liu = (
         beside[beside.source.str.startswith("Liu") & (beside.split == "matched")]
         .set_index("label")
@@ -263,28 +295,38 @@ def test_published_figures_stand_beside_their_own_rows(keys):
 def test_evaluations_are_of_what_they_evaluate(keys):
     mask = next(k for k in keys if find_run(k).notebook == "mask_training")
     p, s = find_run(mask).params, Study()
+    about = find_run(mask).result["identity"] | {"subject": mask, "mask": mask}
     more = s.make(
         "evaluate",
         [
-            {"metric": "accuracy", "value": 0.5, "split": "hans-regenerated", "n": 9, "mask": mask},
-            {"metric": "accuracy", "value": 0.3, "split": "matched", "n": 9, "mask": "majority"},
+            {"metric": "accuracy", "value": 0.5, "split": "hans-regenerated", "n": 9} | about,
+            {"metric": "accuracy", "value": 0.6, "split": "matched", "n": 9} | about,
+            {
+                "metric": "accuracy",
+                "value": 0.3,
+                "split": "matched",
+                "n": 9,
+                "role": "majority",
+                "subject": "",
+            },
         ],
         model=p["model"],
         masks=[mask],
     )
-    rows = sparsity_scores([more])
-    assert rows[["label", "seed", "sparsity", "split", "key"]].values.tolist() == [
+    assert 0.6 not in set(sparsity_scores([mask, more]).value)  # the search's own score is taken once
+    rows = sparsity_scores([more])[lambda f: f.split == "hans-regenerated"]
+    assert rows[["label", "seed", "sparsity", "split", "subject"]].values.tolist() == [
         ["mask training, CE, from CE-tuned", 1, 0.2, "hans-regenerated", mask]
     ]
 
 
 def test_bias_models_are_told_apart(keys):
-    table = bias_scores(keys)
-    assert len(table) == 9 and set(table.side) == {"", "ID", "OOD"} and set(table.what) == {""}
-    other = Study().make(
-        "bias_model", [{"metric": "accuracy", "value": 0.5, "split": "matched", "n": 9}], shuffled=True
-    )
-    assert set(bias_scores([*keys, other]).what) == {"shuffled False", "shuffled True"}
+    table = study(keys)[lambda f: f.role == "test"]
+    assert len(table) == 9 and set(table.split) == {"train", "matched", "HANS"} and set(table.apart) == {""}
+    rows = [{"metric": "accuracy", "value": 0.5, "split": "matched", "n": 9}]
+    other = Study().make("bias_model", rows, shuffled=True)
+    both = study([*keys, other])[lambda f: f.role == "test"]
+    assert set(both.apart) == {"shuffled False", "shuffled True"}
 
 
 def test_the_notebook_reads_them_all(keys, tmp_path):
@@ -318,3 +360,56 @@ def test_the_notebook_reads_them_all(keys, tmp_path):
     assert (
         claims.better[claims.label == "mask training, CE, from CE-tuned (OOD training data)"] == "HANS"
     ).all()
+
+
+def test_an_experiment_that_nobody_knows_stands_in_the_figures(keys, tmp_path, monkeypatch):
+    "A notebook written tomorrow: its rows say what they are, and no line of the library names it."
+    place = tmp_path / "nbs" / "experiments"
+    place.mkdir(parents=True)
+    cell = {
+        "cell_type": "code",
+        "metadata": {"tags": ["parameters"]},
+        "source": 'model: str = ""  # run\ntask: str = ""  # task\nseed: int = 0  # seed\n',
+        "outputs": [],
+        "execution_count": None,
+    }
+    book = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+    (place / "tomorrow.ipynb").write_text(json.dumps(book))
+    monkeypatch.setenv("SIEVE_NBS", str(tmp_path / "nbs"))
+    s, new = Study(), []
+    full = [
+        k for k in keys if (p := find_run(k).params) and find_run(k).notebook == "finetune" and not p["mask"]
+    ]
+    for seed in SEEDS:
+        model = next(k for k in full if find_run(k).params["seed"] == seed)
+        run = start("tomorrow", {"model": model, "task": "MNLI", "seed": seed})
+        who = {"units": "ffn", "scores": "learned", "rule": "my_masker", "schedule": "", "loss": "my_loss"}
+        rows = s.rows(seed, -0.01, 0.2)
+        run.finish(rows, identity=who | {"start": start_of(model), "role": "good", "sparsity": 0.4})
+        new.append(run.key)
+    scores = sparsity_scores([*full, *new])
+    name = "my masker, my loss, from CE-tuned"
+    assert (scores.label == name).sum() == 9 and set(scores.model) == {"bert-base-uncased"}
+    main = arranged(robust_table(scores))
+    assert set(main.figure[main.label == name]) == {"searches"}
+    pairs = robust_differences(scores)
+    assert pairs.beyond[(pairs.label == name) & (pairs.split == "HANS")].all()
+    monkeypatch.delenv("SIEVE_NBS")
+    lists = tmp_path / "parameters.yaml"
+    lists.write_text(json.dumps({"runs": [*full, *new]}))
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(notebook_path("sparsity_curves")),
+        str(tmp_path / "out.ipynb"),
+    ]
+    done = subprocess.run(
+        [*command, "-f", str(lists)], cwd=ROOT, env=os.environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = [find_run(p.name).result for p in (outputs() / "sparsity_curves").glob("*")]
+    labels = [{m.get("label") for m in r["metrics"]} for r in made]
+    assert any(name in found for found in labels)
+    figures = next(r["artefacts"] for r, found in zip(made, labels) if name in found)
+    assert "searches_MNLI_bert-base-uncased.svg" in figures

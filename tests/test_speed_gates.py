@@ -9,7 +9,7 @@ from lib.training.gate_training import training_only
 from test_speed_masks import VOCABULARY, times
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from lib.models.units import parts
+from lib.models.architectures import parts
 
 
 class Step:

@@ -5,9 +5,11 @@ from contextlib import ExitStack
 import pytest
 import torch
 from lib.maskers.movement import RULES, MovementMasker, moved, plan
-from lib.maskers.movement_schedule import MovementSchedule, movement_groups, penalty
+from lib.maskers.movement_schedule import MovementSchedule, movement_groups
 from test_speed_masks import VOCABULARY, times
 from transformers import AutoModelForSequenceClassification, BertConfig
+
+from lib.maskers.passes import penalty
 
 
 class Step:

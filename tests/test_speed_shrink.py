@@ -5,8 +5,8 @@ import torch
 from transformers import BertConfig
 
 from lib.models.architectures import model_class
-from lib.models.speed import measured, random_units
-from lib.models.units import shrink
+from lib.models.shrink import shrink
+from lib.models.speed import Shape, Timing, benchmark, random_units
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def models():
 @pytest.mark.slow
 @pytest.mark.parametrize("batch, repetitions, least", [(16, 15, 0.9), (1, 60, 0.8)])
 def test_most_of_the_saving_in_operations_is_saved_in_time(models, batch, repetitions, least):
-    frame = measured(models, batch, 64, repetitions=repetitions, warmup=3)
+    frame = benchmark(models, Shape(batch, 64), Timing(repetitions, warmup=3))
     whole, small = frame.to_dict("records")
     print(
         f"batch {batch} x 64 tokens: {1000 * whole['seconds']:.1f} ms -> {1000 * small['seconds']:.1f} ms, {small['speedup']:.2f} times as fast; operations {whole['flops'] / small['flops']:.2f} times fewer; "

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lib.core.base import DataError
 from lib.core.keys import notebook_path
-from lib.data.tasks import DataError, load_task
+from lib.data.tasks import load_task
 from lib.training.loading import check_model, load_model, save_model
 
 ROOT = Path(__file__).parents[1]

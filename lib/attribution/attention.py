@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .importance import frozen
-from ..models.units import UnitError, parts
+from ..models.architectures import UnitError, parts
 
 # %% ../../nbs/attribution/2_attention.ipynb #ed80a27a
 def transformed(
@@ -57,7 +57,7 @@ MAP_TYPES = ("raw", "norm", "norm_legacy")  # norm_legacy: of the released slice
 
 
 def attention_maps(
-    model: PreTrainedModel,  # any encoder of `lib.models.units.ARCHITECTURES`; attached masks take part
+    model: PreTrainedModel,  # any encoder of `lib.models.architectures.ARCHITECTURES`; attached masks take part
     batch: dict[str, torch.Tensor],  # model inputs, without labels
     maps: tuple[str, ...] = ("raw",),  # of MAP_TYPES, all from one forward pass
 ) -> dict[str, torch.Tensor]:

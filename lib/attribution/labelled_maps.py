@@ -17,7 +17,7 @@ import numpy as np
 from ..core.base import data_dir, nearest
 from ..core.runs import file_hashes
 from ..data.synthetic_attention import PATTERN_CLASSES
-from ..data.tasks import DataError
+from ..core.base import DataError
 
 # %% ../../nbs/attribution/3_labelled_maps.ipynb #610943a4
 DRAWN = "drawn maps (planted-attention)"  # where the training maps are from, if from nowhere

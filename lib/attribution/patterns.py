@@ -27,10 +27,9 @@ from torch.nn.functional import cross_entropy, pad
 from tqdm.auto import tqdm
 
 from .attention import attention_maps
-from ..core.base import rng_for
+from ..core.base import DataError, rng_for
 from ..data.synthetic_attention import PATTERN_CLASSES
-from ..data.tasks import DataError
-from ..models.units import parts
+from ..models.architectures import parts
 
 # %% ../../nbs/attribution/3_patterns.ipynb #f114e243
 class PatternNet(nn.Module):

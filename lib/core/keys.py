@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +46,7 @@ def _integer(value):  # "1e0" -> 1.0, which pydantic takes for 1
     value = _number(value)
     return float(value) if isinstance(value, str) and not re.fullmatch(r"[+-]?\d+", value) else value
 
-# %% ../../nbs/core/1_keys.ipynb #135b7ad6
+# %% ../../nbs/core/1_keys.ipynb #135b7ad6-p1
 _FLOAT = Annotated[
     float, BeforeValidator(_number), Field(allow_inf_nan=False), AfterValidator(lambda v: v + 0.0)
 ]
@@ -63,7 +64,7 @@ TYPES = {
 }
 _CAST = {kind: TypeAdapter(annotated).validate_python for kind, annotated in TYPES.items()}
 
-
+# %% ../../nbs/core/1_keys.ipynb #135b7ad6
 def cast(
     value,
     kind: str,  # one of `TYPES`
@@ -116,7 +117,7 @@ class Parameter:
         found = re.search(r"\bin ([\[(])(-?[\d.]+|-inf), (-?[\d.]+|inf)([\])])", self.meaning)
         return (found[1], float(found[2]), float(found[3]), found[4]) if found else ()
 
-# %% ../../nbs/core/1_keys.ipynb #8cbafd34
+# %% ../../nbs/core/1_keys.ipynb #8cbafd34-p1
 def _upstream(
     meaning: str, place: str
 ) -> tuple:  # what follows "run of": names of notebooks, up to another word
@@ -136,8 +137,9 @@ def _upstream(
         raise RunError(f"{place}: no notebook {word!r} for `run of`{nearest(word, known)}")
     return tuple(found)
 
-
+# %% ../../nbs/core/1_keys.ipynb #8cbafd34
 def _parsed(path: Path, source: str) -> dict[str, Parameter]:
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's grammar of addresses: a second, not needed
     import papermill
 
     def refuse(node):
@@ -233,17 +235,17 @@ def fill(
     except RunError as e:
         raise RunError(f"{notebook}: parameter {e}") from None
 
-# %% ../../nbs/core/1_keys.ipynb #51a20746
+# %% ../../nbs/core/1_keys.ipynb #51a20746-p1
 def sha_text(text: str) -> str:
     "SHA-256 of a text."
     return hashlib.sha256(text.encode()).hexdigest()
 
-
+# %% ../../nbs/core/1_keys.ipynb #51a20746
 def digest(value) -> str:
     "SHA-256 of the canonical JSON of `value`."
     return sha_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False))
 
-# %% ../../nbs/core/1_keys.ipynb #keys-run-key
+# %% ../../nbs/core/1_keys.ipynb #keys-run-key-p1
 def in_key(
     notebook: str,  # notebook name
     params: dict,  # all parameters
@@ -251,7 +253,7 @@ def in_key(
     "Those of all parameters that the key is made of."
     return {name: params[name] for name, p in parameters(notebook).items() if p.in_key}
 
-
+# %% ../../nbs/core/1_keys.ipynb #keys-run-key
 def run_key(
     notebook: str,  # notebook name
     params: dict,  # some or all parameters

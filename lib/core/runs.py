@@ -8,11 +8,13 @@ __all__ = ['PACKAGES', 'SCHEMA', 'OWN', 'IDENTITY', 'write_text', 'write_json', 
            'find_run', 'start_of', 'run_folders', 'runs', 'seed_everything']
 
 # %% ../../nbs/core/2_runs.ipynb #e7f724a9
-import fcntl
 import ast
+import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -51,7 +53,7 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(f.fileno())
     os.replace(part, path)
 
-
+# %% ../../nbs/core/2_runs.ipynb #0c271f-2
 def write_json(path: Path, value) -> None:
     "`value` as sorted, indented JSON, in one step."
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
@@ -84,59 +86,42 @@ def file_sha256(path: Path) -> str:
     stat = path.stat()
     if stat.st_size < 2**20:
         return _hash(path)
-    memory, stamp = (
-        outputs() / ".cache" / "hashes" / f"{sha_text(str(path))[:20]}.json",
-        [stat.st_size, stat.st_mtime_ns],
-    )
-    known = _read_json(memory)
-    if known and known["stamp"] == stamp:
-        return known["sha256"]
-    known = {"path": str(path), "stamp": stamp, "sha256": _hash(path)}
-    write_json(memory, known)
+    memory = outputs() / ".cache" / "hashes" / f"{sha_text(str(path))[:20]}.json"
+    stamp, known = [stat.st_size, stat.st_mtime_ns], _read_json(memory)
+    if not known or known["stamp"] != stamp:
+        known = {"path": str(path), "stamp": stamp, "sha256": _hash(path)}
+        write_json(memory, known)
     return known["sha256"]
 
-
+# %% ../../nbs/core/2_runs.ipynb #runs-file-hashes
 def file_hashes(paths) -> dict[str, str]:
     "Path below the data folder, or absolute -> SHA-256; what `Run.uses` takes."
-    return {
-        str(p.relative_to(data_dir()) if p.is_relative_to(data_dir()) else p): file_sha256(p) for p in paths
-    }
+    names = {p: p.relative_to(data_dir()) if p.is_relative_to(data_dir()) else p for p in paths}
+    return {str(name): file_sha256(p) for p, name in names.items()}
 
 # %% ../../nbs/core/2_runs.ipynb #305f0882
-PACKAGES = [
-    "torch",
-    "transformers",
-    "tokenizers",
-    "datasets",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "scipy",
-    "papermill",
-]
+PACKAGES = (
+    "torch transformers tokenizers datasets accelerate safetensors numpy pandas scikit-learn scipy papermill"
+)
 
 
 def _git(*args: str) -> str:
-    try:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(
             ["git", *args], cwd=ROOT, capture_output=True, text=True, timeout=30
         ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    return ""
 
 
 def _version(package: str) -> str:
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    return ""
 
 
 def environment() -> dict:
     "Git commit, whether files differ from it, and versions of Python and of the packages that touch numbers."
-    versions = {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()}
+    versions = {p: _version(p) for p in PACKAGES.split()} | {"python": platform.python_version()}
     git = {"commit": _git("rev-parse", "HEAD"), "changed": bool(_git("status", "--porcelain", "-uno"))}
     return git | {"versions": versions, "machine": platform.platform()}
 
@@ -148,7 +133,7 @@ def lock(
     path: Path,  # a lock file
     wait: bool = True,  # wait for another owner, or give None
 ):
-    "(open locked file, whether there was another owner); closing the file unlocks it. None if not `wait` and owned."
+    "(open locked file, whether there was another owner); closing it unlocks. None if not `wait` and owned."
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a")
     try:
@@ -160,7 +145,7 @@ def lock(
         return file, True
     return file, False
 
-
+# %% ../../nbs/core/2_runs.ipynb #7cfe71-2
 def _hold(notebook: str, key: str) -> bool:  # take the run's lock; True if another process had it
     path = outputs() / ".locks" / f"{notebook}-{key}.lock"
     for other in [p for p in _held if p.name.startswith(f"{notebook}-") and p != path]:
@@ -211,22 +196,22 @@ def _sealed(result: dict) -> dict:  # with a checksum of its own
     return body | {"checksum": digest(body)}
 
 
+def _is_artefact(name: str) -> bool:
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return not (hidden or name in OWN or name.startswith(("checkpoints/", "measured/")))
+
+
 def _artefact_files(folder: Path) -> dict[str, Path]:
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    hidden = lambda name: any(part.startswith(".") for part in name.split("/"))
-    return {
-        n: p
-        for n, p in files.items()
-        if n not in OWN and not n.startswith(("checkpoints/", "measured/")) and not hidden(n)
-    }
+    return {name: p for name, p in files.items() if _is_artefact(name)}
 
 
-def _unlike(path: Path, told: dict) -> str:  # what differs between a file and its entry in result.json
+def _unlike(path: Path, entry: dict) -> str:  # what differs between a file and its entry in result.json
     if not path.is_file():
         return f"{path.name} is missing"
-    if path.stat().st_size != told["size"]:
-        return f"{path.name} has {path.stat().st_size} bytes, not {told['size']}"
-    return "" if file_sha256(path) == told["sha256"] else f"{path.name} was altered"
+    if path.stat().st_size != entry["size"]:
+        return f"{path.name} has {path.stat().st_size} bytes, not {entry['size']}"
+    return "" if file_sha256(path) == entry["sha256"] else f"{path.name} was altered"
 
 # %% ../../nbs/core/2_runs.ipynb #runs-corrupt
 class CorruptRun(RunError):
@@ -242,7 +227,7 @@ def result(self: Run) -> dict | None:
     named = digest({"notebook": self.notebook, "parameters": found.get("parameters")})[:10]
     return found if named == self.key and _sealed(found) == found else None
 
-
+# %% ../../nbs/core/2_runs.ipynb #runs-problem
 @patch
 def problem(self: Run) -> str:
     "Why this run cannot be read; '' if it is finished and every artefact is what it wrote."
@@ -253,11 +238,10 @@ def problem(self: Run) -> str:
         return "result.json is cut short, altered, or of another version"
     if not self.params:
         return "params.json is missing or cut short"
-    return next(
-        filter(None, (_unlike(self.folder / name, told) for name, told in found["artefacts"].items())), ""
-    )
+    wrong = (_unlike(self.folder / name, entry) for name, entry in found["artefacts"].items())
+    return next(filter(None, wrong), "")
 
-
+# %% ../../nbs/core/2_runs.ipynb #runs-finished
 @patch
 def finished(self: Run) -> bool:
     "Whether result.json is there and whole, and all artefacts match it."
@@ -275,26 +259,18 @@ def _fingerprint_now(run: str) -> str:  # of `notebook/key`; "" if it has no res
     return _fingerprint(path.parent, path.stat().st_mtime_ns) if path.exists() else ""
 
 
+def _named(key: str) -> list:  # runs whose key starts so
+    found = sorted(outputs().glob(f"[!.]*/{key}*"))
+    return [Run(p.parent.name, p.name) for p in found if is_run_key(p.name)]
+
+
 def _upstream(
     params: dict,
 ) -> dict[str, str]:  # notebook/key -> fingerprint, for every run key among the values
-    texts = [
-        v
-        for value in params.values()
-        for v in (value if isinstance(value, list) else [value])
-        if isinstance(v, str)
-    ]
-    keys = {text[:10] for text in texts if re.match(r"[0-9a-f]{10}(?![0-9a-zA-Z])", text)}
+    values = itertools.chain(*(v if isinstance(v, list) else [v] for v in params.values()))
+    keys = {v[:10] for v in values if isinstance(v, str) and re.match(r"[0-9a-f]{10}(?![0-9a-zA-Z])", v)}
     found = sorted(str(run) for key in keys for run in _named(key) if run.result)
     return {name: _fingerprint_now(name) for name in found}
-
-
-def _named(key: str) -> list:  # runs whose key starts so
-    return [
-        Run(p.parent.name, p.name)
-        for p in sorted(outputs().glob(f"[!.]*/{key}*"))
-        if re.fullmatch("[0-9a-f]{10}", p.name)
-    ]
 
 # %% ../../nbs/core/2_runs.ipynb #runs-wrong-upstream
 def wrong_upstream(
@@ -320,10 +296,20 @@ def wrong_upstream(
     return ""
 
 # %% ../../nbs/core/2_runs.ipynb #daddc52a
-def _changed(path: Path, sha: str) -> str:
-    if not path.is_file():
-        return f"data file {path.name} is not in {path.parent}"
-    return "" if file_sha256(path) == sha else f"data file {path.name} changed"
+def _changed_code(made: dict, now: dict) -> list[str]:
+    return [f"{name} changed" for name in sorted(now | made) if now.get(name) != made.get(name)]
+
+
+def _changed_data(files: dict) -> list[str]:
+    if files and not any((data_dir() / name).exists() for name in files):
+        return [f"none of its {len(files)} data files is in {data_dir()}: is SIEVE_DATA set?"]
+    found = []
+    for path, sha in ((data_dir() / name, sha) for name, sha in files.items()):
+        if not path.is_file():
+            found.append(f"data file {path.name} is not in {path.parent}")
+        elif file_sha256(path) != sha:
+            found.append(f"data file {path.name} changed")
+    return found
 
 
 @patch
@@ -331,27 +317,16 @@ def stale_because(self: Run) -> list[str]:
     "Every way in which today's code, data and upstream runs differ from those that made the run."
     made = self.provenance
     try:
-        now = code_hashes(self.notebook)
+        reasons = _changed_code(made.get("code", {}), code_hashes(self.notebook))
     except RunError:
         return ["its notebook is gone"]
-    reasons = [
-        f"{name} changed"
-        for name in sorted(now | made.get("code", {}))
-        if now.get(name) != made.get("code", {}).get(name)
-    ]
-    if made.get("data") and not any((data_dir() / name).exists() for name in made["data"]):
-        reasons.append(f"none of its {len(made['data'])} data files is in {data_dir()}: is SIEVE_DATA set?")
-    else:
-        reasons += filter(
-            None, (_changed(data_dir() / name, sha) for name, sha in made.get("data", {}).items())
-        )
+    reasons += _changed_data(made.get("data", {}))
+    upstream = made.get("upstream", {}).items()
     return reasons + [
-        f"{run} was made again"
-        for run, print_ in made.get("upstream", {}).items()
-        if _fingerprint_now(run) not in ("", print_)
+        f"{run} was made again" for run, was in upstream if _fingerprint_now(run) not in ("", was)
     ]
 
-
+# %% ../../nbs/core/2_runs.ipynb #runs-stale
 @patch
 def stale(self: Run) -> bool:
     "Whether today's code, data or upstream runs differ from those that made the run."
@@ -366,36 +341,32 @@ def _clear(run: Run, code: dict) -> None:
     (run.folder / "result.json").unlink(missing_ok=True)  # first: from here on the run is not finished
     keep = {"run.ipynb"} | ({"checkpoints"} if run.provenance.get("code") == code else set())
     for path in run.folder.iterdir() if run.folder.exists() else []:
-        if path.name in keep:
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.name not in keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _check_injected(notebook: str, scope: dict) -> None:  # papermill only warns of a mistyped -p
     for cell in scope.get("In", []):
-        if not cell.startswith("# Parameters\n"):
-            continue
-        names = [
-            t.id
-            for node in ast.parse(cell).body
-            if isinstance(node, ast.Assign)
-            for t in node.targets
-            if isinstance(t, ast.Name)
-        ]
-        fill(notebook, {name: scope[name] for name in names})
+        if cell.startswith("# Parameters\n"):
+            targets = [t for node in ast.parse(cell).body for t in getattr(node, "targets", [])]
+            fill(notebook, {t.id: scope[t.id] for t in targets if isinstance(t, ast.Name)})
 
 
+def _params_of(notebook: str, scope: dict) -> dict:
+    _check_injected(notebook, scope)
+    params = fill(notebook, {name: scope[name] for name in parameters(notebook) if name in scope})
+    if wrong := wrong_upstream(notebook, params):
+        raise RunError(wrong)
+    scope.update(params)
+    return params
+
+# %% ../../nbs/core/2_runs.ipynb #runs-start
 def start(
     notebook: str,  # the notebook's own name, as `finetune`
     scope: dict,  # its `globals()`; parameters found there are cast in place
 ) -> Run:
     "The run that the parameters name: its lock taken, its folder cleared, params.json written."
-    known = parameters(notebook)
-    _check_injected(notebook, scope)
-    params = fill(notebook, {name: scope[name] for name in known if name in scope})
-    scope.update(params)
-    if wrong := wrong_upstream(notebook, params):
-        raise RunError(wrong)
+    params = _params_of(notebook, scope)
     run = Run(notebook, run_key(notebook, params))
     waited = _hold(notebook, run.key)
     if (waited or os.environ.get("SIEVE_JOB") == str(run)) and run.finished():
@@ -403,15 +374,9 @@ def start(
         raise AlreadyFinished(f"{run} was finished by another process; read it with find_run('{run.key}')")
     code = code_hashes(notebook)
     _clear(run, code)
-    made = {
-        "notebook": notebook,
-        "key": run.key,
-        "parameters": params,
-        "code": code,
-        "data": {},
-        "upstream": _upstream(params),
-    }
-    write_json(run.folder / "params.json", made | {"environment": environment(), "started": time.time()})
+    made = {"notebook": notebook, "key": run.key, "parameters": params, "code": code, "data": {}}
+    made |= {"upstream": _upstream(params), "environment": environment(), "started": time.time()}
+    write_json(run.folder / "params.json", made)
     return run
 
 # %% ../../nbs/core/2_runs.ipynb #c8da1f39
@@ -426,13 +391,13 @@ def path(
     (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
     return self.folder / name
 
-
+# %% ../../nbs/core/2_runs.ipynb #runs-note
 @patch
 def note(self: Run, **values) -> None:
     "Add fields to params.json, for what may differ when the run is made again (times, devices)."
     write_json(self.folder / "params.json", self.provenance | plain(values))
 
-
+# %% ../../nbs/core/2_runs.ipynb #runs-uses
 @patch
 def uses(
     self: Run,
@@ -477,22 +442,19 @@ def finish(
 ) -> dict:
     "Write the checksums of all artefacts into result.json, in one step, and let the run's lock go."
     made = self.provenance
-    params = {"seed": None, "source": None} | made["parameters"]
-    who = identity_of(params, identity or {})
-    files = {
-        n: {"size": p.stat().st_size, "sha256": file_sha256(p)}
-        for n, p in _artefact_files(self.folder).items()
-    }
+    who, files = identity_of(made["parameters"], identity or {}), _artefact_files(self.folder)
     self.note(finished=time.time(), seconds=time.time() - made["started"])
-    result = plain(extra) | {
-        "schema_version": SCHEMA,
-        "identity": who,
-        "metrics": plain([who | row for row in metrics]),
-        "artefacts": files,
-        "seed": params["seed"],
-        "source": params["source"],
-        "parameters": in_key(self.notebook, made["parameters"]),
-    }
+    result = (
+        plain(extra)
+        | {
+            "schema_version": SCHEMA,
+            "identity": who,
+            "metrics": plain([who | row for row in metrics]),
+            "artefacts": {n: {"size": p.stat().st_size, "sha256": file_sha256(p)} for n, p in files.items()},
+            "parameters": in_key(self.notebook, made["parameters"]),
+        }
+        | {name: made["parameters"].get(name) for name in ("seed", "source")}
+    )
     write_json(self.folder / "result.json", _sealed(result))
     _release(self.notebook, self.key)
     return result
@@ -514,7 +476,7 @@ def artefact(
         raise CorruptRun(f"{self}: {wrong}")
     return self.folder / name
 
-
+# %% ../../nbs/core/2_runs.ipynb #00fe80-2
 def find_run(
     key: str,  # ten hex digits, or notebook/key
 ) -> Run:
@@ -552,7 +514,7 @@ def run_folders(
     "Every run that has a folder, finished or not."
     return [run for run in _named("") if notebook in (None, run.notebook)]
 
-
+# %% ../../nbs/core/2_runs.ipynb #b1e8b2-2
 def _rows(run: Run) -> list[dict]:
     if (wrong := run.problem()) and wrong != "not finished":
         warnings.warn(f"left out: {run}: {wrong}", stacklevel=3)

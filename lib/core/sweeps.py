@@ -65,7 +65,7 @@ def _listed(value) -> list:
 
 _Names = dict[str, Annotated[list[str], BeforeValidator(_listed)]]
 
-# %% ../../nbs/core/3_sweeps.ipynb #90cb23d2
+# %% ../../nbs/core/3_sweeps.ipynb #90cb23d2-p1
 class Stage(_Strict):
     "One stage of a sweep, with the smoke block applied if asked for."
 
@@ -88,7 +88,7 @@ class Stage(_Strict):
         "Stages that must be planned before this one."
         return [name for names in [*self.sources.values(), *self.over.values()] for name in names]
 
-
+# %% ../../nbs/core/3_sweeps.ipynb #90cb23d2
 class _SmokeStage(_Strict):
     set: dict = {}
     grid: dict = {}
@@ -138,13 +138,13 @@ def _model(kind: type[_Strict], raw, place: str):
     value = errors[0]["input"]
     raise SweepError(f"{place}: {': '.join(path)} must be a {' or '.join(kinds)}, not {value!r}")
 
-# %% ../../nbs/core/3_sweeps.ipynb #22d4fff7
+# %% ../../nbs/core/3_sweeps.ipynb #22d4fff7-p1
 def _check_known(names, known, place: str, what: str) -> None:
     for name in names:
         if name not in known:
             raise SweepError(f"{place}: no {what} {name!r}{nearest(name, known)}")
 
-
+# %% ../../nbs/core/3_sweeps.ipynb #22d4fff7-p2
 def _check_parts(s: Stage, stages: dict) -> None:
     known, seen = _known(s), {}
     for part, names in {"set": s.set, "grid": s.grid, "from": s.sources, "over": s.over}.items():
@@ -163,7 +163,7 @@ def _check_parts(s: Stage, stages: dict) -> None:
     for values in (values for table in s.per.values() for values in table.values()):
         _check_known(values, known, f"{s._place}: per", f"parameter of {s.notebook} is called")
 
-
+# %% ../../nbs/core/3_sweeps.ipynb #22d4fff7
 def _known(s: Stage) -> dict:
     try:
         return parameters(s.notebook)
@@ -189,7 +189,7 @@ def _cast(s: Stage) -> None:  # what the file sets, to the notebook's types
     for label, table in s.per.items():
         s.per[label] = {value: all_of("per", values) for value, values in table.items()}
 
-# %% ../../nbs/core/3_sweeps.ipynb #dbc04c8a
+# %% ../../nbs/core/3_sweeps.ipynb #dbc04c8a-p1
 def _without(values: dict, *others) -> dict:
     return {name: value for name, value in values.items() if not any(name in other for other in others)}
 
@@ -202,7 +202,7 @@ def _check_smoke(smoke: _Smoke, stages: dict, place: str) -> None:
     _check_known(smoke.set, known, f"{place}: set", "parameter of any stage")
     _check_known(smoke.grid, grids, f"{place}: grid", "grid of any stage has")
 
-
+# %% ../../nbs/core/3_sweeps.ipynb #dbc04c8a
 def _smaller(s: Stage, smoke: _Smoke, place: str) -> Stage:
     own = smoke.stages.get(s._name, _SmokeStage())
     general = {p: v for p, v in smoke.set.items() if p in _known(s)}
@@ -275,7 +275,7 @@ def _check_where(where: dict, labels: list, place: str, strict: bool) -> None:
                 tail = nearest(value, dict.fromkeys(map(str, seen)))
                 raise SweepError(f"{place}: where: no run has {name} {value!r}{tail}")
 
-# %% ../../nbs/core/3_sweeps.ipynb #502181e8
+# %% ../../nbs/core/3_sweeps.ipynb #502181e8-p1
 def _groups(s: Stage, runs: list) -> list[dict]:  # the labels in `by`, once for each group
     stages = ", ".join(dict.fromkeys(r.stage for r in runs))
     known = sorted({name for r in runs for name in r.labels})
@@ -289,7 +289,7 @@ def _groups(s: Stage, runs: list) -> list[dict]:  # the labels in `by`, once for
         raise SweepError(f"{s._place}: by: no run of stage {stages} has all of {', '.join(s.by)}")
     return found
 
-
+# %% ../../nbs/core/3_sweeps.ipynb #502181e8
 def _collect(s: Stage, rows: list, done: dict) -> list:
     members = {}
     for p, names in s.over.items():
@@ -308,7 +308,7 @@ def _collect(s: Stage, rows: list, done: dict) -> list:
             row.upstream = [*row.upstream, *chosen]
     return rows
 
-# %% ../../nbs/core/3_sweeps.ipynb #fbf219e4
+# %% ../../nbs/core/3_sweeps.ipynb #fbf219e4-p1
 @dataclass
 class Planned:
     "A run that a sweep asks for."
@@ -324,7 +324,7 @@ class Planned:
     def __str__(self):
         return f"{self.notebook}/{self.key}"
 
-
+# %% ../../nbs/core/3_sweeps.ipynb #fbf219e4
 def _planned(s: Stage, row: _Row, keys: dict) -> Planned:
     inherited = {name: value for name, value in row.labels.items() if name in _known(s)}
     per = {}
@@ -340,7 +340,7 @@ def _planned(s: Stage, row: _Row, keys: dict) -> Planned:
     key, resources = run_key(s.notebook, params), s.resources.model_dump(exclude_unset=True)
     return Planned(s._name, s.notebook, key, params, row.labels, row.upstream, resources)
 
-# %% ../../nbs/core/3_sweeps.ipynb #a704be61
+# %% ../../nbs/core/3_sweeps.ipynb #a704be61-p1
 def _expand(s: Stage, done: dict, strict: bool) -> list[Planned]:
     rows = [_Row({})]
     for param, names in s.sources.items():
@@ -358,7 +358,7 @@ def _expand(s: Stage, done: dict, strict: bool) -> list[Planned]:
     keys = {r.key: r.notebook for runs in done.values() for r in runs}
     return [_planned(s, row, keys) for row in rows]
 
-
+# %% ../../nbs/core/3_sweeps.ipynb #a704be61
 def _ordered(stages: dict, place: str) -> list[str]:  # upstream first, else as in the file
     order = []
 
@@ -376,7 +376,7 @@ def _ordered(stages: dict, place: str) -> list[str]:  # upstream first, else as 
         visit(name, [])
     return order
 
-# %% ../../nbs/core/3_sweeps.ipynb #9fcf0090
+# %% ../../nbs/core/3_sweeps.ipynb #9fcf0090-p1
 @dataclass
 class Sweep:
     "A sweep file, read, checked and expanded."
@@ -391,7 +391,7 @@ class Sweep:
         "notebook/key -> Planned; a run that two stages ask for stands once."
         return {str(r): r for r in self.planned}
 
-
+# %% ../../nbs/core/3_sweeps.ipynb #9fcf0090
 def _stages(file: _File, place: str) -> dict[str, Stage]:
     stages = {name: _model(Stage, raw, f"{place}: stage {name}") for name, raw in file.stages.items()}
     if not stages:
@@ -431,7 +431,7 @@ def check_inputs(
     runs: list[Planned],  # those still to be made
     path: Path,  # the sweep file, for messages
 ) -> None:
-    "Execute the cell tagged `checks` of every notebook, once for each set of values; SweepError with its answer."
+    "Execute every notebook's cell tagged `checks`, once for each set of values; SweepError with its answer."
     asked = set()
     for r in runs:
         source = checks(r.notebook)

@@ -28,7 +28,7 @@ def refused(
 # %% ../../nbs/core/0_testing.ipynb #testing-interrupt
 def interrupt_at(
     step: int,  # optimiser steps done by then
-    gently: bool = False,  # as a trainer that has enough; else as a user's Ctrl-C, before anything is saved there
+    gently: bool = False,  # as a trainer that has enough; else as Ctrl-C, before anything is saved there
 ):
     "A callback that ends the training at a step."
     from transformers import TrainerCallback

@@ -18,7 +18,7 @@ from scipy.special import log_softmax
 from ..core.base import data_dir
 from ..core.keys import digest
 from ..core.runs import Run, find_run
-from ..data.formats import DataError
+from ..core.base import DataError
 from ..data.synthetic_nli import fill_knobs
 from ..data.tasks import TASKS, Task
 from .bias_models import check_file

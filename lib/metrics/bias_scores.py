@@ -24,9 +24,9 @@ from lib.metrics.bias import (
     shared_positions,
     stereo_test,
 )
-from ..data.formats import DataError
+from ..core.base import DataError
 from ..data.synthetic_gender import planted_association, planted_choices, planted_pairs_of_sentences
-from ..core.runs import data_dir
+from ..core.base import data_dir
 
 # %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-05
 ENCODERS = {  # (last hidden state (B, T, D), mask (B, T)) -> (B, D)

@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 
 from ..data.gender import epoch_order, pad_keywords
 from lib.losses.debias import (
+    DebiasWeights,
     attribute_vectors,
-    chosen,
+    select_layers,
     debias_loss,
     hidden_states,
     keyword_rows,
@@ -43,7 +44,7 @@ def projection(
     named = [([g] * len(b["input_ids"]), b) for g in ("male", "female") for b in cut(g)]
     vectors, _ = attribute_vectors(model, named, layers)
     model.eval()
-    hidden = [(chosen(hidden_states(model, b), layers).float(), b) for b in cut("stereotype")]
+    hidden = [(select_layers(hidden_states(model, b), layers).float(), b) for b in cut("stereotype")]
     targets = torch.cat([keyword_rows(h, b["keyword"].to(model.device)) for h, b in hidden])
     lengths = (targets**2).sum(1).mean() * (vectors**2).sum(1).mean()
     return float(orthogonality(targets, vectors) / len(vectors) / lengths)
@@ -131,13 +132,13 @@ class Debiasing(nn.Module):
 
     def forward(self, model, batch: dict) -> Tensor:
         given, keyword = self.settings, batch["attributes"]["keyword"]
-        hidden = chosen(hidden_states(model, batch["targets"]), given.layers)
+        hidden = select_layers(hidden_states(model, batch["targets"]), given.layers)
         targets = target_rows(hidden, batch["targets"], given.mode, given.pads)
         now = keyword_rows(torch.stack(hidden_states(model, batch["attributes"])), keyword)
         with torch.no_grad():
             before = keyword_rows(torch.stack(hidden_states(self.fixed[0], batch["attributes"])), keyword)
-        weights = (given.alpha, given.beta, given.form, given.sign)
-        return debias_loss(targets.float(), self.vectors, now.float(), before.float(), *weights)
+        weights = DebiasWeights(given.alpha, given.beta, given.form, given.sign)
+        return debias_loss(targets.float(), self.vectors, now.float(), before.float(), weights)
 
 # %% ../../nbs/training/4_debiasing.ipynb #debiasing-03
 def _debiasing_loss(model, batch: dict, step: int) -> Tensor:

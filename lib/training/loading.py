@@ -25,10 +25,11 @@ from transformers.utils import logging
 from ..core.base import nearest, rng_for
 from ..core.runs import find_run
 from ..data.formats import hub_reachable
-from ..data.tasks import DataError, Task, task_texts, tiny_tokenizer
+from ..core.base import DataError
+from ..data.tasks import Task, task_texts, tiny_tokenizer
 from ..models.architectures import ARCHITECTURES, model_class
-from ..models.shrunken import is_shrunken
-from ..models.units import load
+from ..models.shrink import is_shrunken
+from ..models.shrink import load
 
 logging.set_verbosity_error()  # a new head is no news
 

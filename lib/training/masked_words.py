@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling
 
 from ..core.base import rng_for
-from ..data.tasks import DataError, Task, tokenized
+from ..core.base import DataError
+from ..data.tasks import Task, tokenized
 from .loading import check_model, model_place, tiny_model
 from .trainer import Optim, Recipe, Trained, train
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from ..data.ood import as_set
-from ..data.tasks import DataError, Task, collator, tokenized
+from ..core.base import DataError
+from ..data.tasks import Task, collator, tokenized
 from ..metrics.scores import accuracy_by, predictions, score
 from .trainer import Recipe
 

@@ -31,7 +31,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..maskers.passes import masked
 from ..models.architectures import architecture, parts
-from ..models.shrunken import distinct
+from ..models.shrink import untied_state_dict
 from ..models.units import attach
 
 # %% ../../nbs/training/2_trainer.ipynb #steps-01
@@ -174,7 +174,7 @@ def trained_state(
 ) -> dict[str, Tensor]:
     "The state dict with every tensor once, without the parameters that are frozen"
     frozen = {p.data_ptr() for p in model.parameters() if not p.requires_grad and p.numel()}
-    return {n: t for n, t in distinct(model).items() if not t.numel() or t.data_ptr() not in frozen}
+    return {n: t for n, t in untied_state_dict(model).items() if not t.numel() or t.data_ptr() not in frozen}
 
 
 def load_trained(

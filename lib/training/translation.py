@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy
 from transformers import MarianConfig, MarianMTModel
 
 from ..core.base import nearest
-from ..data.tasks import DataError, Task
+from ..core.base import DataError
+from ..data.tasks import Task
 from lib.data.translation import (
     EOS,
     PAD,
@@ -30,8 +31,8 @@ from lib.data.translation import (
     pair_tokenizer,
     token_batches,
 )
-from ..models.shrunken import is_shrunken
-from ..models.units import load
+from ..models.shrink import is_shrunken
+from ..models.shrink import load
 from .loading import check_model, load_model, model_place
 from .recipes import classification, criterion, score_sets, summed_loss
 from .trainer import Optim, Recipe
