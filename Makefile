@@ -1,4 +1,4 @@
-# make demo: set up, run the small study on planted data, write the report.   make test: set up, pass the tests.
+# make demo: set up, run the small study on synthetic data, write the report.   make test: set up, pass the tests.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SHELL  := /bin/bash
 VENV   := .venv

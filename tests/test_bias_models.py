@@ -119,7 +119,8 @@ def test_stored_predictions_find_their_rows_by_id_and_their_columns_by_name(tmp_
         )
     table = {i: np.log([0.1 * i, 1 - 0.1 * i]).tolist() for i in range(1, 10)}
     (tmp_path / "qqp.json").write_text(json.dumps(table))
-    cells = [c for c in nbformat.read(notebook_path("bias_model"), 4).cells if c.cell_type == "code"][:4]
+    code = [c for c in nbformat.read(notebook_path("bias_model"), 4).cells if c.cell_type == "code"]
+    cells = [c for c in code if "checks" not in c.metadata.get("tags", [])][:4]
 
     def read(**given):
         scope = {}

@@ -89,7 +89,7 @@ def test_counts(real_data):
 def test_every_public_test_runs_on_a_small_encoder(real_data, tmp_path, monkeypatch):
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
     folder = real_data("bias")
-    task = load_task("planted-gender", knobs={"train": 200, "dev": 10})
+    task = load_task("synthetic-gender", settings={"train": 200, "dev": 10})
     model, tokenizer = load_masked_lm(
         "tiny", task, 0, tiny=dict(layers=1, width=32, heads=2, vocab=300, length=64)
     )
@@ -118,15 +118,15 @@ SIZES = dict(
     max_position_embeddings=64,
 )
 SWEEP = """
-set: {task: planted-gender, knobs: {train: 300, dev: 20}, seat: ["6"]}
+set: {task: synthetic-gender, settings: {train: 300, dev: 20}, seat: ["6"]}
 stages:
 """
 STAGES = {
-    "albert": "{notebook: movement, set: {scores: none, model: FOLDER/albert, tests: [planted, seat], max_steps: 4, lr: 1.0e-3}, grid: {layers: [all]}}",
-    "asked": "{notebook: bias_tests, set: {tests: [seat, planted], encoder: cls}, from: {model: albert}}",
-    "electra": "{notebook: movement, set: {scores: none, head: encoder, model: FOLDER/electra, tests: [seat], max_steps: 4, lr: 1.0e-3}, grid: {layers: [intermediate]}}",
+    "albert": "{notebook: train_mask, set: {masker: none, loss: debiasing, head: masked_lm, model: FOLDER/albert, tests: [synthetic, seat], max_steps: 4, max_length: 32, keep_model: true, lr: 1.0e-3}, grid: {loss_options: [{layers: all}]}}",
+    "asked": "{notebook: bias_tests, set: {tests: [seat, synthetic], encoder: cls}, from: {model: albert}}",
+    "electra": "{notebook: train_mask, set: {masker: none, loss: debiasing, head: encoder, model: FOLDER/electra, tests: [seat], max_steps: 4, max_length: 32, keep_model: true, lr: 1.0e-3}, grid: {loss_options: [{layers: intermediate}]}}",
     "bare": "{notebook: bias_tests, set: {tests: [seat], head: encoder, encoder: cls}, from: {model: electra}}",
-    "pruned": "{notebook: movement, set: {scores: random, head: encoder, model: FOLDER/electra, tests: [seat], block: 8x8, keep_model: false}}",
+    "pruned": "{notebook: train_mask, set: {masker: random, sparsity: 0.3, loss: debiasing, head: encoder, model: FOLDER/electra, tests: [seat], max_steps: 12, max_length: 32, units: block, unit_options: {block: 8x8}}}",
     "masked": "{notebook: bias_tests, set: {tests: [seat], head: encoder, encoder: cls, model: FOLDER/electra}, from: {mask: pruned}}",
 }
 
@@ -136,7 +136,7 @@ def checkpoints(tmp_path_factory):
     "Models without a row in the table of architectures, or without a head that fills in words; and one of SEAT's tests."
     folder, texts = (
         tmp_path_factory.mktemp("checkpoints"),
-        load_task("planted-gender", knobs={"train": 300, "dev": 20}).splits["train"]["text_a"][:],
+        load_task("synthetic-gender", settings={"train": 300, "dev": 20}).splits["train"]["text_a"][:],
     )
     tokenizer = tiny_tokenizer(texts, 400)
     torch.manual_seed(0)
@@ -212,6 +212,6 @@ def test_models_without_masks_or_heads_are_debiased_and_what_is_kept_tests_the_s
 
 def test_what_a_model_cannot_do_is_said_before_anything_runs(checkpoints):
     done, _ = run(
-        checkpoints, {"albert": STAGES["albert"].replace("scores: none", "scores: random")}, "--dry-run"
+        checkpoints, {"albert": STAGES["albert"].replace("masker: none", "masker: random")}, "--dry-run"
     )
     assert done.returncode != 0 and "unknown architecture 'albert'" in done.stdout + done.stderr

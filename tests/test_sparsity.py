@@ -12,6 +12,7 @@ import pytest
 from lib.core.base import ROOT, outputs
 from lib.core.keys import notebook_path
 from lib.core.runs import find_run, start, start_of
+from lib.core.testing import write_notebook
 from lib.study.study import study
 from lib.study.subnetworks import (
     arranged,
@@ -75,12 +76,15 @@ class Study:
         ]
 
     def make(self, notebook, rows, **params):
-        run = start(notebook, {"task": "MNLI", "seed": 0, "source": "local", **params})
+        options = {n: params[n] for n in ("initial", "init") if n in params and notebook == "train_mask"}
+        given = {n: v for n, v in params.items() if n not in options}
+        given |= {"masker_options": options} if options else {}
+        run = start(notebook, {"task": "MNLI", "seed": 0, "source": "local", **given})
         who = identity_of_run(notebook, params)
         if params.get("mask"):  # what was searched, and how it was tuned afterwards
             who, loss = find_run(params["mask"]).result["identity"] | {"seed": params["seed"]}, params["loss"]
             rows = [r | {"tuned": loss} for r in rows]
-        if notebook == "mask_training":
+        if notebook == "train_mask":
             pd.DataFrame(
                 [
                     {
@@ -104,7 +108,7 @@ class Study:
             **{"model": "bert-base-uncased", "bias": self.bias if loss != "ce" else "", **params},
         )
 
-    def mask(self, seed, model, loss, sparsity, own=0, other=0, notebook="mask_training", **params):
+    def mask(self, seed, model, loss, sparsity, own=0, other=0, notebook="train_mask", **params):
         rows = [
             *self.rows(
                 seed, own - 0.2 * sparsity**4, other + 0.05 * sparsity - 0.1 * sparsity**5, sparsity=sparsity
@@ -293,7 +297,7 @@ def test_published_figures_stand_beside_their_own_rows(keys):
 
 
 def test_evaluations_are_of_what_they_evaluate(keys):
-    mask = next(k for k in keys if find_run(k).notebook == "mask_training")
+    mask = next(k for k in keys if find_run(k).notebook == "train_mask")
     p, s = find_run(mask).params, Study()
     about = find_run(mask).result["identity"] | {"subject": mask, "mask": mask}
     more = s.make(
@@ -364,17 +368,8 @@ def test_the_notebook_reads_them_all(keys, tmp_path):
 
 def test_an_experiment_that_nobody_knows_stands_in_the_figures(keys, tmp_path, monkeypatch):
     "A notebook written tomorrow: its rows say what they are, and no line of the library names it."
-    place = tmp_path / "nbs" / "experiments"
-    place.mkdir(parents=True)
-    cell = {
-        "cell_type": "code",
-        "metadata": {"tags": ["parameters"]},
-        "source": 'model: str = ""  # run\ntask: str = ""  # task\nseed: int = 0  # seed\n',
-        "outputs": [],
-        "execution_count": None,
-    }
-    book = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
-    (place / "tomorrow.ipynb").write_text(json.dumps(book))
+    parameters = 'model: str = ""  # run\ntask: str = ""  # task\nseed: int = 0  # seed'
+    write_notebook(tmp_path / "nbs" / "experiments" / "tomorrow.ipynb", parameters)
     monkeypatch.setenv("SIEVE_NBS", str(tmp_path / "nbs"))
     s, new = Study(), []
     full = [

@@ -4,12 +4,12 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from lib.maskers.head_gates import HeadGate
-from lib.training.gate_training import training_only
 from test_speed_masks import VOCABULARY, times
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from lib.models.architectures import parts
+from lib.maskers.maskers import make_masker
+from lib.maskers.passes import masked
+from lib.training.trainer import first_token
 
 
 class Step:
@@ -28,9 +28,11 @@ class Step:
         self.model, self.held = AutoModelForSequenceClassification.from_config(config).train(), ExitStack()
         groups = [{"params": list(self.model.parameters()), "lr": 5e-5}] if joint else []
         if gates:
-            gate = HeadGate(parts(self.model).kinds, 6, "dsp", 18)
-            gate.temperature = 1.0
-            self.held.enter_context(training_only(self.model, gate, joint))
+            gate = make_masker("dsp", self.model, steps=100, k=18, cooldown=100)
+            gate.number = 1.0
+            self.held.enter_context(masked(self.model, gate, freeze=not joint))
+            if not joint:
+                self.held.enter_context(first_token(self.model))
             groups.append({"params": list(gate.parameters()), "lr": 0.5})
         self.optimiser = torch.optim.AdamW(groups, weight_decay=0)
         self.batch = {

@@ -9,19 +9,31 @@ from statistics import median
 
 import pytest
 import torch
-from lib.maskers.mask_training import estimate, learned_mask, learning, update
 from transformers import AutoModelForSequenceClassification, BertConfig
 
+from lib.maskers.maskers import make_masker
+from lib.maskers.passes import masked
+from lib.maskers.thresholds import estimated_level, exact_level
 from lib.models.units import attach
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY = 2000  # small: embeddings are fine-tuned but never masked, and would flatter the mask
 
 
+def moved(how, **given):
+    "masker -> the threshold of every matrix where the sparsity wants it"
+
+    def move(masker, sparsity):
+        for key, s in masker.named_scores().items():
+            masker.set_level(key, how({key: s.detach()}, masker.level(key), sparsity, **given))
+
+    return move
+
+
 class Step:
     "One training step, as often as it is called: fine-tuning, or learning a mask over the encoder's matrices"
 
-    def __init__(self, masked=True, move=None, plain_path=False, sparsity=0.5):
+    def __init__(self, with_mask=True, move=None, plain_path=False, sparsity=0.5):
         torch.manual_seed(0)
         config = BertConfig(
             vocab_size=VOCABULARY,
@@ -32,13 +44,15 @@ class Step:
             num_labels=3,
         )
         self.model, self.held = AutoModelForSequenceClassification.from_config(config).train(), ExitStack()
-        self.masker = learned_mask(self.model, sparsity, "soft") if masked else None
+        self.masker = (
+            make_masker("mask_training", self.model, sparsity=sparsity, init="soft") if with_mask else None
+        )
         self.move, self.plain_path, self.sparsity = move, plain_path, sparsity
         if plain_path:
             self.model.requires_grad_(False)
-        elif masked:
-            self.held.enter_context(learning(self.model, self.masker))
-        trained = self.masker.parameters() if masked else self.model.parameters()
+        elif with_mask:
+            self.held.enter_context(masked(self.model, self.masker, freeze=True))
+        trained = self.masker.parameters() if with_mask else self.model.parameters()
         self.optimiser = torch.optim.AdamW([p for p in trained if p.requires_grad], lr=5e-5, weight_decay=0)
         self.batch = {
             "input_ids": torch.randint(5, VOCABULARY, (16, 64)),
@@ -72,14 +86,14 @@ def times(calls, repetitions):
 def test_a_mask_training_step_costs_little_more_than_a_fine_tuning_step():
     torch.set_num_threads(1)
     methods = {
-        f"exact threshold at every step, {m}": Step(move=lambda mask, s, m=m: update(mask, s, method=m))
+        f"exact threshold at every step, {m}": Step(move=moved(exact_level, method=m))
         for m in ("partition", "kthvalue", "sort")
     }
     found = times(
         {
-            "fine-tuning": Step(masked=False),
+            "fine-tuning": Step(with_mask=False),
             "mask": Step(),
-            "estimated threshold at every step": Step(move=estimate),
+            "estimated threshold at every step": Step(move=moved(estimated_level)),
             **methods,
             "mask by the plain path": Step(plain_path=True),
         },
@@ -101,7 +115,7 @@ def peak(masked):
         "import re, sys; sys.path.insert(0, 'tests'); import torch; torch.set_num_threads(1); from test_speed_masks import Step\n"
         r"used = lambda: int(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read()).group(1)) / 1024"
         "\n"
-        f"before, step = used(), Step(masked={masked})\nfor _ in range(3): step()\nprint(used() - before)"
+        f"before, step = used(), Step(with_mask={masked})\nfor _ in range(3): step()\nprint(used() - before)"
     )
     return float(
         subprocess.run(

@@ -4,18 +4,18 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from lib.maskers.movement import RULES, MovementMasker, moved, plan
-from lib.maskers.movement_schedule import MovementSchedule, movement_groups
 from test_speed_masks import VOCABULARY, times
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from lib.maskers.passes import penalty
+from lib.maskers.maskers import make_masker
+from lib.maskers.passes import masked
+from lib.maskers.thresholds import CUTS
 
 
 class Step:
     "One training step of a BERT of 6 layers, 384 wide: all weights, or the scores alone"
 
-    def __init__(self, masker=None, final=0.1, initial=0.0, rows=16, **granularity):
+    def __init__(self, rule=None, final=0.1, initial=0.0, rows=16, **granularity):
         torch.manual_seed(0)
         config = BertConfig(
             vocab_size=VOCABULARY,
@@ -31,15 +31,13 @@ class Step:
             None,
             0,
         )
-        if masker:
-            self.masker, self.schedule = (
-                MovementMasker(plan(self.model, **granularity), masker, init="uniform", scale=0.01),
-                MovementSchedule(100, initial, final),
-            )
-            self.held.enter_context(moved(self.model, self.masker))
-        self.optimiser = torch.optim.AdamW(
-            movement_groups(self.model) if masker else self.model.parameters(), lr=5e-5, weight_decay=0
-        )
+        if rule:
+            ends = {"sparsity": 1 - final} if rule == "topk" else {"initial": initial, "final": final}
+            own = dict(rule=rule, init="uniform", init_scale=0.01, regulariser="l1", **ends)
+            self.masker = make_masker("movement", self.model, steps=100, unit_options=granularity, **own)
+            self.held.enter_context(masked(self.model, self.masker, freeze=True))
+        groups = [{"params": list(self.masker.parameters()), "lr": 1e-2}] if rule else self.model.parameters()
+        self.optimiser = torch.optim.AdamW(groups, lr=5e-5, weight_decay=0)
         self.batch = {
             "input_ids": torch.randint(5, VOCABULARY, (rows, 64)),
             "attention_mask": torch.ones(rows, 64, dtype=torch.long),
@@ -48,10 +46,11 @@ class Step:
 
     def __call__(self):
         self.optimiser.zero_grad()
-        loss = self.model(**self.batch).loss
         if self.masker:
-            self.schedule.set(self.masker, self.step)
-            loss, self.step = loss + self.schedule.weight(self.step) * penalty(self.masker), self.step + 1
+            self.masker.advance(self.step)
+        loss, self.step = self.model(**self.batch).loss, self.step + 1
+        if self.masker:
+            loss = loss + self.masker.penalty()
         loss.backward()
         self.optimiser.step()
 
@@ -69,7 +68,7 @@ def by_sorting(scores, p, minimum=0.0):
 @pytest.mark.slow
 def test_a_scheduled_threshold_is_twice_as_fast_as_sorting(monkeypatch):
     torch.set_num_threads(1)
-    monkeypatch.setitem(RULES, "topk", by_sorting)
+    monkeypatch.setitem(CUTS, "topk", by_sorting)
     weights = {
         "rows": 8,
         "block": (1, 1),

@@ -17,16 +17,24 @@ from torch.nn.functional import cross_entropy
 from lib.data.tasks import load_task
 from lib.models.masks import save_mask
 from lib.core.runs import seed_everything
-from lib.training.subnetworks import imp, train_mask
-from lib.training.trainer import load_model
+from lib.maskers.maskers import make_masker
+from lib.training.loading import load_model
+from lib.training.recipes import classification
+from lib.training.search import PruningPlan, iterative_pruning
+from lib.training.trainer import Evaluation, Optim, ScoreOptim, train
 seed_everything(0, 1)
-task = load_task("planted-nli", knobs={"train": 320, "dev": 60, "ood": 20})
+task = load_task("synthetic-nli", settings={"train": 320, "dev": 60, "ood": 20})
 model, tokenizer = load_model("tiny", task, 0, tiny={"layers": 2, "width": 32, "heads": 2, "length": 48})
-bias = np.log(np.random.default_rng(0).dirichlet([1, 1], 320))
-same = dict(select=task.splits["dev"], lr=1e-3, epochs=4, folder=Path(sys.argv[1]) / "checkpoints", save_steps=4, columns={"bias": bias}, loss=lambda z, y, bias: cross_entropy(z + bias, y))
+bias, folder = np.log(np.random.default_rng(0).dirichlet([1, 1], 320)), Path(sys.argv[1]) / "checkpoints"
+poe = lambda z, y, bias: cross_entropy(z + bias, y)
+recipe = classification(tokenizer, task, select=task.splits["dev"], columns={"bias": bias}, loss=poe)
+optim = Optim(lr=1e-3, epochs=4, save_steps=4)
 if sys.argv[2] == "mask":
-    masks = {"": train_mask(model, tokenizer, task, sparsity=0.7, initial=0.3, init="soft", update_every=6, estimate_every=1, start_ratio=0.5, **same).mask}
-else: masks = imp(model, tokenizer, task, rewind=True, **same).mask
+    given = dict(sparsity=0.7, initial=0.3, init="soft", update_every=6, estimate_every=1)
+    masker = make_masker("mask_training", model, steps=40, epoch_steps=10, **given)
+    best = Evaluation(6, keep="best", start_ratio=0.5)
+    masks = {"": train(model, recipe, optim, masker=masker, scores=ScoreOptim(1e-3), evaluation=best, folder=folder).mask}
+else: masks = iterative_pruning(model, recipe, optim, PruningPlan(rewind=True), folder=folder).masks
 for sparsity, mask in masks.items(): save_mask(mask, Path(sys.argv[1]) / f"mask{sparsity}.safetensors", "tiny")
 print(*(hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path(sys.argv[1]).glob("mask*.safetensors"))))
 """

@@ -153,11 +153,11 @@ def test_what_only_the_data_can_tell_is_asked_before_anything_starts(project, ca
 
     write_notebook(
         project.folder / "experiments" / "task.ipynb",
-        'task: str = "planted-nli"  #\nsource: str = "auto"  #',
+        'task: str = "synthetic-nli"  #\nsource: str = "auto"  #',
         "raise SystemExit",
         checks="from lib.data.tasks import check_source\n\ncheck_source(task, source)",
     )
-    cases = [("planted-nil", "auto", "planted-nli"), ("RTE", "local", "RTE")]
+    cases = [("synthetic-nil", "auto", "synthetic-nli"), ("RTE", "local", "RTE")]
     for task, source, word in cases:
         path = project.write(
             f"stages:\n  one: {{notebook: task, set: {{task: {task}, source: {source}}}}}\n", "task.yaml"
@@ -181,9 +181,9 @@ def test_mask_training_of_the_robust_study_looks_as_often_as_published():
         {"MNLI": 1000, "QQP": 1000, "FEVER": 500},
     )
     looks = {
-        (r.stage, r.params["task"]): r.params["update_every"]
+        (r.stage, r.params["task"]): r.params["evaluate_every"]
         for r in sweep.planned
-        if r.notebook == "mask_training"
+        if r.notebook == "train_mask"
     }
     assert len(looks) > 40 and {k: n for k, n in looks.items() if n != often[k[1]]} == {}
 
@@ -195,7 +195,7 @@ def test_every_run_of_the_robust_study_is_read_by_an_analysis():
     unread = {
         r.stage
         for r in sweep.planned
-        if str(r) not in read and r.notebook in ("finetune", "mask_training", "iterative_pruning")
+        if str(r) not in read and r.notebook in ("finetune", "train_mask", "iterative_pruning")
     }
     assert unread <= {"full_stopped", "imp_rewound"} and all(
         str(r) in start for r in sweep.planned if r.stage in unread

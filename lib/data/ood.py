@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ..core.base import DataError, nearest, rng_for
-from .synthetic_nli import fill_knobs
+from .synthetic_nli import fill_settings
 from .tasks import TASKS, Splits, Task, check_source, dev_sets
 from .tasks import evaluation_sets, label_names, load_task, to_dataset
 
@@ -32,7 +32,7 @@ _SYMMETRIC = ["FEVER-Symmetric-v1", "FEVER-Symmetric-v2"]
 OOD_SETS = dict.fromkeys(("HANS", "hans-regenerated", "hans-regenerated-halves"), _HANS)
 OOD_SETS |= dict.fromkeys(("PAWS-QQP", "paws-qqp-dev"), OodSet("dev"))
 OOD_SETS |= dict.fromkeys(("PAWS-Wiki", "paws-x-en", *_SYMMETRIC), OodSet("test"))
-OOD = {  # task -> the sets that belong to it; a planted task has its own split
+OOD = {  # task -> the sets that belong to it; a synthetic task has its own split
     "MNLI": ["HANS"],
     "QQP": ["PAWS-QQP", "PAWS-Wiki"],
     "FEVER": _SYMMETRIC,
@@ -69,7 +69,7 @@ class EvaluationSet:
 
     rows: object  # Dataset
     metrics: list[str]  # the first is the criterion
-    source: str = ""  # local, hub or planted
+    source: str = ""  # local, hub or synthetic
     collapse: dict = field(default_factory=dict)  # answered position -> position that it counts as
     by: tuple = ()  # columns within which accuracy is reported
     files: Mapping = field(default_factory=dict)  # path below the data folder -> sha256
@@ -181,8 +181,8 @@ def _ood_parts(name: str) -> list[tuple]:
 def _other_rows(task: Task, name: str, split: str, source: str) -> tuple[dict[str, list], dict]:
     "Columns of training rows out of distribution, labels as the task's positions; and their files"
     if TASKS[name].draw:
-        seed = fill_knobs(name, TASKS[name].knobs, task.knobs)["seed"] + 1
-        return load_task(name, knobs={**(task.knobs or {}), "seed": seed}).splits[split][:], {}
+        seed = fill_settings(name, TASKS[name].settings, task.settings)["seed"] + 1
+        return load_task(name, settings={**(task.settings or {}), "seed": seed}).splits[split][:], {}
     own, to = load_task(name, source, splits=[split]), list(label_map(name, task.labels).values())
     rows = own.splits[split][:]
     return rows | {"label": [to[y] for y in rows["label"]]}, own.files

@@ -6,7 +6,6 @@
 __all__ = ['SOURCES', 'check_objective', 'stored_file', 'save_log_probs', 'bias_column', 'teacher_column', 'objective_of']
 
 # %% ../../nbs/losses/5_loss_columns.ipynb #c42e09aa
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy.special import log_softmax
 
-from ..core.base import data_dir
+from ..core.base import DataError, data_dir
 from ..core.keys import digest
 from ..core.runs import Run, find_run
-from ..core.base import DataError
-from ..data.synthetic_nli import fill_knobs
+from ..data.synthetic_nli import fill_settings
 from ..data.tasks import TASKS, Task
 from .bias_models import check_file
 from .objectives import LOSSES, NEEDED, Loss, Objective, check_loss, options_of
@@ -81,16 +79,20 @@ def save_log_probs(
 
 # %% ../../nbs/losses/5_loss_columns.ipynb #0b5bfd8b
 def _check_run(run: Run, task: Task, n: int) -> None:
-    "DataError unless the run is of the task, its training rows were generated in the same way, and its answers are n"
+    "DataError unless the run is of the task, on training rows generated in the same way, with n answers"
     if run.params["task"] != task.name:
         raise DataError(f"{run} is of task {run.params['task']}, not {task.name}")
     if (form := TASKS.get(task.name)) and form.draw:
         theirs, ours = (
-            {k: v for k, v in fill_knobs(task.name, form.knobs, knobs).items() if k not in task.dev_sets}
-            for knobs in (run.params["knobs"], task.knobs)
+            {
+                k: v
+                for k, v in fill_settings(task.name, form.settings, settings).items()
+                if k not in task.dev_sets
+            }
+            for settings in (run.params["settings"], task.settings)
         )
         if theirs != ours:
-            raise DataError(f"{run} has the knobs {theirs}, and these training rows {ours}")
+            raise DataError(f"{run} has the settings {theirs}, and these training rows {ours}")
     if n != len(task.splits["train"]):
         raise DataError(
             f"{run} has answers for {n} rows, and {task.name} has {len(task.splits['train'])} training rows"
@@ -128,7 +130,8 @@ def teacher_column(
     table = table[(table.split == "train") & (table["mask"] == "" if "mask" in table else True)]
     if not len(table):
         raise DataError(
-            f"{run} has no answers of a whole model on training rows. Valid: a run of evaluate with sets [train]"
+            f"{run} has no answers of a whole model on training rows. "
+            "Valid: a run of evaluate with sets [train]"
         )
     _check_run(run, task, len(table))
     if list(table.idx) != list(rows["idx"]) or list(table.label) != list(rows["label"]):
@@ -143,8 +146,7 @@ def objective_of(
     options: dict | None = None,  # of the loss
     bias: str = "",  # run of bias_model
     teacher: str = "",  # run of evaluate
-    known: dict
-    | None = None,  # width of the last hidden state, steps of the training: filled in where the loss needs them
+    known: dict | None = None,  # width of the last hidden state, steps of the training: options it may need
 ) -> tuple[Objective | None, dict[str, np.ndarray] | None]:
     "(loss, columns) for `classification`; (None, None) for the task's own loss"
     row = check_objective(loss, options, bias, teacher)

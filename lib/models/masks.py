@@ -63,11 +63,13 @@ def save_mask(
     model: str,  # the model it belongs to: a name or a run key
     family: str = "",  # how it was found: heads_mlps | heads | mlps | magnitude | ...
     kind: str = "good",  # good | random | bad | inverted | zero
-    **provenance,  # anything else worth knowing (task, seed), as JSON; `ids` of the rows of entry `row`
+    **provenance,  # anything else worth knowing (task, seed, thresholds), as JSON; ids of the rows of entry `row`
 ) -> None:
     "Write a mask with its header; whole or not at all. Weight and block masks must hold 0 and 1 only"
-    if "row" in mask and len(provenance.get("ids", ())) != (n := mask["row"].numel()):
-        raise MaskError(f"{path}: a mask over rows needs their ids, one for each of {n} rows")
+    if "row" in mask and len(provenance.get("ids", ())) != mask["row"].numel():
+        raise MaskError(
+            f"{path}: a mask over rows needs their ids, one for each of {mask['row'].numel()} rows"
+        )
     stored, entries = {}, {}
     for key, value in mask.items():
         value = value.detach().cpu().contiguous()

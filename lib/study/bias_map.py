@@ -43,7 +43,8 @@ def tests_of_bias(
         goal=[GOALS[g].format(t) if g else "" for g, t in zip(goal, target)],
         target=target,
         state=frame.state.replace("", "after"),
-    ).reindex(columns=[*frame, "block", "lean", "low", "high"] if "lean" not in frame else None)
+        **{c: np.nan for c in ("lean", "low", "high") if c not in frame},
+    )
     return named[(named.split != "") & named.state.isin(["before", "after"])].reset_index(drop=True)
 
 # %% ../../nbs/study/6_bias_map.ipynb #09f-block-maps-06
@@ -112,9 +113,10 @@ def bias_tables(
         return {name: synthetic("bias", name) for name in BIAS_TABLES}
     tables = {name: [pd.DataFrame(columns=[*OF_MASKS, "level"])] for name in BIAS_TABLES}
     runs = scores[scores.target > 0].drop_duplicates("run")
-    runs = runs.assign(found=[find_run(key) for key in runs.run]).reindex(columns=[*runs, "found", "draw"])
-    runs = runs.loc[:, ~runs.columns.duplicated()]
-    runs = runs[["density.parquet" in r.result["artefacts"] for r in runs.found] & ~(runs.draw > 0)]
+    runs = runs.assign(found=[find_run(key) for key in runs.run])
+    first = ~(runs.draw > 0) if "draw" in runs else True
+    kept = runs.found.map(lambda run: "density.parquet" in run.result["artefacts"]).astype(bool)
+    runs = runs[kept & first]
     for same, part in runs.groupby(OF_MASKS, dropna=False, sort=False):
         for name, table in _of_seeds(list(part.found)).items():
             tables[name].append(table.assign(**dict(zip(OF_MASKS, same))))

@@ -491,12 +491,12 @@ def head_scores(
     "The first measure of every reported set, of full models and of models with k of their heads; `label` is the short name."
     frame = frame.assign(k=frame.kept_head if "kept_head" in frame else np.nan)
     frame = frame[~frame.split.isin(["", "select"]) & ~frame.method.str.startswith("in isolation")]
-    whole = (frame.role == "full") & (frame.units == "")
+    whole = (frame.method == WHOLE) & (frame.extra == "") & (frame.role == "full")
     frame = frame[whole | frame.k.notna() & frame.units.str.startswith("head")]
     if frame.empty:
         raise ValueError("none of these runs has scores of a model with some of its heads")
     first = frame.metric == frame.groupby(["task", "split"], sort=False).metric.transform("first")
-    one = frame[first].assign(label=frame.name.where(frame.role != "full", WHOLE))
+    one = frame[first].assign(label=frame.name.where(~whole, WHOLE))
     return one.assign(k=one.k.where(one.label != WHOLE, -1)).reset_index(drop=True)
 
 # %% ../../nbs/study/4_subnetworks.ipynb #sub-50-b

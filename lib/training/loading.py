@@ -87,7 +87,7 @@ def tiny_model(
     sizes: dict | None = None,  # those of TINY that differ; ffn follows the width
     attn: str = "sdpa",  # sdpa or eager
 ):
-    "A classifier of random weights in evaluation mode, and its tokenizer; DataError for an unknown size or type"
+    "A classifier of random weights in evaluation mode, and its tokenizer; DataError for an unknown size"
     if unknown := set(sizes or {}) - set(TINY):
         raise DataError(f"no tiny size {min(unknown)!r}{nearest(min(unknown), TINY)}")
     size = TINY | {"ffn": 4 * (sizes or {}).get("width", TINY["width"])} | (sizes or {})
@@ -128,8 +128,8 @@ def check_model(
 ):
     """Configuration of a model by name (None for tiny).
 
-    DataError if there is none, or its architecture has no row in the table of units, or where these are left alone
-    cannot fill in words."""
+    DataError if there is none, or its architecture has no row in the table of units, or (where these are left
+    alone) cannot fill in words."""
     if model == "tiny":
         return None
     place = model_place(model)
@@ -167,9 +167,8 @@ def _check_head(config, task: Task, model: str) -> dict:
     theirs = [config.id2label[i] for i in range(config.num_labels)]
     if theirs == list(ours["label2id"]) or theirs == [f"LABEL_{i}" for i in range(len(ours["label2id"]))]:
         return ours
-    raise DataError(
-        f"{model} answers {', '.join(theirs)}, but the labels of {task.name} are {', '.join(ours['label2id'])}"
-    )
+    labels = ", ".join(ours["label2id"])
+    raise DataError(f"{model} answers {', '.join(theirs)}, but the labels of {task.name} are {labels}")
 
 # %% ../../nbs/training/1_loading.ipynb #loading-10
 def load_model(

@@ -141,8 +141,7 @@ def classification(
     *,
     select=None,  # Dataset on which models are compared
     max_length: int = 128,  # tokens of a row
-    loss: Callable
-    | None = None,  # (logits, labels, **columns) -> scalar; default the task's. A module also gets step and hidden
+    loss: Callable | None = None,  # (logits, labels, **columns) -> scalar; a module also gets step, hidden
     columns: dict | None = None,  # name -> array with a row for each training row, for the loss
 ) -> Recipe:
     "A recipe to train a classifier, or a regression, on the task's training rows"

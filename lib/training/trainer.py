@@ -37,7 +37,7 @@ from ..models.units import attach
 # %% ../../nbs/training/2_trainer.ipynb #steps-01
 @dataclass(frozen=True)
 class Optim:
-    "How weights are trained; the defaults are those of fine-tuning (AdamW with eps 1e-8, gradient norm clipped at 1)."
+    "How weights are trained; the defaults are those of fine-tuning (AdamW, gradient norm clipped at 1)."
 
     lr: float = 2e-5  # peak rate
     epochs: float = 3.0  # over the rows
@@ -147,7 +147,7 @@ class Evaluation:
     "When a model in training is evaluated, and what is kept."
 
     every: int = 0  # optimiser steps from one evaluation to the next; 0: at each epoch's end
-    keep: str = "last"  # last | best | both: what the model is in the end (both: the last; the best waits in its file)
+    keep: str = "last"  # last | best | both: the model in the end (both: the last; the best has its file)
     start_ratio: float = 0.0  # share of the training before which nothing is kept
     metric: str = ""  # given to the recipe's `evaluate`
     watch: Callable | None = None  # model -> {name: number}, for further columns of the rows
@@ -479,7 +479,7 @@ def _part_of(model, objective: nn.Module | None) -> Iterator[None]:
 
 @contextmanager
 def _checkpointed(model, optim: Optim) -> Iterator[None]:
-    "Inside the context activations can be recomputed where the embeddings are frozen too; afterwards none are"
+    "Inside the context activations can be recomputed, frozen embeddings or not; afterwards none are"
     if not optim.checkpointing:
         yield
         return
@@ -543,9 +543,9 @@ def train(
     folder: Path | None = None,  # checkpoints and the best; a complete checkpoint there is resumed
     callbacks: tuple = (),  # further TrainerCallbacks
 ) -> Trained:
-    """Train a model, or a masker on it, for a recipe; leaves the model in evaluation mode and without the mask.
+    """Train a model, or a masker on it; the model is left in evaluation mode and without the mask.
 
-    FloatingPointError, with the step, for a loss that is no number, or a score that the best should be chosen by."""
+    FloatingPointError, with the step, for a loss that is no number, or such a score to choose the best by."""
     folder, moves = Path(folder or tempfile.mkdtemp()), masker if isinstance(masker, nn.Module) else None
     best, callback = best_file(folder), None
     if evaluation:

@@ -124,7 +124,7 @@ def load_translator(
     "(model in evaluation mode and float32, on the GPU if there is one; tokenizer)"
     if model == "tiny":
         tokenizer = pair_tokenizer(task, (TRANSLATOR | (tiny or {}))["merges"])
-        config = marian_config(*map(len, tokenizer.words), tiny)
+        config = marian_config(*tokenizer.sizes, tiny)
         net = MarianMTModel._from_config(config, attn_implementation=attn)
         initialise(net, seed)
     else:
