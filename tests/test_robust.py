@@ -83,7 +83,6 @@ def chain(outputs):
         evaluate_every=5,
         masker_options={"initial": 0.3},
         train_classifier=True,
-        sets=["report", "ood"],
         **SHORT,
     )
     alone = go("finetune", mask=mask, sparsity=0.5, bias=bias, loss="poe", **SHORT)
@@ -303,7 +302,7 @@ def test_controls(outputs, monkeypatch, tmp_path):
         for given in (dict(loss="ce"), dict(loss="poe", bias=plain, rewind=True, legacy=True))
     )
     assert ce["run"].key != old["run"].key and all(
-        torch.equal(ce["found"].mask[s][k], m) for s in (0.1, 0.9) for k, m in old["found"].mask[s].items()
+        torch.equal(ce["found"].masks[s][k], m) for s in (0.1, 0.9) for k, m in old["found"].masks[s].items()
     )
 
 
