@@ -6,7 +6,6 @@
 __all__ = ['SOURCES', 'check_objective', 'stored_file', 'save_log_probs', 'bias_column', 'teacher_column', 'objective_of']
 
 # %% ../../nbs/losses/5_loss_columns.ipynb #c42e09aa
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy.special import log_softmax
 
-from ..core.base import data_dir
+from ..core.base import DataError, data_dir
 from ..core.keys import digest
 from ..core.runs import Run, find_run
-from ..core.base import DataError
 from ..data.synthetic_nli import fill_settings
 from ..data.tasks import TASKS, Task
 from .bias_models import check_file

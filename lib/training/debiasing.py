@@ -91,7 +91,7 @@ class DebiasingBatches(Dataset):
     def attributes(self, by: str = "gender", epoch: int = 0) -> list[tuple[list, dict]]:
         """Names and batches, by which attribute vectors are taken.
 
-        Of either gender the sentences of the epoch, as many; or every sentence, once for each of its words."""
+        Of either gender the epoch's sentences, as many; or every sentence, once for each of its words."""
         pairs = self._named(by, epoch)
         parts = [pairs[i : i + self.batch_size] for i in range(0, len(pairs), self.batch_size)]
         return [

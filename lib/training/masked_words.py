@@ -42,7 +42,8 @@ def _check_whole(model: str, missing: list[str], encoder_only: bool) -> None:
     if lost:
         raise DataError(
             f"{model} has no trained masked-language-model head ({names} would be random), "
-            "and what random weights say of words is no bias. Valid: a checkpoint of a masked language model, or a run of masked_lm"
+            "and what random weights say of words is no bias. "
+            "Valid: a checkpoint of a masked language model, or a run of masked_lm"
         )
 
 
