@@ -1,4 +1,4 @@
-# make demo: set up, run the small study on planted data, write the report.   make test: set up, pass the tests.
+# make demo: set up, run the small study on synthetic data, write the report.   make test: set up, pass the tests.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SHELL  := /bin/bash
 VENV   := .venv
@@ -13,12 +13,13 @@ export TOKENIZERS_PARALLELISM := false
 
 setup: $(READY)
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml tools/sieve_lib_first.pth
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Sieve is tested on Python 3.11; {sys.executable} is {v[0]}.{v[1]}. Set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps kronfluence==1.0.1
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@cp tools/sieve_lib_first.pth $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/
 	@touch $@
 
 demo: $(READY)
@@ -26,7 +27,8 @@ demo: $(READY)
 	@$(BIN)/sieve report nbs/sweeps/demo.yaml
 
 lint: $(READY)
-	$(BIN)/ruff check nbs tests
+	$(BIN)/ruff check nbs tests tools
+	$(BIN)/ruff format --check -q nbs tests tools
 
 # notebooks first, pytest last: its summary closes the output
 test: $(READY) lint

@@ -2,7 +2,7 @@
 `sparsity`, synthetic scores of sparse subnetworks in and out of distribution, `heads`, synthetic scores over the number of heads, `rows`, a synthetic study of training rows,
 and `bias`, one of gender bias.
 
-Two planted tasks, three seeds, a model of 3 layers x 2 heads (attention: 4 x 6). Nothing in it was measured. Run: python tests/make_fixtures.py [FOLDER]
+Two synthetic tasks, three seeds, a model of 3 layers x 2 heads (attention: 4 x 6). Nothing in it was measured. Run: python tests/make_fixtures.py [FOLDER]
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-TASKS, SEEDS, SHAPE = ["planted-nli", "planted-nli-plain"], [1, 2, 3], (3, 2)
+TASKS, SEEDS, SHAPE = ["synthetic-nli", "synthetic-nli-plain"], [1, 2, 3], (3, 2)
 SETTINGS = {
     "heads_mlps": ("head_mlp", "head_mlp_random", "head_mlp_bad_1"),
     "magnitude": ("global_magnitude", "global_random", "global_bad"),
@@ -288,11 +288,11 @@ def rows(folder, rng):
 
 
 def bias(folder, rng):
-    "Gender bias: tests follow a planted leaning; movement masks lower it, random ones less, magnitude masks hardly."
+    "Gender bias: tests follow a synthetic leaning; movement masks lower it, random ones less, magnitude masks hardly."
     scores, dense, heads = [], [], []
     for seed in SEEDS:
         score = lambda m, v, same, seed=seed: scores.append(
-            dict(metric=m, split="planted", value=round(v, 3), low=np.nan, high=np.nan)
+            dict(metric=m, split="synthetic", value=round(v, 3), low=np.nan, high=np.nan)
             | same
             | dict(seed=seed)
         )

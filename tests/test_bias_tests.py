@@ -89,7 +89,7 @@ def test_counts(real_data):
 def test_every_public_test_runs_on_a_small_encoder(real_data, tmp_path, monkeypatch):
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
     folder = real_data("bias")
-    task = load_task("planted-gender", knobs={"train": 200, "dev": 10})
+    task = load_task("synthetic-gender", settings={"train": 200, "dev": 10})
     model, tokenizer = load_masked_lm(
         "tiny", task, 0, tiny=dict(layers=1, width=32, heads=2, vocab=300, length=64)
     )
@@ -118,12 +118,12 @@ SIZES = dict(
     max_position_embeddings=64,
 )
 SWEEP = """
-set: {task: planted-gender, knobs: {train: 300, dev: 20}, seat: ["6"]}
+set: {task: synthetic-gender, settings: {train: 300, dev: 20}, seat: ["6"]}
 stages:
 """
 STAGES = {
-    "albert": "{notebook: train_mask, set: {masker: none, loss: debiasing, head: masked_lm, model: FOLDER/albert, tests: [planted, seat], max_steps: 4, max_length: 32, keep_model: true, lr: 1.0e-3}, grid: {loss_options: [{layers: all}]}}",
-    "asked": "{notebook: bias_tests, set: {tests: [seat, planted], encoder: cls}, from: {model: albert}}",
+    "albert": "{notebook: train_mask, set: {masker: none, loss: debiasing, head: masked_lm, model: FOLDER/albert, tests: [synthetic, seat], max_steps: 4, max_length: 32, keep_model: true, lr: 1.0e-3}, grid: {loss_options: [{layers: all}]}}",
+    "asked": "{notebook: bias_tests, set: {tests: [seat, synthetic], encoder: cls}, from: {model: albert}}",
     "electra": "{notebook: train_mask, set: {masker: none, loss: debiasing, head: encoder, model: FOLDER/electra, tests: [seat], max_steps: 4, max_length: 32, keep_model: true, lr: 1.0e-3}, grid: {loss_options: [{layers: intermediate}]}}",
     "bare": "{notebook: bias_tests, set: {tests: [seat], head: encoder, encoder: cls}, from: {model: electra}}",
     "pruned": "{notebook: train_mask, set: {masker: random, sparsity: 0.3, loss: debiasing, head: encoder, model: FOLDER/electra, tests: [seat], max_steps: 12, max_length: 32, units: block, unit_options: {block: 8x8}}}",
@@ -136,7 +136,7 @@ def checkpoints(tmp_path_factory):
     "Models without a row in the table of architectures, or without a head that fills in words; and one of SEAT's tests."
     folder, texts = (
         tmp_path_factory.mktemp("checkpoints"),
-        load_task("planted-gender", knobs={"train": 300, "dev": 20}).splits["train"]["text_a"][:],
+        load_task("synthetic-gender", settings={"train": 300, "dev": 20}).splits["train"]["text_a"][:],
     )
     tokenizer = tiny_tokenizer(texts, 400)
     torch.manual_seed(0)

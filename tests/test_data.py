@@ -140,10 +140,10 @@ DIGESTS = {  # what the rows were before all formats had one reader and all task
     "hans-regenerated-halves dev": "596e2bb25a35b0b4",
     "paws-qqp-dev dev": "9a4955410e3b17ea",
     "multi30k dev": "fd360bfefe6f9cc4",
-    "planted-nli dev": "cda6041fd559d248",
-    "planted-gender dev": "eeb99ea52f4e4b15",
-    "planted-toxicity dev": "59d57909295e7996",
-    "planted-translation dev": "394646e370fcd525",
+    "synthetic-nli dev": "cda6041fd559d248",
+    "synthetic-gender dev": "eeb99ea52f4e4b15",
+    "synthetic-toxicity dev": "59d57909295e7996",
+    "synthetic-translation dev": "394646e370fcd525",
     "toxigen split align": "10c0b018db68d1ed",
     "toxigen split select": "9ca8246ae8efa3ed",
     "toxigen thesis align": "1e2fac1f9b6c2f3d",
@@ -152,10 +152,10 @@ DIGESTS = {  # what the rows were before all formats had one reader and all task
     "hatexplain split select": "9093c759fe77c7a2",
     "hatexplain thesis align": "4ec70cb5452b49ff",
     "hatexplain thesis select": "1e52a5c57cf17e42",
-    "planted-toxicity split align": "71e7fc98f976f3d0",
-    "planted-toxicity split select": "1e8596df23169f01",
-    "planted-toxicity thesis align": "cd87828cccecc419",
-    "planted-toxicity thesis select": "66e6a56b88721c80",
+    "synthetic-toxicity split align": "71e7fc98f976f3d0",
+    "synthetic-toxicity split select": "1e8596df23169f01",
+    "synthetic-toxicity thesis align": "cd87828cccecc419",
+    "synthetic-toxicity thesis select": "66e6a56b88721c80",
 }
 
 
@@ -175,7 +175,7 @@ def test_rows_are_the_very_same(real_data, monkeypatch, tmp_path, name):
 PROBE = """
 import hashlib, json
 from lib.data.tasks import *
-task = load_task("{task}", knobs={{"train": 500, "dev": 50}})
+task = load_task("{task}", settings={{"train": 500, "dev": 50}})
 tokenizer = tiny_tokenizer(task_texts(task)[:4000], 3000)
 dev = task.splits["dev"]
 print(json.dumps([hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(), token_key(dev, tokenizer, 64), list(evaluation_sets(task)["select"]["idx"])]))
@@ -196,8 +196,8 @@ def in_two_processes(task, **env):
     return json.loads(run("1")), json.loads(run("2"))
 
 
-def test_planted_words_tokens_and_halves_are_the_same_in_two_processes():
-    first, second = in_two_processes("planted-nli")
+def test_synthetic_words_tokens_and_halves_are_the_same_in_two_processes():
+    first, second = in_two_processes("synthetic-nli")
     assert first == second
 
 

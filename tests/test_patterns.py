@@ -17,7 +17,7 @@ from lib.attribution.patterns import PATTERN_RECIPES, classification_report, fit
 from lib.core.keys import notebook_path
 from lib.core.runs import Run
 from lib.core.sweeps import load_sweep
-from lib.data.synthetic_attention import planted_maps
+from lib.data.synthetic_attention import synthetic_maps
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = ROOT / "nbs" / "sweeps"
@@ -40,8 +40,8 @@ def run(*command, **env):
     )
 
 
-def weighted_f1(classifier, maps, **knobs):
-    found, kinds = planted_maps("dev", {"dev": 200} | knobs, maps)
+def weighted_f1(classifier, maps, **settings):
+    found, kinds = synthetic_maps("dev", {"dev": 200} | settings, maps)
     return classification_report(kinds, predict_classes(classifier, found))[1]
 
 
@@ -49,9 +49,9 @@ def weighted_f1(classifier, maps, **knobs):
 def raw_classifier():
     torch.set_num_threads(1)
     return fit_patterns(
-        planted_maps("train", {"train": 1600}),
-        planted_maps("dev", {"dev": 200}),
-        ("raw", "planted"),
+        synthetic_maps("train", {"train": 1600}),
+        synthetic_maps("dev", {"dev": 200}),
+        ("raw", "synthetic"),
         PATTERN_RECIPES["short"],
         seed=13,
     )[0]
@@ -69,7 +69,7 @@ OTHERS = {
 
 
 def test_kinds_are_told_apart_on_maps_of_other_seeds_sizes_and_noise(raw_classifier):
-    scores = {name: weighted_f1(raw_classifier, "raw", **knobs) for name, knobs in OTHERS.items()}
+    scores = {name: weighted_f1(raw_classifier, "raw", **settings) for name, settings in OTHERS.items()}
     print(scores)
     assert min(scores.values()) >= 0.95, scores
 
@@ -85,18 +85,18 @@ def test_score_falls_with_labels(raw_classifier):
 def test_norm_based_maps_and_a_teacher_who_errs():
     torch.set_num_threads(1)
     norm = fit_patterns(
-        planted_maps("train", {"train": 2000}, "norm"),
-        planted_maps("dev", {"dev": 200}, "norm"),
-        ("norm", "planted"),
+        synthetic_maps("train", {"train": 2000}, "norm"),
+        synthetic_maps("dev", {"dev": 200}, "norm"),
+        ("norm", "synthetic"),
         PATTERN_RECIPES["short"],
         seed=13,
     )[0]
-    scores = {name: weighted_f1(norm, "norm", **knobs) for name, knobs in OTHERS.items()}
+    scores = {name: weighted_f1(norm, "norm", **settings) for name, settings in OTHERS.items()}
     wrong = {"train": 1200, "label_noise": 0.5}
     misled = fit_patterns(
-        planted_maps("train", wrong),
-        planted_maps("dev", {"dev": 200, "label_noise": 0.5}),
-        ("raw", "planted"),
+        synthetic_maps("train", wrong),
+        synthetic_maps("dev", {"dev": 200, "label_noise": 0.5}),
+        ("raw", "synthetic"),
         PATTERN_RECIPES["short"],
         seed=13,
     )[0]
@@ -144,9 +144,9 @@ def test_maps_drawn_to_be_labelled_come_back_as_training_maps(study, tmp_path, m
     assert (
         len(names) == 12
         and all((sheet.parent / "data" / f"{n}.npy").is_file() for n in names)
-        and names[0].startswith("planted-nli_1_")
+        and names[0].startswith("synthetic-nli_1_")
     )
-    found, kinds = planted_maps("dev", {"dev": 60, "high": 24}, "norm")
+    found, kinds = synthetic_maps("dev", {"dev": 60, "high": 24}, "norm")
     write_maps(tmp_path / "data" / "mine", "norm", found, kinds, [f"RTE_1_{i}" for i in range(60)])
     done = run(
         BIN / "papermill",
@@ -196,7 +196,7 @@ def test_all_heads_of_a_full_size_model_in_little_memory(tmp_path):
     from lib.data.tasks import load_task, task_texts, tiny_tokenizer
 
     folder, data = tmp_path / "base", tmp_path / "data" / "glue" / "MRPC"
-    tokenizer = tiny_tokenizer(task_texts(load_task("planted-nli", knobs={"train": 300})), 600)
+    tokenizer = tiny_tokenizer(task_texts(load_task("synthetic-nli", settings={"train": 300})), 600)
     words = [w for w in tokenizer.get_vocab() if w.isalpha() and len(w) > 3]
     BertModel(BertConfig(vocab_size=len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

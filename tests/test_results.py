@@ -23,7 +23,7 @@ from lib.study.subnetworks import (
     subnetwork_sizes,
 )
 
-TASKS, SEEDS = ["planted-nli", "planted-nli-plain"], [1, 2]
+TASKS, SEEDS = ["synthetic-nli", "synthetic-nli-plain"], [1, 2]
 FULL = {
     "units": "",
     "scores": "",

@@ -1,4 +1,4 @@
-"""Robust subnetworks: the chain of experiments on a planted task, as papermill runs it; what is saved is what was scored; what is refused."""
+"""Robust subnetworks: the chain of experiments on a synthetic task, as papermill runs it; what is saved is what was scored; what is refused."""
 
 import json
 
@@ -23,8 +23,8 @@ from lib.training.loading import load_head, load_model
 from lib.training.recipes import score_sets, watched_rows
 
 pytestmark = pytest.mark.slow  # minutes: every notebook of the chain is run
-KNOBS = {"train": 320, "dev": 100, "ood": 100}
-SHORT = {"knobs": KNOBS, "lr": 2e-3, "epochs": 2.0, "max_length": 64, "sets": ["report", "ood"]}
+TASK_SETTINGS = {"train": 320, "dev": 100, "ood": 100}
+SHORT = {"settings": TASK_SETTINGS, "lr": 2e-3, "epochs": 2.0, "max_length": 64, "sets": ["report", "ood"]}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def here(notebook, **given):
 def chain(outputs):
     "Keys of: bias model, fine-tuned model, mask against the bias, the same mask trained alone, iterative pruning with rewinding, one of its masks trained alone, evaluation, training with a teacher."
     go = lambda notebook, **given: made(outputs, notebook, **given)
-    bias = here("bias_model", knobs=KNOBS)["run"].key
+    bias = here("bias_model", settings=TASK_SETTINGS)["run"].key
     model = go("finetune", **SHORT)
     mask = go(
         "train_mask",
@@ -83,14 +83,13 @@ def chain(outputs):
         evaluate_every=5,
         masker_options={"initial": 0.3},
         train_classifier=True,
-        sets=["report", "ood"],
         **SHORT,
     )
     alone = go("finetune", mask=mask, sparsity=0.5, bias=bias, loss="poe", **SHORT)
     imp = go("iterative_pruning", model=model, bias=bias, loss="poe", rewind=True, keep_weights=True, **SHORT)
     of_imp = go("finetune", mask=imp, sparsity=0.3, **SHORT)
     evaluation = here(
-        "evaluate", model=model, masks=[mask], sets=["train", "report"], knobs=KNOBS, max_length=64
+        "evaluate", model=model, masks=[mask], sets=["train", "report"], settings=TASK_SETTINGS, max_length=64
     )["run"].key
     taught = here(
         "finetune", loss="confreg", bias=bias, teacher=evaluation, stop_at=4, clip="tensor", **SHORT
@@ -132,8 +131,8 @@ def test_every_run_says_what_it_measured(chain):
     } <= set(table)
     table = table[table.metric != "size"]
     assert (
-        (table.task == "planted-nli").all()
-        and (table.source == "planted").all()
+        (table.task == "synthetic-nli").all()
+        and (table.source == "synthetic").all()
         and table.value.notna().all()
         and table.n.notna().all()
     )
@@ -154,7 +153,7 @@ def test_every_run_says_what_it_measured(chain):
 
 def test_the_mask_evaluated_is_the_mask_saved(chain, outputs):
     "From the model's folder, the mask and the classifier alone, in this process."
-    task, found = load_task("planted-nli", knobs=KNOBS), find_run(chain["mask"])
+    task, found = load_task("synthetic-nli", settings=TASK_SETTINGS), find_run(chain["mask"])
     net, words = load_model(chain["model"], task, 0)
     start = net.classifier.weight.clone()
     load_head(net, found.artefact("head.safetensors"))
@@ -187,7 +186,7 @@ def test_the_mask_evaluated_is_the_mask_saved(chain, outputs):
 
 
 def test_what_was_trained_alone_has_the_mask_in_its_weights(chain):
-    task = load_task("planted-nli", knobs=KNOBS)
+    task = load_task("synthetic-nli", settings=TASK_SETTINGS)
     for key, mask in (
         (chain["alone"], run_mask(chain["mask"])),
         (chain["of_imp"], run_mask(chain["imp"], 0.3)),
@@ -203,7 +202,7 @@ def test_what_was_trained_alone_has_the_mask_in_its_weights(chain):
 def test_iterative_pruning_keeps_what_it_scored(chain):
     from safetensors.torch import load_file
 
-    task, found = load_task("planted-nli", knobs=KNOBS), find_run(chain["imp"])
+    task, found = load_task("synthetic-nli", settings=TASK_SETTINGS), find_run(chain["imp"])
     net, words = load_model(chain["model"], task, 0)
     net.load_state_dict(load_file(found.artefact("weights/0.7.safetensors")))
     again, answers = score_sets(
@@ -234,7 +233,7 @@ REFUSED = [
     ("finetune", dict(mask="{mask}", sparsity=0.7), "choose 0.5"),
     (
         "iterative_pruning",
-        dict(loss="poe", bias="{bias}", knobs={"train": 64, "dev": 20, "ood": 20}),
+        dict(loss="poe", bias="{bias}", settings={"train": 64, "dev": 20, "ood": 20}),
         "'train': 320",
     ),
     ("finetune", dict(loss="poe", bias="{model}"), "is no bias model"),
@@ -257,7 +256,9 @@ REFUSED = [
 )
 def test_refused_before_work(chain, case):
     notebook, given, words = REFUSED[case]
-    given = {"knobs": KNOBS} | {k: v.format(**chain) if isinstance(v, str) else v for k, v in given.items()}
+    given = {"settings": TASK_SETTINGS} | {
+        k: v.format(**chain) if isinstance(v, str) else v for k, v in given.items()
+    }
     with pytest.raises(Exception, match=words):
         here(notebook, **given)
     with pytest.raises(Exception, match="not finished|no run"):
@@ -280,7 +281,7 @@ def test_refused_when_planned(tmp_path):
 def test_controls(outputs, monkeypatch, tmp_path):
     "Frozen scores give the mask of the smallest magnitudes; a shuffled bias model has the same numbers in other rows; the published pruning is cross-entropy without rewinding."
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
-    short = {"knobs": {"train": 64, "dev": 20, "ood": 20}}
+    short = {"settings": {"train": 64, "dev": 20, "ood": 20}}
     frozen = here("train_mask", model="tiny", score_lr=0.0, sparsity=0.4, **short)
     assert frozen["ratio"] == 0 and all(
         torch.equal(
@@ -293,7 +294,7 @@ def test_controls(outputs, monkeypatch, tmp_path):
         for n, m in frozen["mask"].items()
     )
     plain, shuffled = (here("bias_model", shuffled=s, **short)["run"].key for s in (False, True))
-    a, b = (bias_column(key, load_task("planted-nli", **short)) for key in (plain, shuffled))
+    a, b = (bias_column(key, load_task("synthetic-nli", **short)) for key in (plain, shuffled))
     assert not np.array_equal(a, b) and np.array_equal(np.sort(a, 0), np.sort(b, 0))
     short |= {"epochs": 5.0, "lr": 1e-3}
     ce, old = (
@@ -301,13 +302,13 @@ def test_controls(outputs, monkeypatch, tmp_path):
         for given in (dict(loss="ce"), dict(loss="poe", bias=plain, rewind=True, legacy=True))
     )
     assert ce["run"].key != old["run"].key and all(
-        torch.equal(ce["found"].mask[s][k], m) for s in (0.1, 0.9) for k, m in old["found"].mask[s].items()
+        torch.equal(ce["found"].masks[s][k], m) for s in (0.1, 0.9) for k, m in old["found"].masks[s].items()
     )
 
 
 def test_rows_out_of_distribution_and_a_whole_ranking(outputs, monkeypatch, tmp_path):
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
-    small = {"knobs": {"train": 64, "dev": 20, "ood": 20}, "ood_training": True, "lr": 1e-3}
+    small = {"settings": {"train": 64, "dev": 20, "ood": 20}, "ood_training": True, "lr": 1e-3}
     found = here(
         "train_mask",
         masker_options={"scope": "global", "rise": "stepwise", "initial": 0.1, "init": "soft"},

@@ -182,7 +182,7 @@ def test_label_file_with_a_wrong_label(world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["demo", "lottery-mrpc", "srnets", "srnets-planted"])
+@pytest.mark.parametrize("name", ["demo", "lottery-mrpc", "srnets", "srnets-synthetic"])
 def test_other_studies_at_smoke_size(name, tmp_path):
     done = sieve("run", SWEEPS / f"{name}.yaml", "--smoke", "-j", "2", outputs=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -23,7 +23,7 @@ from lib.training.recipes import classification
 from lib.training.search import PruningPlan, iterative_pruning
 from lib.training.trainer import Evaluation, Optim, ScoreOptim, train
 seed_everything(0, 1)
-task = load_task("planted-nli", knobs={"train": 320, "dev": 60, "ood": 20})
+task = load_task("synthetic-nli", settings={"train": 320, "dev": 60, "ood": 20})
 model, tokenizer = load_model("tiny", task, 0, tiny={"layers": 2, "width": 32, "heads": 2, "length": 48})
 bias, folder = np.log(np.random.default_rng(0).dirichlet([1, 1], 320)), Path(sys.argv[1]) / "checkpoints"
 poe = lambda z, y, bias: cross_entropy(z + bias, y)

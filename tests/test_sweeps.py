@@ -153,11 +153,11 @@ def test_what_only_the_data_can_tell_is_asked_before_anything_starts(project, ca
 
     write_notebook(
         project.folder / "experiments" / "task.ipynb",
-        'task: str = "planted-nli"  #\nsource: str = "auto"  #',
+        'task: str = "synthetic-nli"  #\nsource: str = "auto"  #',
         "raise SystemExit",
         checks="from lib.data.tasks import check_source\n\ncheck_source(task, source)",
     )
-    cases = [("planted-nil", "auto", "planted-nli"), ("RTE", "local", "RTE")]
+    cases = [("synthetic-nil", "auto", "synthetic-nli"), ("RTE", "local", "RTE")]
     for task, source, word in cases:
         path = project.write(
             f"stages:\n  one: {{notebook: task, set: {{task: {task}, source: {source}}}}}\n", "task.yaml"

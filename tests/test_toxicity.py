@@ -1,4 +1,4 @@
-"""ToxiGen and HateXplain as they really are: the published counts, disjoint parts; and planted toxicity in a trained model."""
+"""ToxiGen and HateXplain as they really are: the published counts, disjoint parts; and synthetic toxicity in a trained model."""
 
 import numpy as np
 import pandas as pd
@@ -184,7 +184,7 @@ def last_layer(net, tokenizer, rows):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_poison_makes_the_worst_group_and_its_removal_mends_it(seed):
     "Removal of the poisoned rows mends, that of random rows does not, and low alignment finds the poison."
-    task = load_task("planted-toxicity", sampling=Sampling())
+    task = load_task("synthetic-toxicity", sampling=Sampling())
     train, align = task.splits["train"], task.splits["align"]
     yes = np.array(train["poisoned"]) == "yes"
     net, tokenizer, base = trained(task, seed)

@@ -26,7 +26,7 @@ from lib.training.recipes import classification
 from lib.training.trainer import Evaluation, Optim, train
 from lib.models.units import bake, ones
 seed_everything(0, 1)
-task = load_task("planted-nli", knobs={"train": 320, "dev": 60, "ood": 20})
+task = load_task("synthetic-nli", settings={"train": 320, "dev": 60, "ood": 20})
 model, tokenizer = load_model("tiny", task, 0, tiny={"layers": 2, "width": 32, "heads": 2, "length": 48})
 mask = ones(model, "head"); mask["head"][1, 0] = 0
 folder = Path(sys.argv[1])
@@ -71,7 +71,7 @@ def test_a_seed_changes_the_head_of_saved_weights_and_nothing_else(tmp_path, mon
     import torch
 
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path))
-    task = load_task("planted-nli", knobs={"train": 40, "dev": 10, "ood": 10})
+    task = load_task("synthetic-nli", settings={"train": 40, "dev": 10, "ood": 10})
     model, tokenizer = load_model("tiny", task, 0, tiny={"layers": 1, "width": 16, "heads": 2})
     save_model(model, tokenizer, tmp_path / "start", encoder_only=True)
     a, b, again = (load_model(str(tmp_path / "start"), task, seed)[0].state_dict() for seed in (1, 2, 1))

@@ -95,14 +95,17 @@ TABLES = {
 }
 
 
+def _between(body: str):
+    "What re.sub puts between the marks of a table."
+    return lambda m: f"{m[1]}{body}\n{m[2]}"
+
+
 def filled(page: str) -> str:
     "A page with its tables as they should be."
     text = (ROOT / page).read_text()
     for name, make in TABLES[page].items():
         opening, closing = rf"<!-- {name}:[^\n]*-->\n", rf"<!-- /{name} -->"
-        text = re.sub(
-            f"({opening}).*?({closing})", lambda m, body=make(): f"{m[1]}{body}\n{m[2]}", text, flags=re.S
-        )
+        text = re.sub(f"({opening}).*?({closing})", _between(make()), text, flags=re.S)
     return text
 
 

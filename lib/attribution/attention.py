@@ -57,7 +57,7 @@ MAP_TYPES = ("raw", "norm", "norm_legacy")  # norm_legacy: of the released slice
 
 
 def attention_maps(
-    model: PreTrainedModel,  # any encoder of `lib.models.units.ARCHITECTURES`; attached masks take part
+    model: PreTrainedModel,  # any encoder of `lib.models.architectures.ARCHITECTURES`; attached masks take part
     batch: dict[str, torch.Tensor],  # model inputs, without labels
     maps: tuple[str, ...] = ("raw",),  # of MAP_TYPES, all from one forward pass
 ) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from ..data.synthetic_attention import PATTERN_CLASSES
 from ..core.base import DataError
 
 # %% ../../nbs/attribution/3_labelled_maps.ipynb #610943a4
-DRAWN = "drawn maps (planted-attention)"  # where the training maps are from, if from nowhere
+DRAWN = "drawn maps (synthetic-attention)"  # where the training maps are from, if from nowhere
 MAP_NAMES = {"raw": "raw maps", "norm": "norm-based maps", "norm_legacy": "norm-based maps, released slice"}
 PATTERN_NAMES = dict(
     zip(

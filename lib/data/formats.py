@@ -52,8 +52,8 @@ class Format:
     sides: tuple = ()  # languages of sentence pairs; {} in a file's name is the side, + joins files
     id: str = ""  # column with the number by which others' tables name the training rows; "": their position
     divide: Callable | None = None  # (raw rows, sampling) -> frames, where groups are told apart
-    draw: Callable | None = None  # (name, split, knobs) -> columns of a generated task
-    knobs: dict = field(default_factory=dict)  # all of a generated task, with their defaults
+    draw: Callable | None = None  # (name, split, settings) -> columns of a generated task
+    settings: dict = field(default_factory=dict)  # all of a generated task, with their defaults
 
 # %% ../../nbs/data/01_formats.ipynb #d92cb717
 _F1 = ["accuracy", "f1", "acc_and_f1"]
@@ -361,10 +361,10 @@ def _moses_tokens(text: str, language: str) -> str:
 
 def detokenised(
     text: str,  # tokens with spaces between them
-    language: str,  # de, en; of a planted language: the text itself
+    language: str,  # de, en; of a synthetic language: the text itself
 ) -> str:
     "Ordinary lower-case text."
-    return text if language.startswith("planted") else _moses(language)[1].detokenize(text.split())
+    return text if language.startswith("synthetic") else _moses(language)[1].detokenize(text.split())
 
 # %% ../../nbs/data/01_formats.ipynb #01c-parallel-14
 def _fits(a: str, b: str, ratio: float = 1.5, longest: int = 175) -> bool:

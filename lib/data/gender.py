@@ -17,28 +17,28 @@ import torch
 
 from ..core.base import DataError, data_dir, nearest, rng_for
 from .formats import text_lines
-from .synthetic_gender import planted_lists
+from .synthetic_gender import synthetic_lists
 
 # %% ../../nbs/data/10_gender.ipynb #gender-list-files
 _KINDS = ("male", "female", "stereotype")
 
 
 def list_files(lists: str = "") -> dict[str, Path]:
-    "kind -> the file that `word_lists` reads; {} for planted."
+    "kind -> the file that `word_lists` reads; {} for synthetic."
     folder = Path(lists) if lists else data_dir() / "bias" / "wordlists"
-    return {} if lists == "planted" else {k: folder / f"{k}.txt" for k in _KINDS}
+    return {} if lists == "synthetic" else {k: folder / f"{k}.txt" for k in _KINDS}
 
 # %% ../../nbs/data/10_gender.ipynb #02c-gender-data-05
 def word_lists(
-    lists: str = "",  # folder with a file of each kind; planted: of that language; "": bias/wordlists
+    lists: str = "",  # folder with a file of each kind; synthetic: of that language; "": bias/wordlists
 ) -> dict[str, set]:
     "kind -> lower-case words. DataError for a missing or empty list, and for words both male and female."
     files = list_files(lists)
     if missing := [f for f in files.values() if not f.is_file()]:
         needed = ", ".join(f"{k}.txt" for k in _KINDS)
-        raise DataError(f"no word list {missing[0]}. Needed: {needed}; or the name planted")
+        raise DataError(f"no word list {missing[0]}. Needed: {needed}; or the name synthetic")
     found = {k: {w.strip().lower() for w in text_lines(f) if w.strip()} for k, f in files.items()}
-    found = found or {k: set(words) for k, words in planted_lists().items()}
+    found = found or {k: set(words) for k, words in synthetic_lists().items()}
     if empty := [k for k in _KINDS if not found[k]]:
         raise DataError(f"the list of {empty[0]} words is empty")
     if both := sorted(found["male"] & found["female"]):

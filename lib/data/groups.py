@@ -250,7 +250,7 @@ def check_sampling(name: str, sampling: Sampling) -> None:
     if sampling.protocol not in (valid := ["split", "thesis"]):
         raise DataError(f"no protocol {sampling.protocol!r}{nearest(sampling.protocol, valid)}")
     if sampling.sizes and name not in GROUP_SIZES:
-        raise DataError(f"{name} has no sizes: its knobs train, dev and test say how many rows there are")
+        raise DataError(f"{name} has no sizes: its settings train, dev and test say how many rows there are")
     for split, n in (sampling.sizes or {}).items():
         if split not in GROUP_SPLITS:
             raise DataError(f"{name}: no split {split!r} to have a size{nearest(split, GROUP_SPLITS)}")

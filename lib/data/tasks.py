@@ -23,15 +23,15 @@ from ..core.runs import file_hashes
 from .formats import FORMATS, Format, files_of, hub_rows, read_file, read_pairs, row_ids
 from .groups import GROUP_SPLITS, RawRows, Sampling, cell_sizes, check_parts, check_sampling
 from .groups import hatexplain_parts, toxigen_parts
-from .synthetic_gender import GENDER_KNOBS, GENDER_LABELS, planted_gender
-from .synthetic_nli import NLI_KNOBS, NLI_LABELS, fill_knobs, planted_nli
-from .synthetic_toxicity import TOXIC_LABELS, TOXICITY_KNOBS, planted_toxicity
-from .synthetic_translation import PLANTED_LANGUAGES, TRANSLATION_KNOBS, planted_pairs
+from .synthetic_gender import GENDER_SETTINGS, GENDER_LABELS, synthetic_gender
+from .synthetic_nli import NLI_SETTINGS, NLI_LABELS, fill_settings, synthetic_nli
+from .synthetic_toxicity import TOXIC_LABELS, TOXICITY_SETTINGS, synthetic_toxicity
+from .synthetic_translation import SYNTHETIC_LANGUAGES, TRANSLATION_SETTINGS, synthetic_pairs
 
-# %% ../../nbs/data/08_tasks.ipynb #planted-makers-1
-def _generated(draw: Callable, labels: list, knobs: dict, **more) -> Format:
-    splits = {name: "" for name in knobs if name in ("train", "dev", "ood", "test")}
-    fields = dict(metrics=["accuracy"], files=splits, draw=draw, knobs=knobs) | more
+# %% ../../nbs/data/08_tasks.ipynb #synthetic-makers-1
+def _generated(draw: Callable, labels: list, settings: dict, **more) -> Format:
+    splits = {name: "" for name in settings if name in ("train", "dev", "ood", "test")}
+    fields = dict(metrics=["accuracy"], files=splits, draw=draw, settings=settings) | more
     return Format("", (), {name: name for name in labels}, **fields)
 
 
@@ -42,7 +42,7 @@ def _of_groups(name: str, files: dict, **more) -> Format:
 
 _POSTS = dict.fromkeys(("select", "align"), "val.jsonl|dataset.json") | {"test": "test.jsonl|dataset.json"}
 _ANNOTATED = dict.fromkeys(("select", "align", "test"), "annotated.csv")
-_BLEU_AND = dict(metrics=["bleu", "bleu_tokenised"], sides=PLANTED_LANGUAGES)
+_BLEU_AND = dict(metrics=["bleu", "bleu_tokenised"], sides=SYNTHETIC_LANGUAGES)
 _POISONED = dict(keep=("group", "poisoned"))
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-table
@@ -62,10 +62,12 @@ TASKS = FORMATS | {
         hub_repo="Hate-speech-CNERG/hatexplain",
     ),
 }
-TASKS |= {name: _generated(planted_nli, NLI_LABELS, knobs) for name, knobs in NLI_KNOBS.items()}
-TASKS["planted-gender"] = _generated(planted_gender, GENDER_LABELS, GENDER_KNOBS)
-TASKS["planted-translation"] = _generated(planted_pairs, ["translation"], TRANSLATION_KNOBS, **_BLEU_AND)
-TASKS["planted-toxicity"] = _generated(planted_toxicity, TOXIC_LABELS, TOXICITY_KNOBS, **_POISONED)
+TASKS |= {name: _generated(synthetic_nli, NLI_LABELS, settings) for name, settings in NLI_SETTINGS.items()}
+TASKS["synthetic-gender"] = _generated(synthetic_gender, GENDER_LABELS, GENDER_SETTINGS)
+TASKS["synthetic-translation"] = _generated(
+    synthetic_pairs, ["translation"], TRANSLATION_SETTINGS, **_BLEU_AND
+)
+TASKS["synthetic-toxicity"] = _generated(synthetic_toxicity, TOXIC_LABELS, TOXICITY_SETTINGS, **_POISONED)
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-dev-sets
 def dev_sets(name: str) -> list[str]:
@@ -99,23 +101,23 @@ def _local_folder(name: str, splits: list[str] | None = None) -> tuple[Path | No
 # %% ../../nbs/data/08_tasks.ipynb #ddce981c
 def _check_names(name: str, source: str, splits: list[str] | None) -> None:
     "Refuse a task, source or split that does not exist, naming what was probably meant"
-    if source not in (valid := ["auto", "local", "hub", "planted"]):
+    if source not in (valid := ["auto", "local", "hub", "synthetic"]):
         raise DataError(f"no source {source!r}{nearest(source, valid)}")
     there = ["train", *dev_sets(name)]
     for split in splits or []:
         if split not in there:
             raise DataError(f"{name} has no split {split!r}{nearest(split, there)}")
     made = TASKS[name].draw is not None
-    if source != "auto" and made != (source == "planted"):
-        why = "generated. Valid: auto, planted" if made else "not generated. Valid: auto, local, hub"
+    if source != "auto" and made != (source == "synthetic"):
+        why = "generated. Valid: auto, synthetic" if made else "not generated. Valid: auto, local, hub"
         raise DataError(f"{name} with source {source!r}: it is {why}")
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-find
 def _find(name: str, source: str = "auto", splits: list[str] | None = None) -> str | Path:
-    "Where the task's rows are: a folder, 'hub' or 'planted'. DataError names every place looked in"
+    "Where the task's rows are: a folder, 'hub' or 'synthetic'. DataError names every place looked in"
     _check_names(name, source, splits)
     if (form := TASKS[name]).draw:
-        return "planted"
+        return "synthetic"
     folder, fault = _local_folder(name, splits)
     if folder and source != "hub":
         return folder
@@ -176,8 +178,8 @@ class Task:
     splits: Mapping  # name -> Dataset with text_a, text_b (pairs), label, group (if there are any), idx
     dev_sets: list[str]  # evaluation splits, the first for choices
     files: dict[str, str]  # path below the data folder -> sha256
-    source: str  # local, hub or planted
-    knobs: dict | None = None  # of a planted task
+    source: str  # local, hub or synthetic
+    settings: dict | None = None  # of a synthetic task
     languages: tuple = ()  # source and target of sentence pairs; (): a classification or a regression
 
     @property
@@ -203,11 +205,11 @@ def _files(name: str, folder: Path, split: str) -> list[Path]:
     raise DataError(f"no file {folder / form.files[split].replace('|', ' or ')}. There: {there}")
 
 
-def _read(name: str, place: str | Path, knobs: dict | None, split: str) -> dict[str, list]:
+def _read(name: str, place: str | Path, settings: dict | None, split: str) -> dict[str, list]:
     "Columns of a split wherever it is, its labels as positions"
     form = TASKS[name]
-    if place == "planted":
-        columns = form.draw(name, split, knobs)
+    if place == "synthetic":
+        columns = form.draw(name, split, settings)
         return columns | {"label": [label_names(name).index(y) for y in columns["label"]]}
     if place == "hub":
         return _read_hub(name, split)
@@ -221,14 +223,16 @@ def _halves(dataset, seed: int = 0) -> tuple:
     return dataset.select(np.sort(order[0::2])), dataset.select(np.sort(order[1::2]))
 
 
-def _divided(name: str, place: str | Path, knobs: dict | None, sampling: Sampling) -> tuple[dict, list[Path]]:
+def _divided(
+    name: str, place: str | Path, settings: dict | None, sampling: Sampling
+) -> tuple[dict, list[Path]]:
     "Split -> rows with id and group, and the files they are from"
     check_sampling(name, sampling)
-    if place != "planted":
+    if place != "synthetic":
         raw = RawRows(name, place, TASKS[name].hub_repo)
         return TASKS[name].divide(raw, sampling), raw.files
-    knobs = {"seed": sampling.seed} | (knobs or {})
-    train, dev, test = (to_dataset(_read(name, place, knobs, s)) for s in ("train", "dev", "test"))
+    settings = {"seed": sampling.seed} | (settings or {})
+    train, dev, test = (to_dataset(_read(name, place, settings, s)) for s in ("train", "dev", "test"))
     parts = {"train": ("train", train), "align": ("test", test)}
     parts |= {"select": ("dev", dev), "test": ("test", test)}
     if sampling.protocol == "split":
@@ -237,9 +241,9 @@ def _divided(name: str, place: str | Path, knobs: dict | None, sampling: Samplin
     return {s: f.assign(id=[f"{home}-{i}" for i in f.pop("idx")]) for s, (home, f) in frames.items()}, []
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-group-splits
-def _group_splits(name: str, place: str | Path, knobs: dict | None, sampling: Sampling) -> tuple:
+def _group_splits(name: str, place: str | Path, settings: dict | None, sampling: Sampling) -> tuple:
     "Splits of a task with groups, checked, and the files they are from"
-    frames, files = _divided(name, place, knobs, sampling)
+    frames, files = _divided(name, place, settings, sampling)
     check_parts(name, frames, sampling.protocol)
     made = {s: to_dataset({c: f[c].tolist() for c in f}) for s, f in frames.items()}
     return Splits(GROUP_SPLITS, made.__getitem__), files
@@ -253,24 +257,26 @@ def _check_groups(name: str) -> None:
 # %% ../../nbs/data/08_tasks.ipynb #f18fdf21
 def load_task(
     name: str,
-    source: str = "auto",  # auto: a local folder if it has the task, else the hub; local, hub, planted
-    knobs: dict | None = None,  # of a planted task; others pay no attention to them
+    source: str = "auto",  # auto: a local folder if it has the task, else the hub; local, hub, synthetic
+    settings: dict | None = None,  # of a synthetic task; others pay no attention to them
     splits: list[str] | None = None,  # that will be used: an error now if one is missing; None: what is there
     sampling: Sampling | None = None,  # divide a task with groups so
 ) -> Task:
     "A task by name. Raises DataError for anything wrong with the name, the place or the rows."
     place, form = _find(name, source, splits), TASKS[name]
-    knobs = knobs if form.draw and fill_knobs(name, form.knobs, knobs) else None
+    settings = settings if form.draw and fill_settings(name, form.settings, settings) else None
     if sampling or form.divide:
         _check_groups(name)
-        rows, files = _group_splits(name, place, knobs, sampling or Sampling())
+        rows, files = _group_splits(name, place, settings, sampling or Sampling())
     else:
-        rows = Splits(list(form.files), lambda s: to_dataset(_read(name, place, knobs, s), not form.labels))
+        rows = Splits(
+            list(form.files), lambda s: to_dataset(_read(name, place, settings, s), not form.labels)
+        )
         asked = [s for s in form.files if s in (splits or form.files) and isinstance(place, Path)]
         files = [f for s in asked for f in files_of(place, form, s)]
     evaluated = ["select", "align", "test"] if sampling or form.divide else dev_sets(name)
     found, labels = "local" if isinstance(place, Path) else place, label_names(name)
-    return Task(name, labels, form.metrics, rows, evaluated, file_hashes(files), found, knobs, form.sides)
+    return Task(name, labels, form.metrics, rows, evaluated, file_hashes(files), found, settings, form.sides)
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-group-counts
 def group_counts(task: Task) -> pd.DataFrame:
@@ -293,7 +299,7 @@ def train_ids(task: Task) -> list[int] | None:
 def check_source(
     name: str,
     source: str = "auto",
-    knobs: dict | None = None,
+    settings: dict | None = None,
     splits: list[str] | None = None,
     epochs: float | None = None,  # of a run that trains: the training rows must be there too
 ) -> str:
@@ -303,7 +309,7 @@ def check_source(
         splits = ["train", *dev_sets(name)[:1]]
     place, form = _find(name, source, splits), TASKS[name]
     if form.draw:
-        fill_knobs(name, form.knobs, knobs)
+        fill_settings(name, form.settings, settings)
     if isinstance(place, Path) and form.columns and not form.sides:
         for split in splits or form.files:
             for file in files_of(place, form, split):

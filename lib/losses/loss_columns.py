@@ -14,11 +14,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy.special import log_softmax
 
-from ..core.base import data_dir
+from ..core.base import DataError, data_dir
 from ..core.keys import digest
 from ..core.runs import Run, find_run
-from ..core.base import DataError
-from ..data.synthetic_nli import fill_knobs
+from ..data.synthetic_nli import fill_settings
 from ..data.tasks import TASKS, Task
 from .bias_models import check_file
 from .objectives import LOSSES, NEEDED, Loss, Objective, check_loss, options_of
@@ -85,11 +84,15 @@ def _check_run(run: Run, task: Task, n: int) -> None:
         raise DataError(f"{run} is of task {run.params['task']}, not {task.name}")
     if (form := TASKS.get(task.name)) and form.draw:
         theirs, ours = (
-            {k: v for k, v in fill_knobs(task.name, form.knobs, knobs).items() if k not in task.dev_sets}
-            for knobs in (run.params["knobs"], task.knobs)
+            {
+                k: v
+                for k, v in fill_settings(task.name, form.settings, settings).items()
+                if k not in task.dev_sets
+            }
+            for settings in (run.params["settings"], task.settings)
         )
         if theirs != ours:
-            raise DataError(f"{run} has the knobs {theirs}, and these training rows {ours}")
+            raise DataError(f"{run} has the settings {theirs}, and these training rows {ours}")
     if n != len(task.splits["train"]):
         raise DataError(
             f"{run} has answers for {n} rows, and {task.name} has {len(task.splits['train'])} training rows"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMIT', 'LOW', 'HIGH', 'EPS', 'HEAD_BETA', 'BLOCK_BETA', 'straight_through', 'gated_weight', 'tile_sums',
-           'masked_weight', 'expand_mask', 'relaxed_topk', 'gumbel', 'head_noise', 'block_noise', 'mean_gate',
-           'hard_concrete', 'open_probability']
+           'masked_weight', 'relaxed_topk', 'gumbel', 'head_noise', 'block_noise', 'mean_gate', 'hard_concrete',
+           'open_probability']
 
 # %% ../../nbs/maskers/4_gates.ipynb #gat-02
 import math
@@ -90,17 +90,8 @@ def masked_weight(
     weight: Tensor,  # (R r, C c)
     grid: Tensor,  # (R, C), may require grad
 ) -> Tensor:
-    "The weight times its mask, each entry spread over its block; gradients as above"
+    "The weight times its mask, each entry expanded over its tile; gradients as above"
     return _Masked.apply(weight, grid.to(weight.dtype))
-
-# %% ../../nbs/maskers/4_gates.ipynb #gat-spread
-def expand_mask(
-    grid: Tensor,  # (R, C)
-    shape: tuple[int, int],  # (R r, C c)
-) -> Tensor:
-    "The mask in the matrix's shape"
-    (R, C), (o, i) = grid.shape, shape
-    return grid[:, None, :, None].expand(R, o // R, C, i // C).reshape(shape)
 
 # %% ../../nbs/maskers/4_gates.ipynb #de650e58
 LIMIT = 1e30  # of a gradient on its way back; single precision can hold it

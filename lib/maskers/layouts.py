@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from ..core.base import nearest
 from ..models.architectures import parts
 from ..models.units import tensors, weight_scope
-from .gates import expand_mask, tile_sums
+from .gates import tile_sums
+from ..models.units import expand_mask
 
 # %% ../../nbs/maskers/5_layouts.ipynb #lay-slot
 @dataclass(frozen=True)

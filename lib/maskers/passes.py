@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
-from .gates import expand_mask, gated_weight, masked_weight, straight_through
+from .gates import gated_weight, masked_weight, straight_through
+from ..models.units import expand_mask
 from .layouts import Layout, Slot, layout_units, unit_magnitudes
 from .rules import check_scores
 from ..models.units import attach, parametrized

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'TESTS', 'PUBLIC', 'sentence_vectors', 'word_of', 'choice_scores', 'pair_scores', 'bias_rows',
-           'planted_bias', 'read_bias_tests', 'run_bias_tests']
+           'synthetic_bias', 'read_bias_tests', 'run_bias_tests']
 
 # %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-02
 import re
@@ -25,7 +25,7 @@ from lib.metrics.bias import (
     stereo_test,
 )
 from ..core.base import DataError
-from ..data.synthetic_gender import planted_association, planted_choices, planted_pairs_of_sentences
+from ..data.synthetic_gender import synthetic_association, synthetic_choices, synthetic_pairs_of_sentences
 from ..core.base import data_dir
 
 # %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-05
@@ -186,24 +186,24 @@ def bias_rows(
     return [row | labels for row in rows]
 
 # %% ../../nbs/metrics/6_bias_scores.ipynb #bias-scores-05
-def planted_bias(model, tokenizer, **labels) -> list[dict]:
-    """All tests of the planted language, and `log_odds`.
+def synthetic_bias(model, tokenizer, **labels) -> list[dict]:
+    """All tests of the synthetic language, and `log_odds`.
 
     Of a female over a male word after occupations that lean to women, minus the same after those that lean to
-    men, halved. No planted sentence is classified, so [CLS] has learned nothing: vectors are means."""
-    choices, pairs = planted_choices(), planted_pairs_of_sentences()
-    tests = ({"planted": planted_association()}, choices, pairs, "mean")
+    men, halved. No synthetic sentence is classified, so [CLS] has learned nothing: vectors are means."""
+    choices, pairs = synthetic_choices(), synthetic_pairs_of_sentences()
+    tests = ({"synthetic": synthetic_association()}, choices, pairs, "mean")
     rows = bias_rows(model, tokenizer, *tests, limit=2000, **labels)
     scores = choice_scores(model, tokenizer, choices)
     gap = np.log(scores.stereotype / scores.anti)
     samples = np.random.default_rng(0).integers(0, len(gap), (1000, len(gap)))
     low, high = np.quantile(gap.to_numpy()[samples].mean(1), [0.025, 0.975])
     odds = dict(value=float(gap.mean()), low=float(low), high=float(high), n=len(gap))
-    rows = [r | {"split": "planted"} for r in rows if "," not in r["split"]]  # no domains, one direction
-    return [*rows, dict(metric="log_odds", split="planted") | odds | labels]
+    rows = [r | {"split": "synthetic"} for r in rows if "," not in r["split"]]  # no domains, one direction
+    return [*rows, dict(metric="log_odds", split="synthetic") | odds | labels]
 
 # %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-13b
-TESTS = ("planted", "seat", "stereoset", "crows")
+TESTS = ("synthetic", "seat", "stereoset", "crows")
 PUBLIC = {  # files below bias/ of the data folder
     "stereoset": "stereoset/dev_intrasentence_gender_race_religion.jsonl",
     "crows": "crows_pairs_anonymized.csv",
@@ -230,7 +230,7 @@ def read_bias_tests(
         raise DataError("seat is among the tests, and none of SEAT's tests is named, e.g. 6, 6b")
     places = {name: data_dir() / "bias" / PUBLIC[name] for name in names if name in PUBLIC}
     return dict(
-        planted="planted" in names,
+        synthetic="synthetic" in names,
         associations=association_tests(seat) if "seat" in names else None,
         pairs=read_crows(places["crows"]) if "crows" in names else None,
         choices=read_stereoset(places["stereoset"]) if "stereoset" in names else None,
@@ -247,5 +247,5 @@ def run_bias_tests(
 ) -> list[dict]:
     "Rows as of `bias_rows`; [] if nothing is asked"
     public = {k: tests[k] for k in ("associations", "choices", "pairs")}
-    rows = planted_bias(model, tokenizer, **labels) if tests["planted"] else []
+    rows = synthetic_bias(model, tokenizer, **labels) if tests["synthetic"] else []
     return rows + (bias_rows(model, tokenizer, how=how, **public, **labels) if any(public.values()) else [])

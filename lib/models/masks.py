@@ -56,6 +56,16 @@ def _digest(stored: dict[str, Tensor]) -> str:
         total.update(stored[key].contiguous().numpy().tobytes())
     return total.hexdigest()
 
+
+def _stored(mask: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    "What the file holds; MaskError for a mask over weights or blocks that is not 0/1"
+    stored = {k: v.detach().cpu().contiguous() for k, v in mask.items()}
+    for key in filter(_packs, stored):
+        if not ((value := stored[key]) == value.bool()).all():
+            raise MaskError(f"{path}: mask {key!r} is not 0/1; make it binary before saving")
+        stored[key] = torch.from_numpy(np.packbits(value.bool().numpy()))
+    return stored
+
 # %% ../../nbs/models/3_masks.ipynb #2ca012a3
 def save_mask(
     mask: dict[str, Tensor],
@@ -63,20 +73,15 @@ def save_mask(
     model: str,  # the model it belongs to: a name or a run key
     family: str = "",  # how it was found: heads_mlps | heads | mlps | magnitude | ...
     kind: str = "good",  # good | random | bad | inverted | zero
-    **provenance,  # anything else worth knowing (task, seed, thresholds), as JSON; ids of the rows of entry `row`
+    **provenance,  # what else is worth knowing (task, seed), as JSON; of entry `row` the ids of the rows
 ) -> None:
     "Write a mask with its header; whole or not at all. Weight and block masks must hold 0 and 1 only"
     if "row" in mask and len(provenance.get("ids", ())) != mask["row"].numel():
-        raise MaskError(
-            f"{path}: a mask over rows needs their ids, one for each of {mask['row'].numel()} rows"
-        )
-    stored, entries = {}, {}
-    for key, value in mask.items():
-        value = value.detach().cpu().contiguous()
-        entries[key] = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-        if _packs(key) and not (value == value.bool()).all():
-            raise MaskError(f"{path}: mask {key!r} is not 0/1; make it binary before saving")
-        stored[key] = torch.from_numpy(np.packbits(value.bool().numpy())) if _packs(key) else value
+        n = mask["row"].numel()
+        raise MaskError(f"{path}: a mask over rows needs their ids, one for each of {n} rows")
+    stored = _stored(mask, path)
+    dtypes = {k: str(v.dtype).removeprefix("torch.") for k, v in mask.items()}
+    entries = {k: {"shape": list(v.shape), "dtype": dtypes[k]} for k, v in mask.items()}
     header = {"model": model, "family": family, "kind": kind, "kept": unit_counts(mask), "entries": entries}
     header |= {"sha256": _digest(stored), "provenance": provenance}
     part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")

@@ -14,7 +14,7 @@ from scipy import stats
 
 from ..core.base import ROOT
 from ..core.runs import find_run
-from ..data.synthetic_attention import PATTERN_CLASSES as KINDS, planted_maps
+from ..data.synthetic_attention import PATTERN_CLASSES as KINDS, synthetic_maps
 from ..metrics.inference import holm, members_test, permuted
 from .synthetic import synthetic
 
@@ -35,7 +35,7 @@ DRAWN_MAP = {
 def _synthetic_patterns() -> tuple:
     shares = synthetic("attention", "shares").fillna({"mask": ""})
     long = shares.melt([c for c in shares if c not in KINDS], KINDS, "kind", "count")
-    maps, kinds = planted_maps("dev", {"dev": 20, "high": 30})
+    maps, kinds = synthetic_maps("dev", {"dev": 20, "high": 30})
     examples = pd.DataFrame(DRAWN_MAP | {"kind": kinds, "tokens": [len(m) for m in maps], "map": maps})
     shares = long.assign(share=long["count"] / long.n, trained_on="a synthetic study").drop(columns="count")
     return (

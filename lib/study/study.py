@@ -194,7 +194,7 @@ def _told_apart(frame: pd.DataFrame, known: dict) -> pd.DataFrame:
     same = [c for c in SAME if c in frame]
     several = frame.groupby(same, dropna=False).subject.transform("nunique") > 1
     for names, clash in frame[several].groupby(["task", "model", "label"]):
-        every = (frame[["task", "model", "label"]] == names).all(axis=1)
+        every = (frame[["task", "model", "label"]] == list(names)).all(axis=1)
         parts = clash.groupby(same, dropna=False)
         differ = list(dict.fromkeys(n for _, part in parts for n in _differing(part, known)))
         frame.loc[every, "apart"] = [

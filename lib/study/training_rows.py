@@ -19,7 +19,7 @@ from .synthetic import synthetic
 
 # %% ../../nbs/study/5_training_rows.ipynb #09i-row-results-07
 ROW_TABLES = ("rows", "matrix", "finding", "lds")
-SAME_ROWS = ("task", "data_seed", "protocol", "knobs", "sizes")  # parameters that say which rows there are
+SAME_ROWS = ("task", "data_seed", "protocol", "settings", "sizes")  # parameters that say which rows there are
 
 
 def _long(wide, row, column):
