@@ -26,7 +26,7 @@ def debiasing(
     rows: dict[str, list],  # kind -> encoded sentences
     pad_id: int,
     optim: Optim,  # its batch size and seed make the batches; max_steps, not epochs
-    loss: DebiasingLoss = DebiasingLoss(),
+    loss: DebiasingLoss | None = None,  # its settings; default the paper's
 ) -> Recipe:
     "A recipe to take a model's gender bias away, in its weights or by a masker"
     if optim.max_steps < 0:
@@ -39,6 +39,6 @@ def debiasing(
         batches,
         lambda items: items[0],
         _debiasing_loss,
-        objective=Debiasing(original, batches, loss),
+        objective=Debiasing(original, batches, loss or DebiasingLoss()),
         sampler=lambda optim, epoch: [[i] for i in range(len(batches))],
     )
