@@ -119,8 +119,10 @@ class Debiasing(nn.Module):
 
     def __init__(self, original, batches: DebiasingBatches, settings: DebiasingLoss):
         super().__init__()
-        self.fixed = [original, batches]  # a list: the original is no part of the model
-        self.settings = settings
+        self.fixed, self.settings = (
+            [original, batches],
+            settings,
+        )  # a list: the original is no part of the model
         names = len({n for part, _ in batches.attributes(settings.by) for n in part})
         self.register_buffer("vectors", torch.zeros(names, original.config.hidden_size))
         self.register_buffer("epoch", torch.tensor(-1))
@@ -131,12 +133,14 @@ class Debiasing(nn.Module):
         self.vectors.copy_(attribute_vectors(model, named, self.settings.layers)[0])
         self.epoch.fill_(epoch)
 
-    def forward(self, model, batch: dict) -> Tensor:
-        given, keyword = self.settings, batch["attributes"]["keyword"]
-        hidden = select_layers(hidden_states(model, batch["targets"]), given.layers)
-        targets = target_rows(hidden, batch["targets"], given.mode, given.pads)
-        now = keyword_rows(torch.stack(hidden_states(model, batch["attributes"])), keyword)
-        with torch.no_grad():
-            before = keyword_rows(torch.stack(hidden_states(self.fixed[0], batch["attributes"])), keyword)
-        weights = DebiasWeights(given.alpha, given.beta, given.form, given.sign)
-        return debias_loss(targets.float(), self.vectors, now.float(), before.float(), weights)
+# %% ../../nbs/losses/6_debiasing.ipynb #debiasing-09
+@patch
+def forward(self: Debiasing, model, batch: dict) -> Tensor:
+    given, keyword = self.settings, batch["attributes"]["keyword"]
+    hidden = select_layers(hidden_states(model, batch["targets"]), given.layers)
+    targets = target_rows(hidden, batch["targets"], given.mode, given.pads)
+    now = keyword_rows(torch.stack(hidden_states(model, batch["attributes"])), keyword)
+    with torch.no_grad():
+        before = keyword_rows(torch.stack(hidden_states(self.fixed[0], batch["attributes"])), keyword)
+    aim = DebiasWeights(given.alpha, given.beta, given.form, given.sign)
+    return debias_loss(targets.float(), self.vectors, now.float(), before.float(), aim)

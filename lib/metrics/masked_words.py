@@ -14,9 +14,9 @@ from ..core.base import rng_for
 from ..data.tasks import tokenized
 
 # %% ../../nbs/metrics/6_masked_words.ipynb #08h-masked-lm-12
-def _masked_places(row: list[int], special: set, share: float, rng) -> list[int]:
+def _masked_places(row: list[int], special: list[int], rng) -> list[int]:
     places = np.array([i for i, t in enumerate(row) if t not in special])
-    return places[rng.permutation(len(places))[: max(1, round(share * len(places)))]].tolist()
+    return places[rng.permutation(len(places))[: max(1, round(0.15 * len(places)))]].tolist()
 
 
 def _masked_batch(tokenizer, ids: list, places: list[list[int]]) -> tuple[dict, torch.Tensor]:
@@ -39,18 +39,14 @@ def masked_quality(
     max_length: int = 128,
 ) -> dict[str, float]:
     "masked_loss (nats) and masked_accuracy, mean over the masked tokens (15 % of a row's, one at least); n"
-    ids = tokenized(rows, tokenizer, max_length)["input_ids"][:]
-    special, loss, right, n = set(tokenizer.all_special_ids), 0.0, 0, 0
+    ids, special = tokenized(rows, tokenizer, max_length)["input_ids"][:], tokenizer.all_special_ids
+    places = [_masked_places(row, special, rng_for(seed, "asked", i)) for i, row in enumerate(ids)]
+    loss, right, n = 0.0, 0, sum(map(len, places))
     mlm.eval()
-    for start in range(0, len(ids), batch_size):
-        part = ids[start : start + batch_size]
-        places = [
-            _masked_places(row, special, 0.15, rng_for(seed, "asked", i)) for i, row in enumerate(part, start)
-        ]
-        inputs, labels = _masked_batch(tokenizer, part, places)
-        logits = mlm(**{k: v.to(mlm.device) for k, v in inputs.items()}).logits.float().cpu()[labels != -100]
-        wanted = labels[labels != -100]
+    for cut in (slice(start, start + batch_size) for start in range(0, len(ids), batch_size)):
+        inputs, labels = _masked_batch(tokenizer, ids[cut], places[cut])
+        logits = mlm(**{k: v.to(mlm.device) for k, v in inputs.items()}).logits.float().cpu()
+        logits, wanted = logits[labels != -100], labels[labels != -100]
         loss += cross_entropy(logits, wanted, reduction="sum").item()
         right += int((logits.argmax(1) == wanted).sum())
-        n += len(wanted)
     return {"masked_loss": loss / n, "masked_accuracy": right / n, "n": n}
