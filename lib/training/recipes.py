@@ -37,7 +37,7 @@ def batches(
     for start in range(0, len(rows), batch_size):
         yield {k: v.to(model.device) for k, v in collate(rows[order[start : start + batch_size]]).items()}
 
-
+# %% ../../nbs/training/3_recipes.ipynb #recipes-15
 @torch.no_grad()
 def predict(model, tokenizer, dataset, batch_size: int = 64, max_length: int = 128) -> np.ndarray:
     "Logits [N, C] in float32, in the order of the rows; leaves the model in evaluation mode."
@@ -56,7 +56,7 @@ def criterion(model, tokenizer, dataset, task: Task, max_length: int = 128, metr
     name, logits = metric or task.criterion, predict(model, tokenizer, dataset, max_length=max_length)
     return score(logits, np.asarray(dataset["label"]), [name])[name]
 
-
+# %% ../../nbs/training/3_recipes.ipynb #recipes-16
 def score_sets(
     model,
     tokenizer,
@@ -180,7 +180,7 @@ def watcher(
 
     return watch
 
-
+# %% ../../nbs/training/3_recipes.ipynb #recipes-17
 def watched_rows(
     row: dict,  # of a training's evaluations
     sets: dict,  # as for `watcher`

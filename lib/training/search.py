@@ -58,7 +58,7 @@ def share_removed(
     removed, entries = np.array(list(zero_counts(mask).values())).sum(0)
     return float(removed / entries)
 
-
+# %% ../../nbs/training/5_search.ipynb #search-14
 def plain_state(
     model,  # perhaps under parametrizations
 ) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ class SearchResult:
     rows: list[dict]  # one for each: step, epoch, sparsity, removed, value, what `watch` gave
     trainer: Trainer
 
-
+# %% ../../nbs/training/5_search.ipynb #search-15
 def iterative_pruning(
     model,  # trained in place
     recipe: Recipe,

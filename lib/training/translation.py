@@ -53,25 +53,13 @@ def marian_config(
         raise DataError(f"no size {min(unknown)!r}{nearest(min(unknown), TRANSLATOR)}")
     s = TRANSLATOR | (sizes or {})
     shape = {"layers": s["layers"], "attention_heads": s["heads"], "ffn_dim": s["ffn"]}
-    return MarianConfig(
-        vocab_size=source,
-        decoder_vocab_size=target,
-        d_model=s["width"],
-        dropout=s["dropout"],
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-        activation_function="relu",
-        **{f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in shape.items()},
-        max_position_embeddings=2 * s["length"] + 16,
-        scale_embedding=True,
-        share_encoder_decoder_embeddings=False,
-        tie_word_embeddings=True,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
-        bos_token_id=None,
-        decoder_start_token_id=EOS,
-        forced_eos_token_id=None,
-    )
+    shape = {f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in shape.items()}
+    size = dict(vocab_size=source, decoder_vocab_size=target, d_model=s["width"])
+    size |= dict(max_position_embeddings=2 * s["length"] + 16, dropout=s["dropout"])
+    form = dict(attention_dropout=0.0, activation_dropout=0.0, activation_function="relu")
+    tied = dict(scale_embedding=True, share_encoder_decoder_embeddings=False, tie_word_embeddings=True)
+    marks = dict(pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None, decoder_start_token_id=EOS)
+    return MarianConfig(**shape, **size, **form, **tied, **marks, forced_eos_token_id=None)
 
 # %% ../../nbs/training/4_translation.ipynb #translation-02
 def _draw(name: str, module: nn.Module) -> None:
@@ -140,7 +128,7 @@ def token_loss(
     "Label-smoothed cross-entropy, mean over the tokens that are not padding (Szegedy et al. 2016)."
     return cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing, ignore_index=-100)
 
-
+# %% ../../nbs/training/4_translation.ipynb #translation-05
 def summed_token_loss(model, batch: dict, smoothing: float = 0.1) -> Tensor:
     "The same, summed over a batch: what importance is measured by."
     labels = batch["labels"]
@@ -185,7 +173,7 @@ def bleu_of(
     answers = translations(model, tokenizer, rows, beams, max_length=max_length)
     return bleu(answers, rows["text_b"][:], task.languages[1])[metric or "bleu"]
 
-
+# %% ../../nbs/training/4_translation.ipynb #translation-06
 def score_translations(
     model,
     tokenizer,
@@ -211,17 +199,10 @@ def score_translations(
     return rows, pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/training/4_translation.ipynb #08g-translator-14
-TRANSLATION_OPTIM = Optim(
-    lr=5e-4,
-    warmup_steps=4000,
-    batch_size=4096,
-    weight_decay=1e-4,
-    schedule="inverse_sqrt",
-    clip="none",
-    more={"adam_beta2": 0.98},
-)
+_RATE = dict(lr=5e-4, warmup_steps=4000, schedule="inverse_sqrt", clip="none", weight_decay=1e-4)
+TRANSLATION_OPTIM = Optim(**_RATE, batch_size=4096, more={"adam_beta2": 0.98})
 
-
+# %% ../../nbs/training/4_translation.ipynb #translation-07
 def translation(
     tokenizer: PairTokenizer,
     task: Task,  # of sentence pairs
@@ -259,7 +240,7 @@ class Handling:
     loss: Callable  # (model, batch) -> summed loss, by which importance is measured
     optim: Optim  # settings to begin with
 
-
+# %% ../../nbs/training/4_translation.ipynb #translation-08
 def handling(task: Task) -> Handling:
     "For sentence pairs the functions of this notebook, for anything else those of `training/3_recipes`."
     if task.languages:
