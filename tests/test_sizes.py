@@ -19,7 +19,7 @@ LEFT = {
     "metrics": 7,
     "models": 0,
     "study": 31,
-    "training": 47,
+    "training": 24,
 }
 
 
