@@ -208,6 +208,7 @@ def _told_apart(frame: pd.DataFrame, known: dict) -> pd.DataFrame:
 def with_labels(
     rows: pd.DataFrame,  # metric rows with identity columns
     known: dict | None = None,  # key -> run, to tell runs apart by their parameters
+    apart: bool = True,  # runs of one name must differ in a parameter of their own
 ) -> pd.DataFrame:
     "The rows with NAME_PARTS, `apart`, `label` and `name` (the short one); a score that two runs give is taken once."
     frame = rows.assign(sparsity=rows.sparsity.astype(float).round(3)).reset_index(drop=True)
@@ -221,20 +222,22 @@ def with_labels(
             frame.run == frame.assign(subject=who).groupby(again, dropna=False).run.transform("first")
         ]
         frame = frame.assign(label=[label(r) for r in frame.to_dict("records")])
-        frame = _told_apart(frame.reset_index(drop=True), known)
+        frame = frame.reset_index(drop=True)
+        frame = _told_apart(frame, known) if apart else frame
     records = frame.to_dict("records")
     return frame.assign(label=[label(r) for r in records], name=[short_label(r) for r in records])
 
 # %% ../../nbs/study/1_study.ipynb #study-18-b
 def study(
     runs: list[str],  # keys of finished runs
+    apart: bool = True,  # False: runs may have one name, for tables by other columns than names
 ) -> pd.DataFrame:
     "One row per score: identity, run, subject, mask, model, NAME_PARTS, label, name, split, metric, value, n, and the rest."
     known = {run.key: run for run in run_folders()}
     rows = [row for key in runs for row in _rows(key, known)]
     if not rows:
         raise ValueError(f"the runs {runs} report no scores")
-    return with_labels(pd.DataFrame(rows), known)
+    return with_labels(pd.DataFrame(rows), known, apart)
 
 # %% ../../nbs/study/1_study.ipynb #study-22
 def over_seeds(
