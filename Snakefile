@@ -43,5 +43,7 @@ for number, group in enumerate(PLAN["groups"]):
         threads: lambda wildcards: of(wildcards)["threads"]
         resources:
             **group["resources"],
+        params:
+            command=lambda wildcards: of(wildcards)["command"],
         shell:
-            "{PLAN[python]:q} -c 'from lib.core.engine import job; job(\"{wildcards.notebook}/{wildcards.key}\")'"
+            "{params.command}"

@@ -7,11 +7,12 @@ __all__ = ['settled', 'Plan', 'make_plan', 'gpus', 'write_plan', 'tell', 'one_gp
            'events', 'span', 'labelled', 'failure_lines', 'Progress', 'make']
 
 # %% ../../nbs/core/4_engine.ipynb #4abf844e
+import ast
 import contextlib
-import ctypes
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -25,9 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .base import ROOT, RunError, data_dir, notebooks_dir, outputs
-from .keys import is_analysis, notebook_path
+from .keys import code_cells, is_analysis, notebook_path
 from .runs import Run, lock, write_json
 from .sweeps import Planned, Sweep, load_sweep
+from .warm import client_command, forge, tie
 
 # %% ../../nbs/core/4_engine.ipynb #dca7cf79
 def settled(
@@ -94,12 +96,80 @@ def _entry(r: Planned, missing: dict, devices: list) -> dict:
     entry = {"stage": r.stage, "params": r.params, "labels": r.labels, "threads": r.params.get("threads", 1)}
     return entry | {"resources": resources, "upstream": upstream}
 
+# %% ../../nbs/core/4_engine.ipynb #engine-threads
+_THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"
+_KERNEL = {"JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+# %% ../../nbs/core/4_engine.ipynb #engine-forge
+_FORGE = """
+import sys
+
+sys.modules.setdefault("rfc3987_syntax", None)
+from lib.core.warm import run_forge
+
+def job(name):
+    from lib.core.engine import job
+    job(name)
+
+def kernel(connection):
+    from ipykernel.kernelapp import IPKernelApp
+    IPKernelApp.launch_instance(argv=["-f", connection])
+
+run_forge(int(sys.argv[1]), sys.argv[2:], {"job": job, "kernel": kernel})
+"""
+
+
+def _imported_by(notebooks: set[str]) -> list[str]:
+    # what the notebooks import at their top level, and what a job and a kernel need themselves
+    modules = {"papermill", "ipykernel.kernelapp", "lib.core.engine"}
+    for path in map(notebook_path, notebooks):
+        for _, source in code_cells(path):
+            with contextlib.suppress(SyntaxError):  # a line of magic
+                for node in ast.parse(source).body:
+                    if isinstance(node, ast.Import):
+                        modules |= {a.name for a in node.names}
+                    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                        modules.add(node.module)
+    return sorted(modules)
+
+# %% ../../nbs/core/4_engine.ipynb #engine-warmth
+@contextlib.contextmanager
+def _warmth(plan: Plan, cluster: bool):
+    # a forge for this invocation: its socket's path. One run alone would wait as long for the forge as for itself;
+    # a process that has looked for GPUs cannot be copied.
+    if cluster or len(plan.missing) < 2 or gpus():
+        yield ""
+        return
+    modules = _imported_by({r.notebook for r in plan.missing.values()})
+    env = os.environ | dict.fromkeys(_THREADS, "1") | _KERNEL | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with forge(_FORGE, modules, env) as place:
+        yield place
+
+
+def _job_command(name: str, warm: str) -> list[str]:
+    ordinary = [sys.executable, "-c", f"from lib.core.engine import job; job({name!r})"]
+    return client_command(warm, "job", [name], ordinary) if warm else ordinary
+
+
+def _warm_manager(warm: str):
+    from jupyter_client import AsyncKernelManager
+
+    class Warm(AsyncKernelManager):
+        "Starts kernels from the forge."
+
+        def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+            ordinary = super().format_kernel_cmd(extra_arguments)
+            return client_command(warm, "kernel", [os.path.realpath(self.connection_file)], ordinary)
+
+    return Warm
+
 # %% ../../nbs/core/4_engine.ipynb #7525eae1
 def write_plan(
     plan: Plan,
     folder: Path,  # the invocation's own
     redo: bool,  # as in `make_plan`
     cluster: bool = False,  # jobs run elsewhere
+    warm: str = "",  # path of a forge's socket; empty: each job is an ordinary process
 ) -> dict:
     "plan.json: the missing runs, their groups, and where things are."
     devices, groups = (
@@ -107,15 +177,16 @@ def write_plan(
         [],
     )  # groups: of equal stage and resources, a snakemake rule each
     runs = {name: _entry(r, plan.missing, devices) for name, r in plan.missing.items()}
-    for r in runs.values():
+    for name, r in runs.items():
+        r["command"] = shlex.join(_job_command(name, warm))
         group = {"name": re.sub(r"\W", "_", r["stage"]), "resources": r["resources"]}
         if group not in groups:
             groups.append(group)
         r["group"] = groups.index(group)
     folders = {"SIEVE_OUTPUTS": outputs(), "SIEVE_DATA": data_dir(), "SIEVE_NBS": notebooks_dir()}
     places = {variable: str(path) for variable, path in folders.items()}
-    found = {"runs": runs, "groups": groups, "python": sys.executable, "outputs": str(outputs())}
-    found |= {"places": places, "gpus": devices, "redo": redo, "helps": not cluster}
+    found = {"runs": runs, "groups": groups, "outputs": str(outputs()), "places": places}
+    found |= {"gpus": devices, "redo": redo, "helps": not cluster, "warm": warm}
     write_json(folder / "plan.json", found)
     return found
 
@@ -157,10 +228,7 @@ def one_gpu(
             owner[0].close()
 
 # %% ../../nbs/core/4_engine.ipynb #b19f9c95-p1
-_THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"
-
-
-def _execute(name: str, entry: dict) -> None:
+def _execute(name: str, entry: dict, warm: str = "") -> None:
     # jsonschema's grammar of international addresses: a second to import, not needed
     sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
@@ -168,7 +236,7 @@ def _execute(name: str, entry: dict) -> None:
 
     notebook, key = name.split("/")
     os.environ |= dict.fromkeys(_THREADS, str(entry["threads"]))
-    os.environ |= {"SIEVE_JOB": name, "JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"SIEVE_JOB": name} | _KERNEL
     out = Run(notebook, key).folder / "run.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
     # kernels that start together may draw the same TCP port, and then hang
@@ -177,6 +245,8 @@ def _execute(name: str, entry: dict) -> None:
         kernel = {"kernel_name": "python3", "language": "python", "start_timeout": 120, "config": config}
         where = {"cwd": str(notebooks_dir()), "progress_bar": False}
         path = str(notebook_path(notebook))
+        if warm and entry["threads"] == 1:  # the forge was started with one
+            kernel["kernel_manager_class"] = _warm_manager(warm)
         papermill.execute_notebook(path, str(out), parameters=entry["params"], **kernel, **where)
 
 # %% ../../nbs/core/4_engine.ipynb #b19f9c95
@@ -205,7 +275,7 @@ def _attempt(name: str, plan: dict) -> str:
     with one_gpu(plan["gpus"], bool(entry["resources"].get("gpu"))):
         tell(name, "start")
         try:
-            _execute(name, entry)
+            _execute(name, entry, plan["warm"])
         except Exception as e:
             if getattr(e, "ename", "") != "AlreadyFinished":
                 raise
@@ -299,9 +369,8 @@ def snakemake_command(
     return [*command, "--profile", str(profile_folder(profile)), *(["--jobs", str(jobs)] if jobs else [])]
 
 # %% ../../nbs/core/4_engine.ipynb #124992c0-p1
-def _tied() -> None:  # in the child: end with the driver, however it ends (Linux)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
+def _tied() -> None:  # in the child: end with the driver, however it ends
+    tie(signal.SIGTERM)
 
 
 def _stop(process, patience: float = 10) -> None:
@@ -402,10 +471,11 @@ def make(
     if not plan.missing:
         return 0
     folder = outputs() / ".engine" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-    command = snakemake_command(folder, jobs, write_plan(plan, folder, redo, bool(profile))["gpus"], profile)
     alive, _ = lock(folder / "alive")  # `sieve gc` leaves the folder alone
     progress = Progress(plan, jobs or 1)
-    with alive, open(folder / "snakemake.log", "w") as log:
+    with alive, _warmth(plan, bool(profile)) as warm, open(folder / "snakemake.log", "w") as log:
+        devices = write_plan(plan, folder, redo, bool(profile), warm)["gpus"]
+        command = snakemake_command(folder, jobs, devices, profile)
         own = {"start_new_session": True, "preexec_fn": _tied}
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **own)
         try:
