@@ -75,6 +75,8 @@ def tie(
 def _become(request: Request, streams: list[int]) -> None:
     # the copy's first act
     os.setsid()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(15, f"sieve {request.kind}".encode())  # 15 = PR_SET_NAME, for `top`
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -268,6 +270,16 @@ def can_fork() -> bool:
     return sys.platform == "linux" and hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
 
 # %% ../../nbs/core/3_warm.ipynb #warm-start
+def _started(place: str, command: list[str], args: list[str], env: dict) -> subprocess.Popen:
+    # our end of the socket closes at once: when the forge is killed, who asks is refused and does not wait
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(place)  # in a temporary folder: the system allows a path of a hundred letters
+        listener.listen(128)
+        number = listener.fileno()
+        own = {"pass_fds": [number], "start_new_session": True, "preexec_fn": tie}
+        return subprocess.Popen([*command, str(number), *args], env=env, stdin=subprocess.DEVNULL, **own)
+
+
 @contextlib.contextmanager
 def forge(
     code: str,  # of the process: takes the socket's file descriptor as its first argument
@@ -278,16 +290,8 @@ def forge(
     if not can_fork():
         yield ""
         return
-    with (
-        tempfile.TemporaryDirectory(prefix="sieve-forge-") as folder,
-        socket.socket(socket.AF_UNIX) as listener,
-    ):
-        listener.bind(f"{folder}/socket")  # a short path: the system allows a hundred letters
-        listener.listen(128)
-        number = listener.fileno()
-        command = [sys.executable, "-c", code, str(number), *args]
-        own = {"pass_fds": [number], "start_new_session": True, "preexec_fn": tie}
-        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, **own)
+    with tempfile.TemporaryDirectory(prefix="sieve-forge-") as folder:
+        process = _started(f"{folder}/socket", [sys.executable, "-c", code], args, env)
         try:
             yield f"{folder}/socket"
         finally:
