@@ -98,8 +98,9 @@ def compare(
     """Every system minus the reference, paired: interval, permutation test, Holm's correction over the table.
 
     A pair that is not there is left out; one whose value is nan makes its difference nan."""
-    grouped = frame.groupby([*by, *pair, "system"]).value
-    wide, there = grouped.agg(lambda v: v.to_numpy().mean()).unstack(), grouped.size().unstack().notna()
+    cells = dict(index=[*by, *pair], columns="system", values="value")
+    there = frame.pivot_table(**cells, aggfunc="size").notna()
+    wide = frame.pivot_table(**cells, aggfunc=lambda v: v.to_numpy().mean()).reindex_like(there)
     rows = []
     for system in wide.columns.drop(reference):
         d = (wide[system] - wide[reference])[there[system] & there[reference]]
