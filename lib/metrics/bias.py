@@ -71,9 +71,8 @@ def permutation_p(
     # our own: SciPy measures ties by the observed sum alone, and misses some where that is nearly 0
     n, s = len(x), np.r_[x, y]
     if n != len(y):
-        raise ValueError(
-            f"X has {n} and Y {len(y)} members: the permutation test cuts them into equal halves"
-        )
+        sizes = f"X has {n} and Y {len(y)} members"
+        raise ValueError(f"{sizes}: the permutation test cuts them into equal halves")
     if not np.isfinite(s).all():
         raise ValueError("an association of words or sentences is not finite")
     least = x.sum() - 1e-12 * np.abs(s).sum()  # equal up to rounding is equal
@@ -183,7 +182,7 @@ def _stereo_draws(scores: pd.DataFrame, draws: int, rng: np.random.Generator) ->
     ss, lm = 100 * np.array(wins)[terms].mean(1).T
     return {"ss": ss, "lm": lm, "icat": lm * np.minimum(ss, 100 - ss) / 50}
 
-# %% ../../nbs/metrics/5_bias.ipynb #bias-stereo-4
+# %% ../../nbs/metrics/5_bias.ipynb #bias-domains
 def _domains(scores: pd.DataFrame, columns: list[str]) -> dict[str, pd.DataFrame]:
     "Rows of each bias type, of each combination of further columns, and all; ValueError for a row without one"
     for c in columns:
@@ -197,7 +196,7 @@ def _domains(scores: pd.DataFrame, columns: list[str]) -> dict[str, pd.DataFrame
         found |= {", ".join(names): part for names, part in scores.groupby(columns)}
     return found | total
 
-
+# %% ../../nbs/metrics/5_bias.ipynb #bias-stereo-4
 def stereo_test(
     scores: pd.DataFrame,  # as for `stereo_score`, with bias_type
     draws: int = 1000,
@@ -216,11 +215,12 @@ def stereo_test(
 _ROLES = {"stereotype": "stereotype", "anti": "anti_stereotype", "unrelated": "unrelated"}
 
 
-def _check_filled(row: dict, place: str) -> None:
-    "DataError for a field that is empty or no text: a table by it would lose the row"
+def _filled(row: dict, place: str) -> dict:
+    "The row; DataError for a field that is empty or no text: a table by it would lose the row"
     for name, value in row.items():
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{place}: {name} is {value!r}, and must be text")
+    return row
 
 
 def _stereo_item(item: dict, place: str) -> dict:
@@ -229,8 +229,7 @@ def _stereo_item(item: dict, place: str) -> dict:
         item = item | {s["gold_label"].replace("-", "_"): s for s in item["sentences"]}
     if lost := [k for k in ("bias_type", "target", "context", *_ROLES.values()) if k not in item]:
         raise DataError(f"{place}: no {lost[0]}")
-    found = {k: item[k] for k in ("bias_type", "target", "context")}
-    _check_filled(found, place)
+    found = _filled({k: item[k] for k in ("bias_type", "target", "context")}, place)
     found |= {role: item[k]["sentence"] for role, k in _ROLES.items()}
     return found | {"ids": {role: item[k]["id"] for role, k in _ROLES.items()}}
 
@@ -326,7 +325,5 @@ def read_crows(
         raise DataError(f"{path}: no pairs")
     if lost := [c for c in _CROWS.values() if c not in rows[0]]:
         raise DataError(f"{path}: no column {lost[0]}. There: {', '.join(rows[0])}")
-    found = [{name: row[column] for name, column in _CROWS.items()} for row in rows]
-    for i, pair in enumerate(found):
-        _check_filled(pair, f"{path}, row {i}")
-    return found
+    pairs = [{name: row[column] for name, column in _CROWS.items()} for row in rows]
+    return [_filled(pair, f"{path}, row {i}") for i, pair in enumerate(pairs)]

@@ -28,13 +28,13 @@ from ..core.base import DataError
 from ..data.synthetic_gender import synthetic_association, synthetic_choices, synthetic_pairs_of_sentences
 from ..core.base import data_dir
 
-# %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-05
+# %% ../../nbs/metrics/6_bias_scores.ipynb #bias-scores-encoders
 ENCODERS = {  # (last hidden state (B, T, D), mask (B, T)) -> (B, D)
     "cls": lambda h, mask: h[:, 0],
     "mean": lambda h, mask: (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
 }
 
-
+# %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-05
 @torch.no_grad()
 def sentence_vectors(
     model,
@@ -107,7 +107,7 @@ def word_of(context: str, sentence: str) -> str:
         raise ValueError(f"{sentence!r} is not made of {context!r}")
     return found[1]
 
-# %% ../../nbs/metrics/6_bias_scores.ipynb #bias-scores-03
+# %% ../../nbs/metrics/6_bias_scores.ipynb #bias-scores-word
 def _word(item: dict, role: str) -> str:
     "A choice without its context; ValueError for a sentence of the public file that is not made of it"
     text, context = item[role], item["context"]
@@ -118,7 +118,7 @@ def _word(item: dict, role: str) -> str:
             raise
     return text
 
-
+# %% ../../nbs/metrics/6_bias_scores.ipynb #bias-scores-03
 def choice_scores(
     model,
     tokenizer,
@@ -186,13 +186,11 @@ def bias_rows(
         sides = [sentence_vectors(model, tokenizer, test[s], how) for s in "XYAB"]
         split = name if how == "mean" else f"{name}, {how}"
         rows.append(dict(metric="seat", split=split) | association_test(*sides, limit=limit, seed=0))
-    found = (
-        [("stereoset", r) for r in stereo_test(choice_scores(model, tokenizer, choices), seed=0)]
-        if choices
-        else []
-    )
-    found += [("crows", r) for r in pair_test(pair_scores(model, tokenizer, pairs), seed=0)] if pairs else []
-    for test, r in found:
+    found = {
+        "stereoset": stereo_test(choice_scores(model, tokenizer, choices), seed=0) if choices else (),
+        "crows": pair_test(pair_scores(model, tokenizer, pairs), seed=0) if pairs else (),
+    }
+    for test, r in ((test, r) for test, results in found.items() for r in results):
         rows.append(dict(metric=r["metric"], split=f"{test} {r['domain']}") | {k: r[k] for k in shown})
     return [row | labels for row in rows]
 
@@ -215,14 +213,14 @@ def synthetic_bias(model, tokenizer, **labels) -> list[dict]:
     rows = [r | {"split": "synthetic"} for r in rows if "," not in r["split"]]  # no domains, one direction
     return [*rows, dict(metric="log_odds", split="synthetic") | odds | labels]
 
-# %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-13b
+# %% ../../nbs/metrics/6_bias_scores.ipynb #bias-scores-names
 TESTS = ("synthetic", "seat", "stereoset", "crows")
 PUBLIC = {  # files below bias/ of the data folder
     "stereoset": "stereoset/dev_intrasentence_gender_race_religion.jsonl",
     "crows": "crows_pairs_anonymized.csv",
 }
 
-
+# %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-13b
 def read_bias_tests(
     names: list[str],  # of TESTS; the public ones are read from bias/ below the data folder
     seat: list[str],  # SEAT's tests by name

@@ -179,6 +179,14 @@ def _two_sided(drawn: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, flo
     far = np.square(np.divide(away, scale, out=np.zeros_like(away), where=scale > 1e-12)).sum(1)
     return (away >= away[0] - 1e-12).mean(0), float((far >= far[0] - 1e-9).mean())
 
+# %% ../../nbs/metrics/2_inference.ipynb #inference-runs
+def _numbers_of_runs(values: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "(values (R, U, C), members (R, U) bool); ValueError for a value or a member that is no number"
+    values, members = np.asarray(values, float), np.asarray(members, float)
+    if (bad := ~np.isfinite(values).all(2) | np.isnan(members)).any():
+        raise ValueError("run {}, unit {}: a value is not finite".format(*np.argwhere(bad)[0]))
+    return values, members != 0
+
 # %% ../../nbs/metrics/2_inference.ipynb #inference-members-2
 def members_test(
     values: np.ndarray,  # (R, U, C): runs, units, quantities
@@ -189,9 +197,7 @@ def members_test(
 ) -> dict:  # difference, low, high (95 % of the permutations), p: (C,) each; p_all: of all together; runs
     "Two-sided permutation test of members against the rest; one exchange of units for all runs."
     # our own: SciPy exchanges within each run by itself, which is not the null hypothesis
-    values, members = np.asarray(values, float), np.asarray(members, float) != 0
-    if (bad := ~np.isfinite(values).all(2)).any():
-        raise ValueError("run {}, unit {}: a value is not finite".format(*np.argwhere(bad)[0]))
+    values, members = _numbers_of_runs(values, members)
     mixed, (_, units, quantities) = members.any(1) & ~members.all(1), values.shape
     if not mixed.any():
         nan = np.full(quantities, np.nan)
