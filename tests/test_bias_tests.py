@@ -95,11 +95,9 @@ def test_every_public_test_runs_on_a_small_encoder(real_data, tmp_path, monkeypa
     )
     tests = association_tests(GENDER_TESTS, str(folder / "seat"))
     items = read_stereoset(folder / "stereoset" / "dev_intrasentence_gender_race_religion.jsonl")
-    rows = pd.DataFrame(
-        bias_rows(
-            model, tokenizer, tests, items, read_crows(folder / "crows_pairs_anonymized.csv")[:40], limit=500
-        )
-    )
+    pairs = read_crows(folder / "crows_pairs_anonymized.csv")[:40]
+    asked = {"associations": tests, "choices": items, "pairs": pairs}
+    rows = pd.DataFrame(bias_rows(model, tokenizer, asked, limit=500))
     print(rows[["metric", "split", "value", "low", "high", "n", "p"]].round(3).to_string())
     assert (
         set(rows[rows.metric == "seat"].split) == {f"{n}, cls" for n in GENDER_TESTS}

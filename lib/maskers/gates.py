@@ -37,6 +37,8 @@ class _Fused(Function):
     @staticmethod
     def forward(ctx, weight, score, level):
         ctx.save_for_backward(weight)
+        if weight.dtype != score.dtype:  # the kernel takes one type, and a score must not be rounded
+            return torch.where(score > level, weight, 0)
         return torch.ops.aten.threshold_backward(weight, score, level)  # weight where score > level, else 0
 
     @staticmethod

@@ -7,6 +7,7 @@ __all__ = ['MODES', 'Candidate', 'descend', 'structured_search', 'accepted', 'ma
            'rewinder']
 
 # %% ../../nbs/maskers/8_iterative.ipynb #ite-02
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .passes import Masker
-from .rules import prune_step, topk_mask
+from .rules import check_scores, prune_step, topk_mask
 
 # %% ../../nbs/maskers/8_iterative.ipynb #0fc64e36
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Candidate:
     score: float
     importance: dict[str, torch.Tensor] | None = None  # measured under this state
     accepted: bool = False
+
+    def __post_init__(self):
+        if not math.isfinite(self.score):
+            raise ValueError(f"phase {self.phase}: the score of a candidate is {self.score}")
+        for kind, value in (self.importance or {}).items():
+            check_scores(value, f"phase {self.phase}: importances of {kind}")
 
 # %% ../../nbs/maskers/8_iterative.ipynb #ite-descend
 def descend(
@@ -148,6 +155,8 @@ def prune(
     "The mask without round(fraction * alive) of the smallest magnitudes; among equals the lowest index stays"
     if scope not in ("local", "global") or not 0 <= fraction <= 1:
         raise ValueError(f"scope {scope!r}, fraction {fraction}: choose local or global; a share")
+    for key, w in weights.items():
+        check_scores(w, f"weights of {key}")
     if scope == "local":
         return {key: _survivors(w.detach().abs(), mask[key].bool(), fraction) for key, w in weights.items()}
     left = _survivors(

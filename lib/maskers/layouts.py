@@ -288,7 +288,7 @@ def unit_magnitudes(
     "Score tensor -> mean |w| of what each entry covers"
     total = {}
     for slot in layout.slots:
-        size = weights[slot.name].detach().abs()
+        size = weights[slot.name].detach().abs().to(layout.dtype)  # a sum in half precision is a rough one
         for key, turned in slot.factors:
             shape = layout.scores[key]
             if layout.activations:

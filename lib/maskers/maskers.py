@@ -11,6 +11,7 @@ import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 
 import torch
 from fastcore.basics import patch
@@ -360,6 +361,9 @@ class Subset(Policy):
     quotas: dict = field(default_factory=dict)  # instead of k, heads for each kind of attention
 
     def check(self, units: str, steps: int | None) -> None:
+        for k in (self.k, *self.quotas.values()):
+            if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or k < 0):
+                raise ValueError(f"k = {k}: give a whole number of units, from 0 on")
         if self.quotas and units != "head":
             raise ValueError(f"quotas are numbers of heads for each kind of attention, and units are {units}")
         if self.k is None and not self.quotas and not isinstance(self, Concrete):
@@ -413,6 +417,7 @@ class Relaxed(Subset):
 
     def check(self, units: str, steps: int | None) -> None:
         super().check(units, steps)
+        Schedule(self.initial, self.final, 0, max(0, self.cooldown), "geometric")  # values above 0
         if self.annealing and steps is not None and self.cooldown > steps:
             raise ValueError(
                 f"cooldown {self.cooldown} is longer than the training of {steps} steps: the gates would "
@@ -552,6 +557,8 @@ def check_masker(
     for option in options:
         if option not in (valid := row.options()):
             raise ValueError(f"masker {name} has no option {option!r}{nearest(option, valid)}")
+        if isinstance(options[option], float) and not math.isfinite(options[option]):
+            raise ValueError(f"masker {name}: option {option} is {options[option]}, and must be a number")
     policy = row.policy(**(row.preset | options))
     policy.check(units, steps)
     return policy

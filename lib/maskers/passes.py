@@ -126,7 +126,7 @@ class Masker(nn.Module):
         self.layout, self.policy, self.steps, self.step = layout, policy, steps, -1
         self.number, self.shown = 0.0, None  # what the schedule moves; masks shown instead of a pass's
         self._weights, self._live, self._open, self._again = [weights], {}, False, False
-        self._levels = (None, {})
+        self._levels, self._sound = (None, {}), {}
         found = policy.begin(self, torch.Generator().manual_seed(seed))
         pairs = [(key.replace(".", "/"), s) for key, s in found.items()]  # a dict would be sorted
         self.scores = nn.ParameterDict(pairs) if policy.learns else _Buffers(pairs)
@@ -147,6 +147,22 @@ def score(self: Masker, key: str) -> Tensor:
 @patch
 def named_scores(self: Masker) -> dict[str, Tensor]:
     return {key.replace("/", "."): s for key, s in self.scores.items()}
+
+
+@patch
+def check(
+    self: Masker,
+    *keys: str,  # of score tensors; none: all
+) -> None:
+    "ValueError for a score that is NaN; once for every change of the scores"
+    named = self.named_scores()
+    stamps = {key: (id(s), s._version) for key in keys or named for s in [named.get(key)] if s is not None}
+    changed = [key for key, stamp in stamps.items() if self._sound.get(key) != stamp]
+    sums = [named[key].detach().sum() for key in changed]  # one number to wait for on a GPU
+    if sums and not torch.stack(sums).isfinite().all():
+        for key in changed:
+            check_scores(named[key], f"scores of {key}")
+    self._sound |= stamps
 
 
 @patch
@@ -201,6 +217,7 @@ def mask(self: Masker, key: str) -> Tensor:
 @patch
 def _draw(self: Masker, key: str) -> _Drawn:
     "As `mask`, anew"
+    self.check(key)
     if not self.training:
         return _Drawn(self.policy.sample(self, key))
     recorded, before = torch.is_grad_enabled(), self._state() if self.policy.noisy else None
@@ -248,6 +265,7 @@ def advance(
 ) -> None:
     "Before a step, and at the end: sparsity, threshold or temperature where the schedule has them"
     if step != self.step:
+        self.check()
         self.step, self._live = step, {}
         self.policy.advance(self, step)
 
@@ -261,8 +279,7 @@ def penalty(self: Masker) -> Tensor:
 @patch
 @torch.no_grad()
 def _final_masks(self: Masker) -> dict[str, Tensor]:
-    for key, s in self.named_scores().items():
-        check_scores(s, f"scores of {key}")
+    self.check()
     training, self.training = self.training, False
     try:
         return self.policy.decide(self)
@@ -371,7 +388,8 @@ class _Weight(nn.Module):
         masker, slot = self.of
         if masker.shown is None and not weight.requires_grad:
             if (level := masker.policy.level(masker, slot)) is not None:
-                return gated_weight(weight, masker.score(slot.factors[0][0]), level)
+                masker.check(key := slot.factors[0][0])
+                return gated_weight(weight, masker.score(key), level)
         return masked_weight(weight, masker.grid(slot))
 
 

@@ -17,6 +17,11 @@ from transformers import PreTrainedModel
 from ..models.units import weight_scope
 
 # %% ../../nbs/maskers/1_rules.ipynb #rules-nan
+def _array(values: Tensor) -> np.ndarray:
+    "On the CPU; NumPy has no bfloat16"
+    return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
+
+
 def check_scores(
     scores: Tensor,
     name: str = "scores",  # of the unit, for the error
@@ -40,7 +45,7 @@ def topk_mask(
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     at = flat.numel() - k  # a selection of the k-th largest, not a sort: 85 million in 3 s
-    cut = np.partition(flat.cpu().numpy(), at)[at].item()
+    cut = np.partition(_array(flat), at)[at].item()
     kept = flat > cut
     kept[(flat == cut).nonzero()[: k - int(kept.sum()), 0]] = True
     return kept.reshape(scores.shape)
@@ -148,11 +153,18 @@ def prune_step(
     return left.to(mask.dtype)
 
 # %% ../../nbs/maskers/1_rules.ipynb #22b47046
+def _alive(mask: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    "Which units are kept; ValueError for NaN, which would count as kept"
+    for key, value in mask.items():
+        check_scores(value, f"masks of {key}")
+    return {key: value != 0 for key, value in mask.items()}
+
+
 def complement(
     mask: dict[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     "Keep what was pruned, prune what was kept (the published `inverted`)"
-    return {key: (value == 0).to(value.dtype) for key, value in mask.items()}
+    return {key: (~kept).to(mask[key].dtype) for key, kept in _alive(mask).items()}
 
 # %% ../../nbs/maskers/1_rules.ipynb #rules-draw
 def draw(
@@ -175,10 +187,10 @@ def random_mask(
     exact: bool = True,  # False: each unit with probability kept/all, the published rule
 ) -> dict[str, torch.Tensor]:
     "A random mask of the good mask's size, for each kind; weights compete over all tensors together"
-    scores = random_scores(mask, generator)
+    scores, alive = random_scores(mask, generator), _alive(mask)
     if not exact:
         return {key: (scores[key] < value.double().mean()).to(value.dtype) for key, value in mask.items()}
-    kept = {kind: sum(int((mask[key] != 0).sum()) for key in keys) for kind, keys in _kinds(mask).items()}
+    kept = {kind: sum(int(alive[key].sum()) for key in keys) for kind, keys in _kinds(mask).items()}
     return {
         key: v
         for kind, keys in _kinds(mask).items()
@@ -192,8 +204,7 @@ def bad_mask(
 ) -> dict[str, torch.Tensor]:
     "A mask of the same size out of pruned units; good ones only where those do not suffice"
     return {
-        key: _like(draw([value == 0, value != 0], int((value != 0).sum()), generator), key)
-        for key, value in mask.items()
+        key: _like(draw([~kept, kept], int(kept.sum()), generator), key) for key, kept in _alive(mask).items()
     }
 
 # %% ../../nbs/maskers/1_rules.ipynb #rules-bad-magnitude
@@ -203,7 +214,7 @@ def bad_magnitude(
 ) -> dict[str, torch.Tensor]:
     "A mask of the same size without the *largest* weights"
     return topk(
-        {key: -value for key, value in scores.items()}, sum(int(value.sum()) for value in mask.values())
+        {key: -value for key, value in scores.items()}, sum(int(kept.sum()) for kept in _alive(mask).values())
     )
 
 # %% ../../nbs/maskers/1_rules.ipynb #rules-zero-mask
@@ -223,8 +234,9 @@ def super_masks(
 ) -> dict[str, dict[str, torch.Tensor]]:
     "`good`, `random` and `bad` masks of equal size; random and bad are drawn key by key, bad first"
     out: dict = {"good": {}, "random": {}, "bad": {}}
+    alive = [_alive(m) for m in masks]
     for key in masks[0]:
-        stack = torch.stack([m[key] != 0 for m in masks])
+        stack = torch.stack([kept[key] for kept in alive])
         good, bad = stack.all(0), ~stack.any(0)
         neither, k = ~(good | bad), int(good.sum())
         fill = neither if int((bad | neither).sum()) >= k else ~bad

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .rules import check_scores, topk_mask
+from .rules import _array, check_scores, topk_mask
 
 # %% ../../nbs/maskers/2_thresholds.ipynb #rules-removed
 def removed_count(
@@ -43,21 +43,25 @@ def zero_counts(
     return {key: (int((value == 0).sum()), value.numel()) for key, value in mask.items()}
 
 # %% ../../nbs/maskers/2_thresholds.ipynb #rules-movement
-def _at_least(kept: Tensor, scores: Tensor, minimum: float) -> Tensor:
-    "The booleans, or the n_min largest where fewer are True"
+def _above(scores: Tensor, values: Tensor, level: float, minimum: float) -> Tensor:
+    "Where values of the scores exceed a level, or the n_min largest scores; ValueError for NaN"
+    check_scores(scores)
+    if math.isnan(level):
+        raise ValueError("a threshold that is NaN removes everything")
+    kept = values > level
     n = min(scores.numel(), kept_count(minimum, scores.numel()) + 1) if minimum else 0
     return kept if n == 0 or int(kept.sum()) >= n else topk_mask(scores, n)
 
 
 CUTS = {  # (scores, share to keep or level, share that always stays) -> booleans
     "topk": lambda s, p, f=0.0: topk_mask(s, kept_count(p, s.numel())),
-    "threshold": lambda s, tau, f=0.0: _at_least(s.detach() > tau, s, f),
-    "sigmoid_threshold": lambda s, tau, f=0.0: _at_least(s.detach().sigmoid() > tau, s, f),
+    "threshold": lambda s, tau, f=0.0: _above(s, s.detach(), tau, f),
+    "sigmoid_threshold": lambda s, tau, f=0.0: _above(s, s.detach().sigmoid(), tau, f),
 }
 
 # %% ../../nbs/maskers/2_thresholds.ipynb #04c04986
 SELECTORS = {
-    "partition": lambda v, k: np.partition(v.cpu().numpy(), k - 1)[k - 1].item(),
+    "partition": lambda v, k: np.partition(_array(v), k - 1)[k - 1].item(),
     "kthvalue": lambda v, k: v.kthvalue(k).values.item(),
     "sort": lambda v, k: v.sort().values[k - 1].item(),
 }
@@ -99,7 +103,7 @@ def _sample(n: int, size: int, device: torch.device) -> Tensor:
 
 def _at_most(scores: list[Tensor], level: float, equal: bool = True) -> int:
     "Scores at most (or below) a level; numpy counts three times as fast as torch on a CPU"
-    arrays = [s if s.is_cuda else s.numpy() for s in scores]
+    arrays = [s if s.is_cuda else _array(s) for s in scores]
     counted = [(v, torch if isinstance(v, Tensor) else np) for v in arrays]
     return sum(int(lib.count_nonzero(v <= level if equal else v < level)) for v, lib in counted)
 
@@ -130,6 +134,8 @@ def estimated_level(
     tolerance: float = 1e-3,  # share of the wanted number of zeros by which it may differ
 ) -> float:
     "A threshold with as many zeros as asked for, within the tolerance; exactly where that does not succeed"
+    if math.isnan(level):
+        raise ValueError(f"the present threshold of {', '.join(scores)} is NaN")
     flat = [s.detach() for s in scores.values()]
     n = sum(s.numel() for s in flat)
     k = removed_count(n, sparsity)

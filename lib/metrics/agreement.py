@@ -16,12 +16,20 @@ from statsmodels.stats import contingency_tables
 from .inference import TAILS, bootstrap
 
 # %% ../../nbs/metrics/3_agreement.ipynb #c9d0ea25
+def _numbers(values: np.ndarray) -> np.ndarray:
+    "A mask, or several, in float64; ValueError for NaN, which would count as kept"
+    found = np.asarray(values, float)
+    if (bad := np.isnan(found)).any():
+        raise ValueError(f"a mask or importance is nan at {tuple(np.argwhere(bad)[0].tolist())}")
+    return found
+
+
 def overlap(
     a: np.ndarray,  # mask of 0 and 1
     b: np.ndarray,  # another of the same shape
 ) -> int:  # number of units kept in both
     "How many units both masks keep."
-    return int((np.asarray(a, bool) & np.asarray(b, bool)).sum())
+    return int(((_numbers(a) != 0) & (_numbers(b) != 0)).sum())
 
 # %% ../../nbs/metrics/3_agreement.ipynb #agreement-jaccard-0
 def jaccard(
@@ -29,7 +37,7 @@ def jaccard(
     b: np.ndarray,  # another of the same shape
 ) -> float:  # share of the union that is common, in [0, 1]; nan if both are empty
     "Common units over units kept in either."
-    union = (np.asarray(a, bool) | np.asarray(b, bool)).sum()
+    union = ((_numbers(a) != 0) | (_numbers(b) != 0)).sum()
     return overlap(a, b) / union if union else np.nan
 
 # %% ../../nbs/metrics/3_agreement.ipynb #48fac51d
@@ -37,7 +45,7 @@ def cochrans_q(
     ratings: np.ndarray,  # (units, raters) of 0 and 1
 ) -> tuple:  # (Q, p); nan where every unit has the same rating from all raters
     "Cochran's Q: do the raters keep equal proportions? It does not ask whether they keep the same units."
-    ratings = np.asarray(ratings, float)
+    ratings = _numbers(ratings)
     if (ratings == ratings[:, :1]).all():
         return np.nan, np.nan
     result = contingency_tables.cochrans_q(ratings)
@@ -49,7 +57,7 @@ def fleiss_kappa(
 ) -> float:  # 1 = full agreement, 0 = as by chance; nan if only one category occurs
     "Fleiss' kappa of kept against pruned."
     # our own: statsmodels divides by 0 where one category occurs, and differs in the last digit elsewhere
-    ratings = np.asarray(ratings, float)
+    ratings = _numbers(ratings)
     kept, n = ratings.sum(1), ratings.shape[1]
     chance = ratings.mean() ** 2 + (1 - ratings.mean()) ** 2
     agree = (kept * (kept - 1) + (n - kept) * (n - kept - 1)) / (n * (n - 1))
@@ -62,7 +70,7 @@ def kappa_interval(
     seed: int = 0,  # of the draws
 ) -> tuple:  # (low, high), the 2.5 % and 97.5 % points; nan if only one category occurs
     "Bootstrap interval of Fleiss' kappa over the units."
-    ratings = np.asarray(ratings, float)
+    ratings = _numbers(ratings)
     found = bootstrap(lambda i: fleiss_kappa(ratings[i]), len(ratings), draws, seed)
     return tuple(np.nanquantile(found, TAILS)) if np.isfinite(found).any() else (np.nan, np.nan)
 
@@ -97,9 +105,7 @@ def survival_counts(
 ) -> pd.DataFrame:  # layer, (head,) mean, sd: of the sum over tasks, over seeds
     "Mean and sample standard deviation over seeds of the number of tasks that keep each unit."
     tasks, by_seed = table.task.nunique(), table.groupby("seed")[value]
-    total = np.array(
-        [np.sum(list(arrays.map(np.float64)), 0) for _, arrays in by_seed if len(arrays) == tasks]
-    )
+    total = np.array([np.sum(list(arrays.map(_numbers)), 0) for _, arrays in by_seed if len(arrays) == tasks])
     if not len(total):
         raise ValueError(f"no seed is shared by all tasks {sorted(table.task.unique())}")
     names = ["layer", "head"][: total.ndim - 1]  # total: (S, L, H) or (S, L)
@@ -117,7 +123,7 @@ def overlap_table(
     for i, task in enumerate(tasks):
         for other in tasks[: i + 1]:
             shared = masks[task].index.intersection(masks[other].index, sort=False)
-            pairs = [(np.asarray(masks[task, s]), np.asarray(masks[other, s])) for s in shared]
+            pairs = [(_numbers(masks[task, s]), _numbers(masks[other, s])) for s in shared]
             counts = pd.Series([overlap(a, b) for a, b in pairs], dtype=float)
             by_chance = np.mean([a.sum() * b.sum() / a.size for a, b in pairs]) if pairs else np.nan
             rows.append((task, other, counts.mean(), counts.std(), len(counts), by_chance))
@@ -125,7 +131,7 @@ def overlap_table(
 
 # %% ../../nbs/metrics/3_agreement.ipynb #5476b1e9
 def _ratings(masks) -> np.ndarray:
-    return np.stack([np.asarray(m, float).ravel() for m in masks], 1)  # (units, seeds)
+    return np.stack([_numbers(m).ravel() for m in masks], 1)  # (units, seeds)
 
 
 def _agreement(ratings: np.ndarray) -> dict:
@@ -165,9 +171,7 @@ def super_table(
 ) -> pd.DataFrame:  # task, seed (the word "super"), mask
     "The units that every seed of a task keeps."
     by_task = table.groupby("task")["mask"]
-    rows = [
-        (task, "super", np.prod([np.asarray(m, float) for m in masks], axis=0)) for task, masks in by_task
-    ]
+    rows = [(task, "super", np.prod([_numbers(m) for m in masks], axis=0)) for task, masks in by_task]
     return pd.DataFrame(rows, columns=["task", "seed", "mask"])
 
 # %% ../../nbs/metrics/3_agreement.ipynb #agreement-core-0
@@ -188,7 +192,7 @@ def top_important(
     "Mark the k units with the largest importance x mask in each mask (never a unit that is pruned)."
 
     def mark(mask, importance):
-        value = (np.asarray(importance, float) * mask).ravel()
+        value = (_numbers(importance) * _numbers(mask)).ravel()
         best = np.argsort(-value, kind="stable")[:k]
         return np.where(np.isin(np.arange(value.size), best) & (value > 0), 1.0, 0.0).reshape(np.shape(mask))
 

@@ -41,9 +41,14 @@ def associations(
     A: np.ndarray,  # (., d)
     B: np.ndarray,  # (., d)
 ) -> np.ndarray:
-    "s of every target (n,); ValueError for sets of which it cannot be said."
+    """s of every target (n,); ValueError for sets of which it cannot be said.
+
+    Where they differ by no more than what the vectors' type rounds off, they are all equal to the first."""
+    types = [x.dtype for x in map(np.asarray, (targets, A, B)) if x.dtype.kind == "f"]
+    rounding = 16 * max((np.finfo(t).eps for t in types), default=np.finfo(float).eps)
     targets, A, B = (_unit(name, x) for name, x in (("targets", targets), ("A", A), ("B", B)))
-    return targets @ A.mean(0) - targets @ B.mean(0)
+    s = targets @ A.mean(0) - targets @ B.mean(0)
+    return np.full_like(s, s[0]) if np.ptp(s) <= rounding else s
 
 # %% ../../nbs/metrics/5_bias.ipynb #bias-effect-0
 def effect_size(
@@ -51,7 +56,8 @@ def effect_size(
     y: np.ndarray,  # of Y
 ) -> float:
     "d, in standard deviations; 0 where all associations are equal."
-    sd = np.std(np.r_[x, y], ddof=1)
+    if not np.isfinite(sd := np.std(np.r_[x, y], ddof=1)):
+        raise ValueError("an association of words or sentences is not finite")
     return float((x.mean() - y.mean()) / sd) if sd > 0 else 0.0
 
 # %% ../../nbs/metrics/5_bias.ipynb #bias-halves-0
@@ -65,9 +71,10 @@ def permutation_p(
     # our own: SciPy measures ties by the observed sum alone, and misses some where that is nearly 0
     n, s = len(x), np.r_[x, y]
     if n != len(y):
-        raise ValueError(
-            f"X has {n} and Y {len(y)} members: the permutation test cuts them into equal halves"
-        )
+        sizes = f"X has {n} and Y {len(y)} members"
+        raise ValueError(f"{sizes}: the permutation test cuts them into equal halves")
+    if not np.isfinite(s).all():
+        raise ValueError("an association of words or sentences is not finite")
     least = x.sum() - 1e-12 * np.abs(s).sum()  # equal up to rounding is equal
     if math.comb(2 * n, n) <= limit:
         return float(np.mean([s[list(half)].sum() >= least for half in combinations(range(2 * n), n)]))
@@ -146,9 +153,11 @@ def association_tests(
 def stereo_score(
     scores: pd.DataFrame,  # target, stereotype, anti, unrelated: a row for each item
 ) -> dict[str, float]:
-    "ss, lm, icat; ValueError without items and for a score that is not finite."
+    "ss, lm, icat; ValueError without items, for an item without a target, a score that is not finite."
     if not len(scores):
         raise ValueError("StereoSet: no items")
+    if (lost := scores.target.isna().to_numpy()).any():
+        raise ValueError(f"StereoSet: item {lost.argmax()} has no target")
     s, a, u = (scores[c].to_numpy(float) for c in ("stereotype", "anti", "unrelated"))
     if (bad := ~np.isfinite(s + a + u)).any():
         raise ValueError(f"StereoSet: a score of item {bad.argmax()} is not finite")
@@ -173,6 +182,20 @@ def _stereo_draws(scores: pd.DataFrame, draws: int, rng: np.random.Generator) ->
     ss, lm = 100 * np.array(wins)[terms].mean(1).T
     return {"ss": ss, "lm": lm, "icat": lm * np.minimum(ss, 100 - ss) / 50}
 
+# %% ../../nbs/metrics/5_bias.ipynb #bias-domains
+def _domains(scores: pd.DataFrame, columns: list[str]) -> dict[str, pd.DataFrame]:
+    "Rows of each bias type, of each combination of further columns, and all; ValueError for a row without one"
+    for c in columns:
+        if (lost := (scores[c].isna() | scores[c].isin(["", "all"])).to_numpy()).any():
+            raise ValueError(
+                f"item {lost.argmax()} has {c} {scores[c].iloc[lost.argmax()]!r}: give it a name"
+            )
+    found = dict(iter(scores.groupby("bias_type")))
+    total = {"all": scores} if len(found) != 1 else {}
+    if len(columns) > 1:
+        found |= {", ".join(names): part for names, part in scores.groupby(columns)}
+    return found | total
+
 # %% ../../nbs/metrics/5_bias.ipynb #bias-stereo-4
 def stereo_test(
     scores: pd.DataFrame,  # as for `stereo_score`, with bias_type
@@ -180,8 +203,8 @@ def stereo_test(
     seed: int = 0,
 ) -> list[dict]:
     "Rows domain (a bias type; all), metric, value, low, high (95 % bootstrap over target terms), n (items)."
-    domains, rows = dict(iter(scores.groupby("bias_type"))), []
-    for domain, part in (domains | ({"all": scores} if len(domains) > 1 else {})).items():
+    domains, rows = _domains(scores, ["bias_type"]), []
+    for domain, part in domains.items():
         drawn = _stereo_draws(part, draws, rng_for(seed, "terms", domain))
         for metric, value in stereo_score(part).items():
             low, high = map(float, np.quantile(drawn[metric], TAILS))
@@ -192,13 +215,21 @@ def stereo_test(
 _ROLES = {"stereotype": "stereotype", "anti": "anti_stereotype", "unrelated": "unrelated"}
 
 
+def _filled(row: dict, place: str) -> dict:
+    "The row; DataError for a field that is empty or no text: a table by it would lose the row"
+    for name, value in row.items():
+        if not isinstance(value, str) or not value.strip():
+            raise DataError(f"{place}: {name} is {value!r}, and must be text")
+    return row
+
+
 def _stereo_item(item: dict, place: str) -> dict:
     "An item as `read_stereoset` gives it, from a line or from one of the public file"
     if "sentences" in item:
         item = item | {s["gold_label"].replace("-", "_"): s for s in item["sentences"]}
     if lost := [k for k in ("bias_type", "target", "context", *_ROLES.values()) if k not in item]:
         raise DataError(f"{place}: no {lost[0]}")
-    found = {k: item[k] for k in ("bias_type", "target", "context")}
+    found = _filled({k: item[k] for k in ("bias_type", "target", "context")}, place)
     found |= {role: item[k]["sentence"] for role, k in _ROLES.items()}
     return found | {"ids": {role: item[k]["id"] for role, k in _ROLES.items()}}
 
@@ -262,9 +293,10 @@ def pair_test(
     seed: int = 0,
 ) -> list[dict]:
     "Rows domain (a bias type; type and direction; all), metric, value, low, high (95 % over pairs), n."
-    types, rows = dict(iter(scores.groupby("bias_type"))), []
-    types |= {f"{t}, {d}": part for (t, d), part in scores.groupby(["bias_type", "direction"])}
-    for domain, part in (types | ({"all": scores} if len(set(scores.bias_type)) != 1 else {})).items():
+    if not len(scores):
+        raise ValueError("CrowS-Pairs: no pairs")
+    rows = []
+    for domain, part in _domains(scores, ["bias_type", "direction"]).items():
         wins, rng = _wins(part), rng_for(seed, "pairs", domain)
         drawn = bootstrap(lambda i, wins=wins: 100 * wins[i].mean(), len(wins), draws, rng)
         low, high = map(float, np.quantile(drawn, TAILS))
@@ -293,4 +325,5 @@ def read_crows(
         raise DataError(f"{path}: no pairs")
     if lost := [c for c in _CROWS.values() if c not in rows[0]]:
         raise DataError(f"{path}: no column {lost[0]}. There: {', '.join(rows[0])}")
-    return [{name: row[column] for name, column in _CROWS.items()} for row in rows]
+    pairs = [{name: row[column] for name, column in _CROWS.items()} for row in rows]
+    return [_filled(pair, f"{path}, row {i}") for i, pair in enumerate(pairs)]

@@ -28,13 +28,13 @@ from ..core.base import DataError
 from ..data.synthetic_gender import synthetic_association, synthetic_choices, synthetic_pairs_of_sentences
 from ..core.base import data_dir
 
-# %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-05
+# %% ../../nbs/metrics/6_bias_scores.ipynb #bias-scores-encoders
 ENCODERS = {  # (last hidden state (B, T, D), mask (B, T)) -> (B, D)
     "cls": lambda h, mask: h[:, 0],
     "mean": lambda h, mask: (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
 }
 
-
+# %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-05
 @torch.no_grad()
 def sentence_vectors(
     model,
@@ -68,6 +68,10 @@ def _log_probs(model, tokenizer, inputs: list[tuple[list[int], int, int]], batch
         places, tokens = (torch.tensor([inputs[i][n] for i in at], device=model.device) for n in (1, 2))
         logp = model(**batch).logits[rows, places].double().log_softmax(-1)
         out[at] = logp[rows, tokens].cpu().numpy()
+    if not (finite := np.isfinite(out)).all():  # a mean or sum over pieces would leave it out
+        ids, _, token = inputs[finite.argmin()]
+        word, text = tokenizer.convert_ids_to_tokens(token), tokenizer.decode(ids)
+        raise ValueError(f"the log-probability of {word!r} in {text!r} is {out[finite.argmin()]}")
     return out
 
 # %% ../../nbs/metrics/6_bias_scores.ipynb #bias-scores-01
@@ -103,6 +107,17 @@ def word_of(context: str, sentence: str) -> str:
         raise ValueError(f"{sentence!r} is not made of {context!r}")
     return found[1]
 
+# %% ../../nbs/metrics/6_bias_scores.ipynb #bias-scores-word
+def _word(item: dict, role: str) -> str:
+    "A choice without its context; ValueError for a sentence of the public file that is not made of it"
+    text, context = item[role], item["context"]
+    try:
+        return word_of(context, text)
+    except ValueError:
+        if "ids" in item or text.count(" ") > context.count("BLANK"):
+            raise
+    return text
+
 # %% ../../nbs/metrics/6_bias_scores.ipynb #bias-scores-03
 def choice_scores(
     model,
@@ -115,12 +130,9 @@ def choice_scores(
     "target, bias_type, stereotype, anti, unrelated: mean probability of a word's pieces (Nadeem et al. 2021)"
     roles, inputs, owner = ("stereotype", "anti", "unrelated"), [], []
     for i, item in enumerate(items):
-        context, blanks = item["context"], item["context"].count("BLANK")
         for role in roles:
-            sentence = item[role].count(" ") > blanks
-            word = word_of(context, item[role]) if sentence else item[role]
-            pieces = _place_inputs(tokenizer, context, word)
-            if not pieces:
+            word = _word(item, role)
+            if not (pieces := _place_inputs(tokenizer, item["context"], word)):
                 raise ValueError(f"item {i}: the {role} {word!r} has no pieces in this vocabulary")
             inputs += pieces
             owner += [(i, role)] * len(pieces)
@@ -159,9 +171,7 @@ def pair_scores(
 def bias_rows(
     model,
     tokenizer,
-    associations: dict[str, dict] | None = None,  # name -> X, Y, A, B: texts
-    choices: list[dict] | None = None,  # StereoSet's items; needs a masked language model
-    pairs: list[dict] | None = None,  # CrowS-Pairs; needs a masked language model
+    tests: dict,  # associations: name -> X, Y, A, B; of a masked language model also choices, pairs
     how: str = "cls",  # of ENCODERS, for associations
     *,
     limit: int = 100_000,  # permutations of SEAT
@@ -171,17 +181,16 @@ def bias_rows(
 
     The split is the test or its domain; `6, cls` where SEAT's vectors are no means."""
     rows, shown = [], ("value", "low", "high", "n")
+    associations, choices, pairs = (tests.get(k) for k in ("associations", "choices", "pairs"))
     for name, test in (associations or {}).items():
         sides = [sentence_vectors(model, tokenizer, test[s], how) for s in "XYAB"]
         split = name if how == "mean" else f"{name}, {how}"
         rows.append(dict(metric="seat", split=split) | association_test(*sides, limit=limit, seed=0))
-    found = (
-        [("stereoset", r) for r in stereo_test(choice_scores(model, tokenizer, choices), seed=0)]
-        if choices
-        else []
-    )
-    found += [("crows", r) for r in pair_test(pair_scores(model, tokenizer, pairs), seed=0)] if pairs else []
-    for test, r in found:
+    found = {
+        "stereoset": stereo_test(choice_scores(model, tokenizer, choices), seed=0) if choices else (),
+        "crows": pair_test(pair_scores(model, tokenizer, pairs), seed=0) if pairs else (),
+    }
+    for test, r in ((test, r) for test, results in found.items() for r in results):
         rows.append(dict(metric=r["metric"], split=f"{test} {r['domain']}") | {k: r[k] for k in shown})
     return [row | labels for row in rows]
 
@@ -192,9 +201,11 @@ def synthetic_bias(model, tokenizer, **labels) -> list[dict]:
     Of a female over a male word after occupations that lean to women, minus the same after those that lean to
     men, halved. No synthetic sentence is classified, so [CLS] has learned nothing: vectors are means."""
     choices, pairs = synthetic_choices(), synthetic_pairs_of_sentences()
-    tests = ({"synthetic": synthetic_association()}, choices, pairs, "mean")
-    rows = bias_rows(model, tokenizer, *tests, limit=2000, **labels)
+    tests = {"associations": {"synthetic": synthetic_association()}, "choices": choices, "pairs": pairs}
+    rows = bias_rows(model, tokenizer, tests, "mean", limit=2000, **labels)
     scores = choice_scores(model, tokenizer, choices)
+    if not (finite := (scores[["stereotype", "anti"]] > 0).all(axis=1)).all():
+        raise ValueError(f"log_odds: a word of item {finite.argmin()} has probability 0")
     gap = np.log(scores.stereotype / scores.anti)
     samples = np.random.default_rng(0).integers(0, len(gap), (1000, len(gap)))
     low, high = np.quantile(gap.to_numpy()[samples].mean(1), [0.025, 0.975])
@@ -202,14 +213,14 @@ def synthetic_bias(model, tokenizer, **labels) -> list[dict]:
     rows = [r | {"split": "synthetic"} for r in rows if "," not in r["split"]]  # no domains, one direction
     return [*rows, dict(metric="log_odds", split="synthetic") | odds | labels]
 
-# %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-13b
+# %% ../../nbs/metrics/6_bias_scores.ipynb #bias-scores-names
 TESTS = ("synthetic", "seat", "stereoset", "crows")
 PUBLIC = {  # files below bias/ of the data folder
     "stereoset": "stereoset/dev_intrasentence_gender_race_religion.jsonl",
     "crows": "crows_pairs_anonymized.csv",
 }
 
-
+# %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-13b
 def read_bias_tests(
     names: list[str],  # of TESTS; the public ones are read from bias/ below the data folder
     seat: list[str],  # SEAT's tests by name
@@ -246,6 +257,5 @@ def run_bias_tests(
     **labels,  # free columns of every row
 ) -> list[dict]:
     "Rows as of `bias_rows`; [] if nothing is asked"
-    public = {k: tests[k] for k in ("associations", "choices", "pairs")}
     rows = synthetic_bias(model, tokenizer, **labels) if tests["synthetic"] else []
-    return rows + (bias_rows(model, tokenizer, how=how, **public, **labels) if any(public.values()) else [])
+    return rows + bias_rows(model, tokenizer, tests, how, **labels)

@@ -50,11 +50,12 @@ def summary(
     by: list,  # columns that name a group
     value: str = "value",  # column that is summarised
 ) -> pd.DataFrame:  # by + n, mean, population_sd, sd, low, high
-    "Mean, both standard deviations and the 95 % t interval of each group."
-    rows = [
-        [*group, len(x), x.mean(), x.std(ddof=0), x.std(ddof=1), *interval(x)]
-        for group, x in frame.groupby(by, sort=False)[value]
-    ]
+    "Mean, both standard deviations and the 95 % t interval of each group; nan where one of its values is."
+    rows = []
+    for group, found in frame.groupby(by, sort=False)[value]:
+        x = found.to_numpy(float)  # pandas would leave nan out
+        sd = x.std(ddof=1) if len(x) > 1 else np.nan
+        rows.append([*group, len(x), x.mean(), x.std(), sd, *interval(x)])
     return pd.DataFrame(rows, columns=[*by, "n", "mean", "population_sd", "sd", "low", "high"])
 
 # %% ../../nbs/metrics/2_inference.ipynb #c32f38e4
@@ -63,8 +64,10 @@ def permutation_test(
     draws: int = 10000,  # random sign choices, where there are too many to list
     seed: int = 0,  # of those draws
 ) -> float:  # two-sided p
-    "Sign-flip test of a zero mean difference: exact up to 14 pairs, drawn beyond (the observed included)."
+    "Sign-flip test of a zero mean difference: exact up to 14 pairs, drawn beyond (the observed included); nan for nan."
     d, n = np.asarray(differences, float), len(differences)
+    if not n or not np.isfinite(d).all():
+        return np.nan
     if n < 2:
         return 1.0  # both signs are as far from 0; SciPy refuses a single pair
     if n <= 14:
@@ -92,13 +95,18 @@ def compare(
     by: tuple = ("task",),  # columns within which to compare
     pair: tuple = ("seed",),  # columns that name a pair
 ) -> pd.DataFrame:  # by + system, reference, n, difference, low, high, beyond, p, p_holm
-    "Every system minus the reference, paired: interval, permutation test, Holm's correction over the table."
-    wide = frame.pivot_table(index=[*by, *pair], columns="system", values="value")
+    """Every system minus the reference, paired: interval, permutation test, Holm's correction over the table.
+
+    A pair that is not there is left out; one whose value is nan makes its difference nan."""
+    cells = dict(index=[*by, *pair], columns="system", values="value")
+    there = frame.pivot_table(**cells, aggfunc="size").notna()
+    wide = frame.pivot_table(**cells, aggfunc=lambda v: v.to_numpy().mean()).reindex_like(there)
     rows = []
     for system in wide.columns.drop(reference):
-        d = (wide[system] - wide[reference]).dropna()
+        d = (wide[system] - wide[reference])[there[system] & there[reference]]
         for group, x in d.groupby(list(by)):
-            rows.append([*group, system, reference, len(x), x.mean(), *interval(x), permutation_test(x)])
+            mean = x.to_numpy().mean()
+            rows.append([*group, system, reference, len(x), mean, *interval(x), permutation_test(x)])
     table = pd.DataFrame(rows, columns=[*by, "system", "reference", "n", "difference", "low", "high", "p"])
     return table.assign(beyond=(table.low > 0) | (table.high < 0), p_holm=holm(table.p))
 
@@ -171,6 +179,14 @@ def _two_sided(drawn: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, flo
     far = np.square(np.divide(away, scale, out=np.zeros_like(away), where=scale > 1e-12)).sum(1)
     return (away >= away[0] - 1e-12).mean(0), float((far >= far[0] - 1e-9).mean())
 
+# %% ../../nbs/metrics/2_inference.ipynb #inference-runs
+def _numbers_of_runs(values: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "(values (R, U, C), members (R, U) bool); ValueError for a value or a member that is no number"
+    values, members = np.asarray(values, float), np.asarray(members, float)
+    if (bad := ~np.isfinite(values).all(2) | np.isnan(members)).any():
+        raise ValueError("run {}, unit {}: a value is not finite".format(*np.argwhere(bad)[0]))
+    return values, members != 0
+
 # %% ../../nbs/metrics/2_inference.ipynb #inference-members-2
 def members_test(
     values: np.ndarray,  # (R, U, C): runs, units, quantities
@@ -181,7 +197,7 @@ def members_test(
 ) -> dict:  # difference, low, high (95 % of the permutations), p: (C,) each; p_all: of all together; runs
     "Two-sided permutation test of members against the rest; one exchange of units for all runs."
     # our own: SciPy exchanges within each run by itself, which is not the null hypothesis
-    values, members = np.asarray(values, float), np.asarray(members, float) != 0
+    values, members = _numbers_of_runs(values, members)
     mixed, (_, units, quantities) = members.any(1) & ~members.all(1), values.shape
     if not mixed.any():
         nan = np.full(quantities, np.nan)

@@ -38,7 +38,9 @@ def masked_quality(
     batch_size: int = 64,
     max_length: int = 128,
 ) -> dict[str, float]:
-    "masked_loss (nats) and masked_accuracy, mean over the masked tokens (15 % of a row's, one at least); n"
+    """masked_loss (nats) and masked_accuracy, mean over the masked tokens (15 % of a row's, one at least); n.
+
+    ValueError for logits that are not finite."""
     ids, special = tokenized(rows, tokenizer, max_length)["input_ids"][:], tokenizer.all_special_ids
     places = [_masked_places(row, special, rng_for(seed, "asked", i)) for i, row in enumerate(ids)]
     loss, right, n = 0.0, 0, sum(map(len, places))
@@ -46,6 +48,8 @@ def masked_quality(
     for cut in (slice(start, start + batch_size) for start in range(0, len(ids), batch_size)):
         inputs, labels = _masked_batch(tokenizer, ids[cut], places[cut])
         logits = mlm(**{k: v.to(mlm.device) for k, v in inputs.items()}).logits.float().cpu()
+        if not (finite := logits.isfinite().flatten(1).all(1)).all():
+            raise ValueError(f"logits of row {cut.start + int(finite.int().argmin())} are not finite")
         logits, wanted = logits[labels != -100], labels[labels != -100]
         loss += cross_entropy(logits, wanted, reduction="sum").item()
         right += int((logits.argmax(1) == wanted).sum())

@@ -44,6 +44,20 @@ def _mcc(prediction, labels):
     return float(matthews_corrcoef(labels, prediction))
 
 
+def _of_numbers(metric):
+    "The metric; ValueError without rows, and for a row whose answer or label is no number"
+
+    def checked(prediction, labels):
+        for what, values in (("answer", np.asarray(prediction)), ("label", np.asarray(labels))):
+            if not len(values):
+                raise ValueError("a metric of no rows")
+            if values.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
+                raise ValueError(f"the {what} of row {finite.argmin()} is {values[finite.argmin()]}")
+        return metric(prediction, labels)
+
+    return checked
+
+# %% ../../nbs/metrics/1_scores.ipynb #scores-table-0
 _pearson, _spearman = _correlation(stats.pearsonr), _correlation(stats.spearmanr)
 METRICS = {
     "accuracy": _accuracy,
@@ -54,14 +68,20 @@ METRICS = {
     "spearman": _spearman,
     "corr": _both(_pearson, _spearman),
 }
+METRICS = {name: _of_numbers(metric) for name, metric in METRICS.items()}
 
 # %% ../../nbs/metrics/1_scores.ipynb #scores-predictions-0
 def predictions(
     logits: np.ndarray,  # model outputs, (N, C); one column (or one dimension) is a regression
     collapse: dict | None = None,  # answered class -> the class that it counts as
 ) -> np.ndarray:  # predicted class (N,), or the predicted value of a regression
-    "What the model answers: the class of the largest logit (ties: the first), collapsed, or the value itself"
+    """What the model answers: the class of the largest logit (ties: the first), collapsed, or the value itself.
+
+    ValueError for outputs that are not finite: among NaN the largest would be the first class."""
     logits = np.asarray(logits)
+    finite = np.isfinite(logits.astype(float).reshape(len(logits), -1 if len(logits) else 0)).all(1)
+    if not finite.all():
+        raise ValueError(f"outputs of row {finite.argmin()} are not finite: {logits[finite.argmin()]}")
     if logits.ndim != 2 or logits.shape[1] < 2:
         return logits.reshape(-1)
     counts_as = np.array([(collapse or {}).get(c, c) for c in range(logits.shape[1])])
@@ -79,9 +99,6 @@ def score(
         raise ValueError(f"unknown metric {sorted(unknown)}; valid: {', '.join(METRICS)}")
     if len(logits) != len(labels):
         raise ValueError(f"{len(logits)} predictions for {len(labels)} labels")
-    finite = np.isfinite(np.asarray(logits, float).reshape(len(labels), -1)).all(1)
-    if not finite.all():
-        raise ValueError(f"outputs of row {finite.argmin()} are not finite: {logits[finite.argmin()]}")
     answer, labels = predictions(logits, collapse), np.asarray(labels)
     return {name: METRICS[name](answer, labels) for name in names}
 
@@ -106,8 +123,8 @@ def _f1_weighted(prediction, labels):
     return float(f1_score(labels, prediction, average="weighted", zero_division=0))
 
 
-METRICS |= {"recall": _within(1), "specificity": _within(0)}
-METRICS |= {"f1_negative": _f1_negative, "f1_weighted": _f1_weighted}
+METRICS |= {"recall": _of_numbers(_within(1)), "specificity": _of_numbers(_within(0))}
+METRICS |= {"f1_negative": _of_numbers(_f1_negative), "f1_weighted": _of_numbers(_f1_weighted)}
 
 # %% ../../nbs/metrics/1_scores.ipynb #f0bda008
 def accuracy_by(
@@ -116,12 +133,13 @@ def accuracy_by(
     columns: dict,  # name -> what each row belongs to, (N,)
 ) -> list:  # rows with metric, value, n
     "Accuracy within each value of each column, and of combinations: `accuracy/subsequence/entailment`."
+    METRICS["accuracy"](prediction, labels)  # refuses what is no number
     frame = pd.DataFrame({**columns, "": np.asarray(prediction) == np.asarray(labels)})  # "": right or wrong
     cuts = [cut for size in range(1, len(columns) + 1) for cut in combinations(columns, size)]
     return [
         {"metric": "/".join(["accuracy", *map(str, names)]), "value": float(part.mean()), "n": len(part)}
         for cut in cuts
-        for names, part in frame.groupby(list(cut))[""]
+        for names, part in frame.groupby(list(cut), dropna=False)[""]
     ]
 
 # %% ../../nbs/metrics/1_scores.ipynb #7c85cd9a
@@ -130,6 +148,7 @@ def majority_baseline(
     names: list,  # metrics asked for
 ) -> dict:  # metric name -> value
     "Scores of always answering the most frequent label (ties: the lowest class)."
-    labels = np.asarray(labels)
+    if not len(labels := np.asarray(labels)):
+        raise ValueError("the most frequent of no labels")
     answer = np.full(len(labels), np.bincount(labels).argmax())
     return {name: METRICS[name](answer, labels) for name in names}

@@ -22,7 +22,7 @@ from ..maskers.passes import Masker, masked
 from ..maskers.thresholds import zero_counts
 from ..models.masks import load_mask, save_mask
 from .loading import head_names
-from .trainer import Evaluation, Optim, Recipe, evaluator, train
+from .trainer import Evaluation, Optim, Recipe, _evaluated, evaluator, train
 
 # %% ../../nbs/training/5_search.ipynb #search-04
 @dataclass(frozen=True)
@@ -104,9 +104,10 @@ class PruningCallback(TrainerCallback):
 
     def record(self, done: int, state, model, folder: Path) -> None:
         "Write a row and the mask of a turn"
-        mask, (value, more) = {n: m.cpu() for n, m in self.pruned.final().items()}, self.evaluate(model)
+        mask = {n: m.cpu() for n, m in self.pruned.final().items()}
+        found = _evaluated(self.evaluate, model, state.global_step)
         row = {"step": state.global_step, "epoch": state.epoch, "sparsity": done / self.plan.turns}
-        state.log_history.append(row | {"removed": share_removed(mask), "value": value} | more)
+        state.log_history.append(row | {"removed": share_removed(mask)} | found)
         save_mask(mask, folder / f"mask-{done}.safetensors", "", "imp")
         if self.plan.keep_weights:
             save_file(plain_state(model), folder / f"weights-{done}.safetensors")

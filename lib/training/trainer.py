@@ -145,6 +145,20 @@ class Evaluation:
     later: bool = False  # of equals keep the last, not the first
 
 # %% ../../nbs/training/2_trainer.ipynb #best-09
+def _evaluated(evaluate: Callable, model, step: int) -> dict:
+    "value, and further numbers; FloatingPointError, with the step, for one that is infinite: no file can hold it"
+    try:
+        value, more = evaluate(model)
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        raise ValueError(f"step {step}: {error}") from error
+    for name, number in ({"value": value} | more).items():
+        if math.isinf(number):
+            raise FloatingPointError(f"step {step}: {name} is {number}")
+    return {"value": value} | more
+
+
 def evaluator(
     recipe: Recipe,
     evaluation: Evaluation,
@@ -192,13 +206,13 @@ def record(self: EvaluationCallback, state, model) -> float:
     "Write a row; gives back the number by which is chosen"
     row = {"step": state.global_step, "epoch": state.epoch}
     if self.masker is not None:
-        self.masker.advance(state.global_step)
+        _advance(self.masker, state.global_step)
     with self.masker.settled() if self.masker is not None else nullcontext():
-        value, more = self.evaluate(model)
+        found = _evaluated(self.evaluate, model, state.global_step)
         if self.masker is not None:
             row |= self.masker.report()
-    state.log_history.append(row | {"value": value} | more)
-    return value
+    state.log_history.append(row | found)
+    return found["value"]
 
 # %% ../../nbs/training/2_trainer.ipynb #best-12
 @patch
@@ -243,6 +257,14 @@ class StopAt(TrainerCallback):
             control.should_training_stop, control.should_save = True, False
 
 # %% ../../nbs/training/2_trainer.ipynb #stop-02
+def _advance(masker: nn.Module, step: int) -> None:
+    "Move what its schedule moves; FloatingPointError, with the step, for a score that is NaN"
+    try:
+        masker.advance(step)
+    except ValueError as error:
+        raise FloatingPointError(f"step {step}: {error}") from error
+
+
 class MaskCallback(TrainerCallback):
     "Moves what a masker's schedule moves, before every step"
 
@@ -250,7 +272,7 @@ class MaskCallback(TrainerCallback):
         self.masker = masker
 
     def on_step_begin(self, args, state, control, **_):
-        self.masker.advance(state.global_step)
+        _advance(self.masker, state.global_step)
 
 # %% ../../nbs/training/2_trainer.ipynb #scores-01
 SCORE_SCHEDULES = {  # (step, steps in all) -> share of the peak rate
@@ -442,8 +464,12 @@ def _finish(model, masker, loop: Loop, best: BestFile | None) -> tuple[dict | No
     if best and best.step >= 0:
         load_trained(model, best.tensors())
         step = best.step
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith("masker.")]
+    for name, p in trained:
+        if not p.isfinite().all():
+            raise FloatingPointError(f"step {step}: {name} holds numbers that are not finite")
     if masker is not None:
-        masker.advance(step)
+        _advance(masker, step)
     return None if masker is None else masker.final(), step
 
 # %% ../../nbs/training/2_trainer.ipynb #d5e86e6f
