@@ -298,7 +298,7 @@ def wrong_upstream(
                 return f"{notebook}: parameter {p.name}: {book}/{key} is no {names}; it takes {p.meaning}"
     return ""
 
-# %% ../../nbs/core/2_runs.ipynb #daddc52a
+# %% ../../nbs/core/2_runs.ipynb #runs-changed
 def _changed_code(made: dict, now: dict) -> list[str]:
     return [f"{name} changed" for name in sorted(now | made) if now.get(name) != made.get(name)]
 
@@ -323,7 +323,7 @@ def _changed_data(read: dict) -> list[str]:
             found.append(f"data file {path.name} changed")
     return found
 
-
+# %% ../../nbs/core/2_runs.ipynb #daddc52a
 @patch
 def stale_because(self: Run) -> list[str]:
     "Every way in which today's code, data and upstream runs differ from those that made the run."
