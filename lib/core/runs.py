@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SCHEMA', 'OWN', 'IDENTITY', 'write_text', 'write_json', 'plain', 'file_sha256', 'file_hashes',
-           'environment', 'lock', 'Run', 'CorruptRun', 'wrong_upstream', 'AlreadyFinished', 'start', 'read_by_run',
-           'identity_of', 'find_run', 'start_of', 'run_folders', 'runs', 'seed_everything']
+           'environment', 'lock', 'Run', 'CorruptRun', 'wrong_upstream', 'AlreadyFinished', 'start', 'identity_of',
+           'find_run', 'start_of', 'run_folders', 'runs', 'seed_everything']
 
 # %% ../../nbs/core/2_runs.ipynb #e7f724a9
 import ast
@@ -82,19 +82,16 @@ def _hash(path: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    "SHA-256 of a file's bytes; a large one's is remembered while the file is the same, untouched one."
+    "SHA-256 of a file's bytes."
     stat = path.stat()
     if stat.st_size < 2**20:
         return _hash(path)
     memory = outputs() / ".cache" / "hashes" / f"{sha_text(str(path))[:20]}.json"
-    # a time of change, unlike that of the contents, cannot be set back
-    known = {"path": str(path), "stamp": [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]}
-    found = _read_json(memory)
-    sha = found.get("sha256") if isinstance(found, dict) else ""
-    if found != known | {"sha256": sha, "checksum": digest([known, sha])}:
-        sha = _hash(path)
-        write_json(memory, known | {"sha256": sha, "checksum": digest([known, sha])})
-    return sha
+    stamp, known = [stat.st_size, stat.st_mtime_ns], _read_json(memory)
+    if not known or known["stamp"] != stamp:
+        known = {"path": str(path), "stamp": stamp, "sha256": _hash(path)}
+        write_json(memory, known)
+    return known["sha256"]
 
 # %% ../../nbs/core/2_runs.ipynb #runs-file-hashes
 def file_hashes(paths) -> dict[str, str]:
@@ -298,24 +295,15 @@ def wrong_upstream(
                 return f"{notebook}: parameter {p.name}: {book}/{key} is no {names}; it takes {p.meaning}"
     return ""
 
-# %% ../../nbs/core/2_runs.ipynb #runs-changed
+# %% ../../nbs/core/2_runs.ipynb #daddc52a
 def _changed_code(made: dict, now: dict) -> list[str]:
     return [f"{name} changed" for name in sorted(now | made) if now.get(name) != made.get(name)]
 
 
-def _hub_commit(name: str) -> str:  # to which a name on the hub points here; "" where that is not known
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    repo, _, revision = name.removeprefix("hub:").rpartition("@")
-    ref = Path(HF_HUB_CACHE, repo.replace("/", "--"), "refs", revision)
-    return ref.read_text().strip() if ref.is_file() else ""
-
-
-def _changed_data(read: dict) -> list[str]:
-    found = [f"{n} moved on" for n in read if n.startswith("hub:") and _hub_commit(n) not in ("", read[n])]
-    files = {name: sha for name, sha in read.items() if not name.startswith("hub:")}
+def _changed_data(files: dict) -> list[str]:
     if files and not any((data_dir() / name).exists() for name in files):
         return [f"none of its {len(files)} data files is in {data_dir()}: is SIEVE_DATA set?"]
+    found = []
     for path, sha in ((data_dir() / name, sha) for name, sha in files.items()):
         if not path.is_file():
             found.append(f"data file {path.name} is not in {path.parent}")
@@ -323,7 +311,7 @@ def _changed_data(read: dict) -> list[str]:
             found.append(f"data file {path.name} changed")
     return found
 
-# %% ../../nbs/core/2_runs.ipynb #daddc52a
+
 @patch
 def stale_because(self: Run) -> list[str]:
     "Every way in which today's code, data and upstream runs differ from those that made the run."
@@ -417,15 +405,6 @@ def uses(
 ) -> None:
     "Record the data files that the run reads."
     self.note(data=self.provenance["data"] | files)
-
-# %% ../../nbs/core/2_runs.ipynb #runs-read
-def read_by_run(
-    files: dict[str, str],  # as for `Run.uses`; or hub:models/<name>@<revision> -> commit
-) -> None:
-    "Record what a model or a data set was read from, in the run that this process is making, if any."
-    for path in _held:
-        if (run := Run(*path.stem.rsplit("-", 1))).provenance:
-            run.uses(files)
 
 # %% ../../nbs/core/2_runs.ipynb #identity-1
 IDENTITY = {  # columns of every metric row

@@ -23,9 +23,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from ..core.base import DataError, nearest, rng_for
+from ..core.base import ROOT, DataError, nearest, rng_for
 from ..core.keys import is_run_key
-from ..core.runs import file_hashes, find_run, read_by_run
+from ..core.runs import find_run
 from ..data.formats import hub_reachable
 from ..data.tasks import Task, task_texts, tiny_tokenizer
 from ..models.architectures import ARCHITECTURES, architecture, model_class, parts
@@ -100,9 +100,10 @@ def _local(model: str) -> str:
                 "Valid: a run with keep_model last or best"
             )
         return str(folder)
-    if model and Path(model, "config.json").is_file():
-        return str(Path(model))
-    if model and Path(model).is_dir():
+    folder = ROOT / Path(model).expanduser()
+    if model and (folder / "config.json").is_file():
+        return str(folder)
+    if model and folder.is_dir():
         raise DataError(f"{model} is a folder without config.json, so no model")
     if not _ON_HUB.fullmatch(model):
         valid = "Valid: tiny, a run key, a folder, a name on the hub, or name@revision"
@@ -113,7 +114,7 @@ def _local(model: str) -> str:
 
 # %% ../../nbs/training/1_loading.ipynb #loading-fetched
 def _fetched(model: str) -> str:
-    "The folder in which a model of the hub is stored here; the commit is noted"
+    "The folder in which a model of the hub is stored here; DataError where it is not"
     from huggingface_hub import snapshot_download
 
     name, revision = _ON_HUB.fullmatch(model).groups()
@@ -126,19 +127,14 @@ def _fetched(model: str) -> str:
     except (OSError, ValueError) as error:
         state = "" if there else " (the hub does not answer, so only what is stored here counts)"
         raise DataError(f"no model {model!r} on the hub: {str(error).splitlines()[0]}{state}") from None
-    read_by_run({f"hub:models/{name}@{revision or 'main'}": Path(folder).name})
     return folder
 
 # %% ../../nbs/training/1_loading.ipynb #loading-hub
 def model_place(
     model: str,  # run key, local folder or hub name
 ) -> str:
-    "The folder of a model, fetched where it lies on the hub; the run that asks records what it reads."
-    if not (folder := _local(model)):
-        return _fetched(model)
-    if not is_run_key(model):
-        read_by_run(file_hashes(p.resolve() for p in sorted(Path(folder).iterdir()) if p.is_file()))
-    return folder
+    "The folder of a model, fetched where it lies on the hub."
+    return _local(model) or _fetched(model)
 
 # %% ../../nbs/training/1_loading.ipynb #loading-config
 def _config(model: str):
