@@ -61,15 +61,47 @@ def _need(raw: pd.DataFrame, columns: str, where: str) -> None:
             raise DataError(f"{where}: no column {column!r}. There: {', '.join(raw)}")
 
 
+def _numbers(raw: pd.DataFrame, column: str, where: str, low: float, high: float) -> np.ndarray:
+    "A column as numbers; DataError with the row of the first that is none, or out of bounds"
+    found = pd.to_numeric(raw[column].astype(str), errors="coerce").to_numpy(float)
+    if (wrong := np.flatnonzero(~((found >= low) & (found <= high)))).size:
+        row, value = wrong[0] + 1, raw[column].iloc[wrong[0]]
+        raise DataError(
+            f"{where}, row {row}, column {column}: {str(value)!r} is no number from {low:g} to {high:g}"
+        )
+    return found
+
+
+def _labels(raw: pd.DataFrame, column: str, where: str) -> np.ndarray:
+    "A column of 0 and 1 as integers"
+    found = _numbers(raw, column, where, 0, 1)
+    if (wrong := np.flatnonzero(found % 1)).size:
+        row, value = wrong[0] + 1, raw[column].iloc[wrong[0]]
+        raise DataError(f"{where}, row {row}, column {column}: label {str(value)!r} is neither 0 nor 1")
+    return found.astype(int)
+
+# %% ../../nbs/data/07_groups.ipynb #groups-whole
+def _whole(raw: pd.DataFrame, columns: str, where: str) -> None:
+    "DataError with the row of the first empty field"
+    for column in columns.split():
+        empty = raw[column].isna() | (raw[column].astype(str).str.strip() == "")
+        if empty.any():
+            raise DataError(f"{where}, row {int(empty.to_numpy().argmax()) + 1}: column {column} is empty")
+
+# %% ../../nbs/data/07_groups.ipynb #groups-toxigen-train
 def _toxigen_train(raw: pd.DataFrame, size: int = 1000, seed: int = 42) -> tuple[pd.DataFrame, pd.DataFrame]:
     "(training rows; the ordered frame they are from); size: rows of a group before the 80 %"
     _need(raw, "generation generation_method group prompt_label", "toxigen, train")
     rows = raw[raw.generation.notna() & (raw.generation.astype(str).str.strip() != "")]
+    _whole(rows, "group generation_method", "toxigen, train")
+    rows = rows.assign(prompt_label=_labels(rows, "prompt_label", "toxigen, train"))
     least = pd.crosstab(rows.group, rows.generation_method).min()
     by_method = rows.groupby(["group", "generation_method"])
     equal = pd.concat([part.sample(least[method], random_state=seed) for (_, method), part in by_method])
     named = equal.rename(columns={"generation": "text_a", "prompt_label": "label"})
-    named = named.assign(id=[f"train-{i}" for i in named.index], label=named.label.astype(int))[_COLUMNS]
+    named = named.assign(
+        id=[f"train-{i}" for i in named.index],
+    )[_COLUMNS]
     want = _even_cells(named.group.unique(), size // 2, BIASED_GROUPS["toxigen"])
     frame = _draw_cells(named.reset_index(drop=True), want, seed, "toxigen, train").reset_index(drop=True)
     cells = [part.sample(frac=0.8, random_state=seed) for _, part in frame.groupby(["group", "label"])]
@@ -87,8 +119,9 @@ def toxigen_annotated(
 ) -> pd.DataFrame:
     "All annotated rows; toxic is a human toxicity above 2."
     _need(raw, "text target_group toxicity_human", "toxigen, annotated")
+    _whole(raw, "text target_group", "toxigen, annotated")
     texts = [t[2:-1] if cut and t[:2] in ("b'", 'b"') else unquoted(t) for t in raw.text]
-    toxic = (raw.toxicity_human.astype(float) > 2).astype(int).to_numpy()
+    toxic = (_numbers(raw, "toxicity_human", "toxigen, annotated", 1, 5) > 2).astype(int)
     names = [f"annotated-{i}" for i in range(len(raw))]
     return pd.DataFrame({"id": names, "text_a": texts, "label": toxic, "group": raw.target_group.to_numpy()})
 
@@ -97,17 +130,39 @@ _HATE_LABELS = ["hatespeech", "normal", "offensive"]  # in the order of the hub'
 _HATE_GROUPS = ("African", "Islam", "Refugee", "Women")
 
 
+def _vote(label, name: str) -> str:
+    "An annotator's label by name, of a name or of the hub's number"
+    if isinstance(label, str) and label.strip().lower() in _HATE_LABELS:
+        return label.strip().lower()
+    if not isinstance(label, (str, bool, float)) and label in range(len(_HATE_LABELS)):
+        return _HATE_LABELS[label]
+    raise DataError(f"hatexplain, post {name}: label {label!r} is not one of {', '.join(_HATE_LABELS)}")
+
+
+def _words(given, name: str, what: str) -> list[str]:
+    "A list of words, also where it is one text or an array"
+    found = [given] if isinstance(given, str) else list(given)
+    if not all(isinstance(word, str) for word in found):
+        raise DataError(f"hatexplain, post {name}: {what} are no words: {str(given)[:60]}")
+    return found
+
+# %% ../../nbs/data/07_groups.ipynb #groups-plain-post
 def _plain_post(post: dict) -> tuple[str, str, list[str], list]:
     "(id, text, a label by name and the targets of each annotator) of a post of the public file or of the hub"
     name = str(post.get("post_id", post.get("id", "without an id")))
     try:
         given = post["annotators"]
         if isinstance(given, dict):
-            given = [{"label": y, "target": t} for y, t in zip(given["label"], given["target"])]
-        labels = [y if isinstance(y, str) else _HATE_LABELS[y] for y in (a["label"] for a in given)]
-        return name, " ".join(post["post_tokens"]), labels, [list(a["target"]) for a in given]
+            given = [{"label": y, "target": t} for y, t in zip(given["label"], given["target"], strict=True)]
+        labels = [_vote(a["label"], name) for a in given]
+        targets = [_words(a["target"], name, "targets") for a in given]
+        return name, " ".join(_words(post["post_tokens"], name, "post_tokens")), labels, targets
     except KeyError as error:
         raise DataError(f"hatexplain, post {name}: no field {error}") from None
+    except (TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"hatexplain, post {name}: cannot be read ({error})") from None
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-18
 def hate_rows(
@@ -197,14 +252,27 @@ class RawRows:
             else pd.read_csv(self.file(f"{part}.csv"))
         )
 
-# %% ../../nbs/data/07_groups.ipynb #02d-toxicity-30
+# %% ../../nbs/data/07_groups.ipynb #groups-prepared
 def _prepared(raw: RawRows) -> pd.DataFrame | None:
     "The prepared training set; None when the folder has none"
     if raw.place == "hub" or not (raw.place / "thesis_train.csv").is_file():
         return None
     rows = pd.read_csv(path := raw.file("thesis_train.csv"), keep_default_na=False)
     _need(rows, "text label group", str(path))
+    _whole(rows, "text group", str(path))
+    rows = rows.assign(label=_labels(rows, "label", str(path)))
     return rows.assign(id=[f"train-{i}" for i in range(len(rows))], text_a=rows.text)[_COLUMNS]
+
+# %% ../../nbs/data/07_groups.ipynb #02d-toxicity-30
+def _by_name(posts: list[dict], feature) -> list[dict]:
+    "Posts of the hub with their labels by name, as their data set says which number is which"
+    while (names := getattr(feature, "names", None)) is None:
+        feature = feature["label"] if isinstance(feature, dict) else feature.feature
+    if sorted(names) != sorted(_HATE_LABELS):
+        raise DataError(f"hatexplain on the hub: labels {', '.join(names)} are not {', '.join(_HATE_LABELS)}")
+    for post in posts:
+        post["annotators"] = post["annotators"] | {"label": [names[y] for y in post["annotators"]["label"]]}
+    return posts
 
 
 def read_posts(
@@ -213,7 +281,8 @@ def read_posts(
 ) -> list[dict]:
     "HateXplain posts of a split, as they stand."
     if raw.place == "hub":
-        return hub_rows(raw.repo, None, split).to_pandas().to_dict("records")
+        rows = hub_rows(raw.repo, None, split)
+        return _by_name(rows.to_pandas().to_dict("records"), rows.features["annotators"])
     short = {"dev": "val"}.get(split, split)
     if (path := raw.file(f"{short}.jsonl", "dataset.json")).suffix == ".jsonl":
         return [post for _, post in json_lines(path)]

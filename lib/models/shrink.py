@@ -7,6 +7,7 @@ __all__ = ['shrunken_class', 'is_shrunken', 'load', 'untied_state_dict', 'load_u
 
 # %% ../../nbs/models/4_shrink.ipynb #179261f7
 import copy
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -89,23 +90,23 @@ def is_shrunken(
 def load(
     folder: str | Path,  # written by `save_pretrained`, shrunken or not
     cls: type[PreTrainedModel] | None = None,  # default: the class that the configuration names
-    config=None,  # instead of the folder's
-    **options,  # of from_pretrained; with output_loading_info=True missing tensors are told, not refused
+    **options,  # of from_pretrained
 ):
-    "The model of a folder, in evaluation mode; UnitError if there is none or tensors are missing"
+    "The model of a folder, in evaluation mode; UnitError if there is none, or a tensor lacks or has no place"
     if not Path(folder, "config.json").is_file():
         raise UnitError(f"{folder} holds no model: config.json is missing")
-    config, with_info = (
-        config or AutoConfig.from_pretrained(folder),
-        options.pop("output_loading_info", False),
-    )
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     cls = cls or model_class(config)
-    own = shrunken_class(cls) if is_shrunken(config) else cls
-    model, info = own.from_pretrained(folder, config=config, output_loading_info=True, **options)
-    if with_info:
-        return model, info
+    own, options = (
+        shrunken_class(cls) if is_shrunken(config) else cls,
+        options | {"output_loading_info": True},
+    )
+    model, info = own.from_pretrained(folder, config=config, trust_remote_code=False, **options)
     if missing := sorted(info["missing_keys"])[:3]:
         raise UnitError(f"{folder} lacks tensors of {cls.__name__}: {', '.join(missing)}")
+    inside = [k for k in info["unexpected_keys"] if re.search(r"\blayers?\.\d", k)]
+    if over := sorted(inside)[:3]:
+        raise UnitError(f"{folder}: the configuration has no place for {', '.join(over)}")
     return model
 
 # %% ../../nbs/models/4_shrink.ipynb #shrunken-tied-1
@@ -190,6 +191,13 @@ def _check_shrinkable(model: PreTrainedModel, mask: dict[str, torch.Tensor]) -> 
             "a mask is attached to the model: leave its context, and give `shrink` the union of the masks"
         )
 
+# %% ../../nbs/models/4_shrink.ipynb #shrink-fill
+def _fill(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
+    "Put tensors in place, each in its own type: T5's `wo` stays float32 among halves"
+    for name, value in model.state_dict(keep_vars=True).items():
+        value.data = value.data.to(state[name].dtype)
+    model.load_state_dict(state)
+
 # %% ../../nbs/models/4_shrink.ipynb #51b8e6d7
 def shrink(
     model: PreTrainedModel,
@@ -206,7 +214,7 @@ def shrink(
     setattr(config, WIDTHS, widths)
     with torch.random.fork_rng(devices=[]):
         small = shrunken_class(type(model))._from_config(config, dtype=model.dtype)
-    small.load_state_dict(_sliced(state, p, heads, neurons))
+    _fill(small, _sliced(state, p, heads, neurons))
     if getattr(model, "generation_config", None):
         small.generation_config = copy.deepcopy(model.generation_config)
     return small.to(model.device).train(model.training)

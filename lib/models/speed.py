@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from .architectures import layout, model_class, parts, random_model
+from .architectures import layout, parts, random_model
 from .shrink import load, shrink
 from .units import UNITS, attach, bake
 
@@ -220,18 +219,15 @@ def sized_model(
 
 # %% ../../nbs/models/5_speed.ipynb #speed-read-0
 def timed_model(
-    place: str,  # folder or hub name; empty: of random weights
+    place: str,  # folder of a model; empty: of random weights
     size: dict | None = None,  # see `sized_model`
     seed: int = 0,
     attn: str = "sdpa",
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     "The model in evaluation mode, on the GPU if there is one"
-    if not place:
-        model = sized_model(size or {}, seed, attn).to(dtype)
-    elif Path(place).is_dir():
+    if place:
         model = load(place, attn_implementation=attn, dtype=dtype)
     else:
-        cls = model_class(AutoConfig.from_pretrained(place))
-        model = cls.from_pretrained(place, attn_implementation=attn, dtype=dtype)
+        model = sized_model(size or {}, seed, attn).to(dtype)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,12 +11,14 @@ from contextlib import contextmanager
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLanguageModeling
+from transformers import AutoModel, AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
 from ..core.base import DataError
+from ..core.keys import is_run_key
 from ..data.tasks import Task, tokenized
 from .loading import check_model, model_place, tiny_model
 from .trainer import Optim, Recipe, Trained, train
+from .weights import load_tokenizer, load_whole
 
 # %% ../../nbs/training/4_masked_words.ipynb #08h-masked-lm-05
 def masked_lm_of(
@@ -29,20 +31,6 @@ def masked_lm_of(
         mlm = AutoModelForMaskedLM.from_config(model.config)
     mlm.base_model.load_state_dict(model.base_model.state_dict(), strict=False)
     return mlm
-
-# %% ../../nbs/training/4_masked_words.ipynb #masked-words-02
-def _check_whole(model: str, missing: list[str], encoder_only: bool) -> None:
-    "DataError for a checkpoint without tensors that would be random"
-    lost = sorted(k for k in missing if not (encoder_only and k.startswith("pooler.")))
-    names = ", ".join(lost[:3])
-    if lost and encoder_only:
-        raise DataError(f"{model} has not all of its encoder's weights: {names} would be random")
-    if lost:
-        raise DataError(
-            f"{model} has no trained masked-language-model head ({names} would be random), "
-            "and what random weights say of words is no bias. "
-            "Valid: a checkpoint of a masked language model, or a run of masked_lm"
-        )
 
 # %% ../../nbs/training/4_masked_words.ipynb #masked-words-05
 def load_masked_lm(
@@ -60,12 +48,15 @@ def load_masked_lm(
     if model == "tiny":
         net, tokenizer = tiny_model(task, seed, tiny, attn)
         return (net.base_model if bare else masked_lm_of(net, seed)).eval().to(device), tokenizer
-    check_model(model, head)
-    place, cls = model_place(model), AutoModel if bare else AutoModelForMaskedLM
-    options = dict(attn_implementation=attn, dtype=torch.float32, output_loading_info=True)
-    net, info = cls.from_pretrained(place, **options)
-    _check_whole(model, list(info["missing_keys"]), bare)
-    return net.eval().to(device), AutoTokenizer.from_pretrained(place)
+    config, cls = check_model(model, head), AutoModel if bare else AutoModelForMaskedLM
+    place, options = model_place(model), dict(attn_implementation=attn, dtype=torch.float32)
+    net, new = load_whole(place, cls, config, is_run_key(model), **options)
+    if new and not bare:
+        raise DataError(
+            f"{model} has no trained masked-language-model head ({new[0]} and others would be random), and what random "
+            "weights say of words is no bias. Valid: a masked language model, or a run of masked_lm"
+        )
+    return net.to(device), load_tokenizer(place, net)
 
 # %% ../../nbs/training/4_masked_words.ipynb #08h-masked-lm-08
 def masked_words(

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import MarianConfig, MarianMTModel
 
-from ..core.base import nearest
-from ..core.base import DataError
+from ..core.base import DataError, nearest
+from ..core.keys import is_run_key
 from ..data.tasks import Task
 from lib.data.translation import (
     EOS,
@@ -31,11 +31,11 @@ from lib.data.translation import (
     pair_tokenizer,
     token_batches,
 )
-from ..models.shrink import is_shrunken
-from ..models.shrink import load
+from ..models.shrink import is_shrunken, shrunken_class
 from .loading import check_model, load_model, model_place
 from .recipes import classification, criterion, score_sets, summed_loss
 from .trainer import Optim, Recipe
+from .weights import load_whole
 
 # %% ../../nbs/training/4_translation.ipynb #08g-translator-05
 TRANSLATOR = dict(
@@ -82,26 +82,28 @@ def initialise(model: MarianMTModel, seed: int) -> None:
         for name, module in model.named_modules():
             _draw(name, module)
 
-# %% ../../nbs/training/4_translation.ipynb #08g-translator-08
+# %% ../../nbs/training/4_translation.ipynb #translation-trained
 def _trained_translator(model: str, task: Task, **options):
     "A saved translator and its tokenizer; DataError unless it translates as the task does"
     config, place = check_model(model), model_place(model)
-    if not config.is_encoder_decoder:
+    if config.model_type != "marian":
+        without = "" if config.is_encoder_decoder else " without a decoder"
         raise DataError(
-            f"{model} is a {config.model_type} without a decoder, and {task.name} asks for translations. "
+            f"{model} is a {config.model_type}{without}, and {task.name} asks for translations. "
             "Valid: tiny, or a run of finetune on sentence pairs"
         )
-    tokenizer, options = load_pair_tokenizer(place), options | dict(dtype=torch.float32)
-    shrunken = is_shrunken(config)
-    net = (
-        load(place, MarianMTModel, **options) if shrunken else MarianMTModel.from_pretrained(place, **options)
-    )
+    tokenizer, cls = load_pair_tokenizer(place), MarianMTModel
+    own = shrunken_class(cls) if is_shrunken(config) else cls
+    net, _ = load_whole(place, own, config, is_run_key(model), dtype=torch.float32, **options)
+    counts, rows = list(tokenizer.sizes), [config.vocab_size, config.decoder_vocab_size]
+    if counts != rows:
+        raise DataError(f"{model}: its tokenizers number {counts} pieces, and the model knows {rows}")
     ours, theirs = " to ".join(task.languages), " to ".join(tokenizer.languages)
     if ours != theirs:
         raise DataError(f"{model} translates {theirs}, but {task.name} is {ours}")
     return net, tokenizer
 
-
+# %% ../../nbs/training/4_translation.ipynb #08g-translator-08
 def load_translator(
     model: str,  # tiny (new, of the sizes given), a run key, or a local folder
     task: Task,
