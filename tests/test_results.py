@@ -153,6 +153,18 @@ def test_evaluation_of_a_retrained_model(study):
     assert tuple(row[["family", "kind", "state", "value"]]) == ("heads_mlps", "good", "retrained", 0.84)
 
 
+def test_retrained_subnetworks_of_several_units_have_names_of_their_own(study):
+    keys = []
+    for units, mode in (("head", "heads"), ("mlp", "mlps"), ("head+mlp", "joint")):
+        who = GOOD | {"units": units}
+        mask = mask_run("importance", [[1, 1], [0, 1]], mode, "good", who, mode=mode, task=TASKS[0], seed=9)
+        row = scored(mask, 0.8, tuned="ce")
+        keys.append(make("finetune", [row], identity=who, mask=mask, task=TASKS[0], seed=9))
+    found = study_of(keys)
+    assert found.apart.tolist() == ["heads", "MLPs", "heads and MLPs"] and found.label.nunique() == 3
+    assert subnetwork_scores(found).family.tolist() == ["heads", "mlps", "heads_mlps"]
+
+
 def test_tables_of_runs(study):
     table, per_seed = score_tables(study_of([*study["evaluate"], *study["retrained"]]), "")
     answers = predictions_of([*study["evaluate"], *study["retrained"]])

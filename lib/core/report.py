@@ -10,6 +10,7 @@ import html
 import json
 import re
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 
 from .base import RunError, outputs
@@ -18,7 +19,47 @@ from .keys import is_analysis
 from .runs import Run, environment, write_text
 from .sweeps import Planned, Sweep
 
+# %% ../../nbs/core/5_report.ipynb #report-active
+class _Active(HTMLParser):
+    "Collects what of a page could run, load or send something."
+
+    TAGS = ("script", "iframe", "frame", "object", "embed", "link", "base", "form")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [f"<{tag}>"] * (tag in self.TAGS)
+        for name, value in attrs:
+            address = re.sub(r"\s", "", value or "").lower()
+            if name.startswith("on") or address.startswith(("javascript:", "vbscript:", "data:text/html")):
+                self.found.append(f"{name} of <{tag}>")
+
+
+def _active(text: str) -> list[str]:
+    "What of the HTML is active, as `onerror of <img>`; empty where nothing is."
+    parser = _Active()
+    parser.feed(text)
+    parser.close()
+    return parser.found
+
 # %% ../../nbs/core/5_report.ipynb #f512275c
+_SCRIPT = re.compile(r"<script\b.*?</script>", re.S | re.I)
+_NOT_SHOWN = re.compile(rf"{_SCRIPT.pattern}|<a class=\"anchor-link\".*?</a>|<link\b[^>]*>", re.S | re.I)
+
+
+def _calm(output):
+    "The output without scripts; what is active all the same becomes text."
+    data = output.get("data", {})
+    data.pop("application/javascript", None)
+    for mime in {"text/html", "text/markdown"} & data.keys():
+        data[mime] = _SCRIPT.sub("", data[mime])
+        if _active(data[mime]):
+            data["text/plain"] = data.pop(mime)
+    return output
+
+# %% ../../nbs/core/5_report.ipynb #report-body
 def notebook_body(
     path: Path,  # an executed notebook
     anchor: str,  # put before every id
@@ -30,13 +71,11 @@ def notebook_body(
     book = nbformat.read(path, as_version=4)
     for cell in book.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-    body, _ = HTMLExporter(
+            cell.outputs = [_calm(o) for o in cell.outputs if o.get("name") != "stderr"]
+    export = HTMLExporter(
         template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True
-    ).from_notebook_node(book)
-    body = re.sub(
-        r"<script\b.*?</script>|<a class=\"anchor-link\".*?</a>|<link\b[^>]*>", "", body, flags=re.S | re.I
     )
+    body = _NOT_SHOWN.sub("", export.from_notebook_node(book)[0])
     body = re.sub(r"<(/?)h([1-5])\b", lambda m: f"<{m[1]}h{int(m[2]) + 1}", body)
     return re.sub(r'(<h\d id=")', rf"\g<1>{anchor}-", body)
 
@@ -51,12 +90,14 @@ td{font-variant-numeric:tabular-nums}
 blockquote{margin:0;color:#555;font-style:italic}.note{background:#fff6dd;padding:.5rem 1rem}
 nav li{margin:.15rem 0}summary{cursor:pointer}small{color:#666}"""
 
-
+# %% ../../nbs/core/5_report.ipynb #report-page
 def page(
     title: str,  # plain text
     body: str,  # HTML
 ) -> str:
-    "A whole HTML document."
+    "A whole HTML document; RunError if anything in it is active."
+    if found := _active(body):
+        raise RunError(f"{title}: the page would hold {found[0]}: no report was written")
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     return f'<!DOCTYPE html><html lang="en"><head>{head}</head><body>{body}</body></html>'
 
@@ -95,15 +136,32 @@ def _run_row(r: Planned) -> dict:
     return row | {"commit": made.get("environment", {}).get("commit", "")[:10]}
 
 # %% ../../nbs/core/5_report.ipynb #767030a0
+def _book(r: Planned):
+    "The run's executed notebook; None where it is not whole (the run was killed while it was written)."
+    import nbformat
+
+    try:
+        book = nbformat.read(Run(r.notebook, r.key).folder / "run.ipynb", as_version=4)
+        ended = book.metadata.get("papermill", {"end_time": True})["end_time"]
+        return book if ended else None
+    except (OSError, ValueError, LookupError, AttributeError, nbformat.ValidationError):
+        return None
+
+
 def _entry(r: Planned) -> str:  # of the table of contents: the notebook's own title
-    cells = json.loads((Run(r.notebook, r.key).folder / "run.ipynb").read_text())["cells"]
-    prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    title = html.escape((re.findall(r"^# +(.+)$", prose, re.M) or [r.notebook])[0])
+    book, heading = _book(r), []
+    if book is not None:
+        prose = "\n".join(c.source for c in book.cells if c.cell_type == "markdown")
+        heading = re.findall(r"^# +(.+)$", prose, re.M)
+    title = html.escape((heading or [r.notebook])[0])
     return f'<li><a href="#{r.key}">{title}</a> <small>{html.escape(labelled(r))}</small></li>'
 
-
+# %% ../../nbs/core/5_report.ipynb #report-section
 def _section(r: Planned) -> str:
-    body = notebook_body(Run(r.notebook, r.key).folder / "run.ipynb", r.key)
+    run, body = Run(r.notebook, r.key), ""
+    if _book(r) is None:
+        body = f'<p class="note">{r} is finished, and its run.ipynb is not whole: remove that file and make it again.</p>'
+    body = body or notebook_body(run.folder / "run.ipynb", r.key)
     return f'<section id="{r.key}">{body}<p><small>{html.escape(labelled(r))}: {r}</small></p></section>'
 
 # %% ../../nbs/core/5_report.ipynb #5cdd22d9-p1
@@ -136,10 +194,10 @@ def report_html(
     shown = [r for r in sweep.runs.values() if is_analysis(r.notebook) and str(r) not in plan.missing]
     if not shown:
         raise RunError(f"{sweep.path}: no analysis is finished; `sieve run {sweep.path}` first")
-    title = sweep.head.get("title", sweep.path.stem)
+    title = str(sweep.head.get("title", sweep.path.stem))
     head = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>{html.escape(sweep.head.get('question', ''))}</p>",
+        f"<p>{html.escape(str(sweep.head.get('question', '')))}</p>",
         *_notes(plan),
     ]
     nav = ["<nav><ol>", *map(_entry, shown), '<li><a href="#made">What was run</a></li></ol></nav>']

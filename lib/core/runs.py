@@ -459,6 +459,13 @@ def finish(
     _release(self.notebook, self.key)
     return result
 
+# %% ../../nbs/core/2_runs.ipynb #runs-leave
+@patch
+def leave(self: Run) -> None:
+    "Take away what the run has written, and let its lock go: nothing of it is kept."
+    shutil.rmtree(self.folder, ignore_errors=True)
+    _release(self.notebook, self.key)
+
 # %% ../../nbs/core/2_runs.ipynb #00fe8024
 @patch
 def artefact(

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from .base import RunError, nearest
-from .keys import checks, digest, fill, fitted, parameters, run_key
+from .keys import checks, digest, fill, fitted, is_analysis, parameters, run_key
 from .runs import wrong_upstream
 
 # %% ../../nbs/core/3_sweeps.ipynb #b290cf94
@@ -325,6 +325,11 @@ class Planned:
         return f"{self.notebook}/{self.key}"
 
 # %% ../../nbs/core/3_sweeps.ipynb #fbf219e4
+def _check_shown(notebook: str, params: dict) -> None:
+    if is_analysis(notebook) and params.get("runs") == [] and not params.get("released"):
+        raise RunError(f"{notebook}: an analysis in a sweep is of runs: give `over: {{runs: [...]}}`")
+
+
 def _planned(s: Stage, row: _Row, keys: dict) -> Planned:
     inherited = {name: value for name, value in row.labels.items() if name in _known(s)}
     per = {}
@@ -333,6 +338,7 @@ def _planned(s: Stage, row: _Row, keys: dict) -> Planned:
             per |= values if str(row.labels.get(label)) == str(value) else {}
     try:
         params = fill(s.notebook, s._fallback | inherited | s.set | per | row.given)
+        _check_shown(s.notebook, params)
         if wrong := wrong_upstream(s.notebook, params, keys):
             raise RunError(wrong)
     except RunError as e:

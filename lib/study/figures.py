@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SINGLE', 'DOUBLE', 'MOST', 'BLACK', 'ORANGE', 'SKY', 'GREEN', 'BLUE', 'RED', 'PINK', 'GREY', 'PALETTE', 'MARKERS',
-           'DASHES', 'STYLE_SHEET', 'MATRICES', 'LEVELS', 'styled', 'save_figure', 'heatmap', 'heatmap_grid',
+           'DASHES', 'STYLE_SHEET', 'MATRICES', 'LEVELS', 'styled', 'save_figure', 'marked', 'heatmap', 'heatmap_grid',
            'overlap_matrix', 'signed_matrices', 'gallery', 'block_maps', 'dots', 'results', 'curve_panels', 'curves',
            'plane', 'bars', 'histograms', 'speed_panels']
 
@@ -86,6 +86,17 @@ def _room(values, share, ends=()):
     down, up = (max([share * (high - low), *far]) for far in (low - ends, ends - high))
     most = max(share, 1) * (high - low)
     return low - min(down, most) - 0.005, high + min(up, most) + 0.005
+
+# %% ../../nbs/study/2_figures.ipynb #figures-marked
+def marked(
+    figure: Figure,  # of a function of this notebook
+    text: str,  # what must not be overlooked
+) -> Figure:
+    "The figure, its title beginning with the text, in red."
+    title = " ".join(figure.get_suptitle().split())
+    _title(figure, f"{text}: {title}" if title else text)
+    figure._suptitle.set_color(RED)
+    return figure
 
 # %% ../../nbs/study/2_figures.ipynb #figures-facets
 def _facets(frame, column, row=None, wrap=None, **share):
