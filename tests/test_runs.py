@@ -13,8 +13,10 @@ import pytest
 from toys import Project
 
 from lib.core.base import ROOT
+from lib.core.files import write_json
+from lib.core.folders import IDENTITY, CorruptRun, Run, _sealed, _sealed_params, find_run
 from lib.core.keys import run_key
-from lib.core.runs import IDENTITY, CorruptRun, Run, _sealed, find_run, runs, start, write_json
+from lib.core.runs import runs, start
 from lib.core.testing import write_notebook
 
 
@@ -108,7 +110,7 @@ def test_a_damaged_artefact_is_named_and_never_read(project, content, message):
 def test_damaged_parameters_are_noticed(project):
     run = finished(seed=1)
     (run.folder / "params.json").write_text('{"parameters": {"seed"')
-    assert find_error(run.key) == "params.json is missing or cut short"
+    assert find_error(run.key) == "params.json is missing, cut short or altered"
 
 
 def test_a_run_begun_again_is_not_finished_until_its_end(project):
@@ -118,7 +120,7 @@ def test_a_run_begun_again_is_not_finished_until_its_end(project):
     assert not again.finished() and not (run.folder / "n.txt").exists()
     assert (run.folder / "checkpoints").exists()  # same code: training may go on
     code = run.provenance | {"code": {"notebook": "other"}}
-    write_json(run.folder / "params.json", code)
+    write_json(run.folder / "params.json", _sealed_params(code))
     start("draw", {"seed": 1})
     assert not (run.folder / "checkpoints").exists()  # other code: it may not
 
@@ -148,22 +150,24 @@ def test_papermill_alone_makes_the_same_run(project):
     assert find_run(from_here).result["metrics"] == [identity | {"metric": "n", "value": 50}]
 
 
-def test_a_thousand_finished_runs_are_collected_in_five_seconds(project):
+def fake(n):
+    "So many finished runs, as `finish` would leave them, without their making."
     model = finished(seed=0)
     made, result = model.provenance, model.result
-    for seed in range(1, 1000):
-        key = run_key("draw", {"seed": seed})
-        params = {"seed": seed, "fail": -1, "threads": 1}
+    for seed in range(1, n):
+        key, params = run_key("draw", {"seed": seed}), {"seed": seed, "fail": -1, "threads": 1}
         folder = Run("draw", key).folder
         folder.mkdir()
         (folder / "n.txt").write_text("1011")
-        (folder / "params.json").write_text(
-            json.dumps(made | {"key": key, "parameters": made["parameters"] | params})
-        )
-        rows = [row | {"seed": seed} for row in result["metrics"]]
-        (folder / "result.json").write_text(
-            json.dumps(_sealed(result | {"seed": seed, "parameters": params, "metrics": rows * 3}))
-        )
+        own = _sealed_params(made | {"key": key, "parameters": made["parameters"] | params})
+        (folder / "params.json").write_text(json.dumps(own))
+        rows = [row | {"seed": seed} for row in result["metrics"]] * 3
+        own = result | {"seed": seed, "parameters": params, "metrics": rows, "made_by": own["made_by"]}
+        (folder / "result.json").write_text(json.dumps(_sealed(own)))
+
+
+def test_a_thousand_finished_runs_are_collected_in_five_seconds(project):
+    fake(1000)
     began = time.time()
     table = runs()
     seconds = time.time() - began
@@ -172,6 +176,28 @@ def test_a_thousand_finished_runs_are_collected_in_five_seconds(project):
     )
     assert seconds <= 5, f"{seconds:.1f} s"
     print(f"1,000 runs in {seconds:.2f} s")
+
+
+def seconds_of(project, *command):
+    "Processor seconds of `sieve`, with its start, and what it says: other processes do not count."
+    before = os.times()
+    said, code = project.sieve(*command)
+    after = os.times()
+    assert code == 0, said
+    return sum(after[2:4]) - sum(before[2:4]), said
+
+
+@pytest.mark.parametrize("n", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_ten_thousand_finished_runs_are_looked_through_in_seconds(project, n):
+    fake(n)
+    sweep = project.write(
+        f"stages:\n  draw: {{notebook: draw, grid: {{seed: [{', '.join(map(str, range(n)))}]}}}}", "many.yaml"
+    )
+    for bound, command in [(3, ["status"]), (10, ["run", sweep, "--dry-run"])]:
+        seconds, said = seconds_of(project, *command)
+        print(f"{n} runs, {command[0]}: {seconds:.2f} s")
+        room = bound if n == 10_000 else 1.2 + bound / 10  # with the start of the process
+        assert str(n) in said and seconds <= room, f"{seconds:.2f} s"
 
 
 def test_folders_do_not_depend_on_the_working_directory(project):

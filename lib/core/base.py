@@ -7,20 +7,24 @@ __all__ = ['ROOT', 'outputs', 'data_dir', 'notebooks_dir', 'RunError', 'DataErro
 
 # %% ../../nbs/core/0_base.ipynb #base-imports
 import difflib
+import functools
 import os
 import re
 import zlib
 from pathlib import Path
-
-import numpy as np
 
 # %% ../../nbs/core/0_base.ipynb #base-outputs
 # from this very file: a folder named `lib` in the working directory cannot take its place
 ROOT = Path(__file__).resolve().parents[2]  # the project root
 
 
+@functools.cache  # asked for with every run of thousands
+def _resolved(place: str) -> Path:
+    return (ROOT / Path(place).expanduser()).resolve()
+
+
 def _place(variable: str, default: str) -> Path:
-    return (ROOT / Path(os.environ.get(variable) or default).expanduser()).resolve()
+    return _resolved(os.environ.get(variable) or default)
 
 
 def outputs() -> Path:
@@ -64,7 +68,9 @@ _ONCE = re.compile(r"^synthetic-")
 def rng_for(
     seed: int,  # the run's or the data set's seed
     *names,  # what the numbers are for, as "synthetic-nli", "train"
-) -> np.random.Generator:
+) -> "np.random.Generator":  # noqa: F821 (imported late: most processes draw nothing)
     "A random generator of its own for each purpose: the same in every process, independent between purposes."
+    import numpy as np
+
     purposes = [_ONCE.sub("planted-", str(name)) for name in names]
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in purposes)])

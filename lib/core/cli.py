@@ -7,16 +7,19 @@ __all__ = ['check_repository', 'run', 'state', 'status', 'show', 'du', 'gc', 're
 
 # %% ../../nbs/core/6_cli.ipynb #d7c1327f
 import argparse
+import contextlib
 import functools
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from .base import ROOT, RunError, notebooks_dir, outputs
 from .engine import Plan, labelled, make, make_plan, profile_folder, snakemake_command, write_plan
-from .runs import Run, lock, run_folders
+from .files import lock, locked
+from .folders import Run, run_folders
 from .sweeps import Sweep, check_inputs, load_sweep
 
 # %% ../../nbs/core/6_cli.ipynb #0509f985
@@ -85,16 +88,21 @@ def run(args) -> int:
 _STATES = ("finished", "stale", "being made", "failed", "damaged")
 
 
-def state(r: Run) -> str:
-    "finished, stale, damaged, being made, or failed (begun and left)."
+def _state(r: Run, busy: bool) -> str:
     wrong = r.problem()
     if not wrong:
         return "stale" if r.stale() else "finished"
-    owner = lock(outputs() / ".locks" / f"{r.notebook}-{r.key}.lock", wait=False)
-    if not owner:
+    if busy:
         return "being made"
-    owner[0].close()
     return "failed" if wrong == "not finished" else "damaged"
+
+
+def state(r: Run) -> str:
+    "finished, stale, damaged, being made, or failed (begun and left)."
+    found = _state(r, False)
+    if found in ("finished", "stale"):
+        return found
+    return _state(r, r.busy)  # asked again: it may have ended meanwhile
 
 # %% ../../nbs/core/6_cli.ipynb #cli-status
 def status(args) -> int:
@@ -160,32 +168,64 @@ def _referenced() -> set[str]:  # runs that some sweep asks for
     return {run for path in paths for smoke in (False, True) for run in load_sweep(path, smoke).runs}
 
 
-def _garbage(unreferenced: bool) -> list[Path]:
-    states = [(r, state(r)) for r in run_folders()]
-    done = [r.folder / "checkpoints" for r, s in states if s in ("finished", "stale")]
-    found = [folder for folder in done if folder.exists()]
-    found += [r.folder for r, s in states if s == "failed"]
-    for folder in sorted((outputs() / ".engine").glob("*")):
-        if owner := lock(folder / "alive", wait=False):
-            owner[0].close()
-            found.append(folder)
-    if not unreferenced:
-        return found
-    wanted, whole = _referenced(), ("finished", "stale", "damaged")
-    return found + [r.folder for r, s in states if s in whole and str(r) not in wanted]
+def _can_go_on(r: Run) -> bool:  # from what it has finished
+    return any(
+        p.name == "complete" or p.suffix in (".safetensors", ".npy")
+        for p in r.folder.glob("checkpoints*/**/*")
+    )
+
+
+def _garbage(r: Run, kind: str, wanted: set | None) -> tuple[Path | None, bool]:
+    # what of a run may go, and whether only if asked twice; `wanted`: what sweeps ask for, if whole runs are to go
+    kept = r.folder / "checkpoints"
+    if kind == "being made":
+        return None, False
+    if kind == "failed":
+        return r.folder, _can_go_on(r)
+    if wanted is not None and str(r) not in wanted:
+        return r.folder, True
+    return (kept, False) if kind != "damaged" and kept.exists() else (None, False)
+
+# %% ../../nbs/core/6_cli.ipynb #cli-remove
+_YOUNG = 60  # seconds: what another process may have made and not yet locked
+
+
+def _left_behind() -> list[Path]:  # by processes that are gone: folders of sweeps, drafts, lock files
+    found = [*outputs().glob(".engine/*"), *outputs().glob(".locks/*"), *outputs().rglob(".*.part")]
+    found = [p for p in found if p.exists() and time.time() - p.stat().st_mtime > _YOUNG]
+    return [p for p in found if not locked(p / "alive" if p.is_dir() else p)]
+
+
+def _remove(r: Run, wanted: set | None, yes: bool) -> None:
+    # under both locks, and looked at again: another process may have begun with it
+    with contextlib.ExitStack() as stack:
+        for file in reversed(r.lock_files):
+            if not (owner := lock(file, wait=False)):
+                return
+            stack.enter_context(owner[0])
+        path, twice = _garbage(r, _state(r, False), wanted)
+        if path and (yes or not twice):
+            shutil.rmtree(path, ignore_errors=True)
 
 # %% ../../nbs/core/6_cli.ipynb #4677be5a
 def gc(args) -> int:
-    "Remove what no finished run needs; finished runs that no sweep asks for only if asked twice."
-    found = _garbage(args.unreferenced)
+    "Remove what no finished run needs; interrupted runs that can go on, and finished ones, only if asked twice."
+    wanted = _referenced() if args.unreferenced else None
+    found = [(r, *_garbage(r, state(r), wanted)) for r in run_folders()]
+    now = [(r, path) for r, path, twice in found if path and (args.yes or not twice)]
     really = not args.dry_run and (args.yes or not args.unreferenced)
-    for p in found:
+    later, left = [path for _, path, twice in found if twice and not args.yes], _left_behind()
+    for p in (paths := [*(path for _, path in now), *left]) + later:
         print(f"{_size(p) / 1e6:10.1f} MB  {p}")
-    print(f"{sum(map(_size, found)) / 1e6:10.1f} MB {'freed' if really else 'to free; nothing was removed'}")
-    if args.unreferenced and not args.yes:
-        print("these are finished runs too: add --yes to remove them")
-    for path in found if really else []:
-        shutil.rmtree(path, ignore_errors=True)
+    print(f"{sum(map(_size, paths)) / 1e6:10.1f} MB {'freed' if really else 'to free; nothing was removed'}")
+    if later:
+        print(
+            f"{len(later)} of these are finished runs, or can go on from what they have finished: add --yes to remove them"
+        )
+    for r, _ in now if really else []:
+        _remove(r, wanted, args.yes)
+    for p in left if really else []:
+        shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
     return 0
 
 # %% ../../nbs/core/6_cli.ipynb #269d6fae

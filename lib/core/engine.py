@@ -26,18 +26,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .base import ROOT, RunError, data_dir, notebooks_dir, outputs
+from .files import lock, read_json, write_json
+from .folders import Run
 from .keys import code_cells, is_analysis, notebook_path
-from .runs import Run, lock, write_json
 from .sweeps import Planned, Sweep, load_sweep
 from .warm import client_command, forge, tie
 
 # %% ../../nbs/core/4_engine.ipynb #dca7cf79
+def _unwritten(run: Run) -> bool:  # an analysis whose executed notebook is not there, or cut short
+    return is_analysis(run.notebook) and not isinstance(read_json(run.folder / "run.ipynb"), dict)
+
+
 def settled(
     run: Run,
     redo: bool = False,  # a stale run is not settled
 ) -> bool:
     "Whether nothing is left to do for this run."
-    if not run.finished() or (is_analysis(run.notebook) and not (run.folder / "run.ipynb").exists()):
+    if not run.finished() or _unwritten(run):
         return False
     return not (redo and run.stale())
 
@@ -66,7 +71,7 @@ def make_plan(
         if not wrong and (reasons := run.stale_because()):
             plan.stale[name] = reasons
         above = redo and any(upper in plan.missing for upper in planned.upstream)
-        if wrong or not settled(run) or above or (redo and name in plan.stale):
+        if wrong or above or _unwritten(run) or (redo and name in plan.stale):
             plan.missing[name] = planned
     return plan
 
@@ -254,12 +259,14 @@ def _failure(error: Exception, notebook: Path) -> dict:  # what the driver print
     kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     source = (getattr(error, "source", "") or "").splitlines()
     trace = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(getattr(error, "traceback", None) or []))
-    frames = re.findall(r"Cell In\[\d+\], line (\d+)", trace)
-    at = int(frames[-1]) - 1 if frames else len(source) - 1
+    cell = getattr(error, "exec_count", None)
+    frames = [int(line) for n, line in re.findall(r"Cell In\[(\d+)\], line (\d+)", trace) if n == str(cell)]
+    at = (
+        frames[-1] - 1 if frames else len(source) - 1
+    )  # of this cell: the error may come from a function of another
     if kind == "DeadKernelError":
         text = "the kernel died: it was killed, perhaps for want of memory"
     line = source[at].strip()[:120] if 0 <= at < len(source) else ""
-    cell = getattr(error, "exec_count", None)
     return {"cell": cell, "source": line, "error": f"{kind}: {text}"[:500], "kept": str(notebook)}
 
 # %% ../../nbs/core/4_engine.ipynb #3128b624-p1
@@ -267,7 +274,7 @@ def _attempt(name: str, plan: dict) -> str:
     # with the job lock taken: "done" or "shared" (another process made it); raises where the notebook does
     run, entry = Run(*name.split("/")), plan["runs"][name]
     # another owner is a JupyterLab kernel, or the last second of a killed job's
-    owner, _ = lock(outputs() / ".locks" / f"{name.replace('/', '-')}.lock")
+    owner, _ = lock(run.lock_files[0])
     with owner:
         if settled(run, plan["redo"]):
             return "shared"
@@ -279,6 +286,7 @@ def _attempt(name: str, plan: dict) -> str:
         except Exception as e:
             if getattr(e, "ename", "") != "AlreadyFinished":
                 raise
+        run.publish()  # now that its notebook is written to the end
     if not settled(run):
         raise RunError(f"the notebook ran to its end, but the run is not sound: {run.problem()}")
     return "done"
@@ -286,7 +294,7 @@ def _attempt(name: str, plan: dict) -> str:
 # %% ../../nbs/core/4_engine.ipynb #3128b624
 def _make(name: str, plan: dict, wait: bool) -> bool:
     # False if another process has the run and we do not wait
-    owner = lock(outputs() / ".locks" / f"{name.replace('/', '-')}.job", wait)
+    owner = lock(Run(*name.split("/")).lock_files[1], wait)
     if not owner:
         return False
     with owner[0]:

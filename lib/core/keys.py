@@ -13,8 +13,9 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
-import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -82,10 +83,11 @@ def notebook_path(
     notebook: str,  # name without folder or suffix, as `finetune`
 ) -> Path:
     "The notebook's file; RunError if there is none of that name."
-    there = _notebooks()
-    if notebook in there:
-        return there[notebook]
-    raise RunError(f"no notebook {notebook!r} in {notebooks_dir()}{nearest(notebook, there)}")
+    here = os.fspath(notebooks_dir())
+    for folder in ("analyses", "experiments") if re.fullmatch(r"[^\W_]\w*", notebook) else ():
+        if os.path.isfile(path := f"{here}/{folder}/{notebook}.ipynb"):
+            return Path(path)
+    raise RunError(f"no notebook {notebook!r} in {here}{nearest(notebook, _notebooks())}")
 
 # %% ../../nbs/core/1_keys.ipynb #keys-is-analysis
 def is_analysis(notebook: str) -> bool:
@@ -138,27 +140,26 @@ def _upstream(
     return tuple(found)
 
 # %% ../../nbs/core/1_keys.ipynb #8cbafd34
+def _meaning(source: str, node: ast.AnnAssign) -> str:
+    # the comment after it; ValueError where papermill, which reads lines, would find another one
+    lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
+    if sum(line.count("=") for line in lines) != 1 or "#" in ast.get_source_segment(source, node):
+        raise ValueError
+    return lines[-1].encode()[node.end_col_offset :].decode().strip().lstrip("#").strip()
+
+
 def _parsed(path: Path, source: str) -> dict[str, Parameter]:
-    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's grammar of addresses: a second, not needed
-    import papermill
-
-    def refuse(node):
-        form = "`name: type = default  # meaning`, with one `=`, with a type of"
-        raise RunError(f"{path.name}: line {node.lineno} must read {form} {', '.join(TYPES)}") from None
-
-    body, read, found = ast.parse(source).body, papermill.inspect_notebook(path), {}
-    for node in body:
-        if not isinstance(node, ast.AnnAssign) or node.value is None:
-            refuse(node)
-    for node in body:
+    found = {}
+    for node in ast.parse(source).body:
+        place = f"{path.name}: line {node.lineno}"
         try:
-            p = read[node.target.id]
-            kind, default = p["inferred_type_name"], ast.literal_eval(p["default"])
+            name, kind, meaning = node.target.id, ast.unparse(node.annotation), _meaning(source, node)
             TYPES[kind]
-        except (KeyError, SyntaxError, ValueError):
-            refuse(node)
-        upstream = _upstream(p["help"], f"{path.name}: line {node.lineno}")
-        found[p["name"]] = Parameter(p["name"], kind, default, p["help"], upstream)
+            default = ast.literal_eval(node.value)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            form = "`name: type = default  # meaning`, with one `=`, with a type of"
+            raise RunError(f"{place} must read {form} {', '.join(TYPES)}") from None
+        found[name] = Parameter(name, kind, default, meaning, _upstream(meaning, place))
     return found
 
 # %% ../../nbs/core/1_keys.ipynb #c8cdc195
@@ -186,7 +187,7 @@ def parameters(
 ) -> dict[str, Parameter]:
     "The notebook's parameters by name, read from its cell tagged `parameters`."
     path = notebook_path(notebook)
-    return _read(path, path.stat().st_mtime_ns)[0]
+    return _read(path, os.stat(path).st_mtime_ns)[0]
 
 # %% ../../nbs/core/1_keys.ipynb #keys-checks-code
 def checks(
@@ -301,16 +302,24 @@ def _book(path: Path, mtime_ns: int) -> tuple[str, set]:
     sources = [source for _, source in code_cells(path)]
     return sha_text("\0".join(sources)), set().union(*map(imported, sources))
 
-
-def code_hashes(
-    notebook: str,  # notebook name
-) -> dict[str, str]:
-    "SHA-256 of the notebook's code and of every lib module it imports, directly or not."
-    path, hashes = notebook_path(notebook), {}
-    hashes["notebook"], todo = _book(path, path.stat().st_mtime_ns)
+# %% ../../nbs/core/1_keys.ipynb #keys-code-hashes
+@functools.lru_cache(64)
+def _hashes(path: Path, mtime_ns: int, moment: object) -> dict:
+    hashes = {}
+    hashes["notebook"], todo = _book(path, mtime_ns)
     while todo := todo - hashes.keys():
         module = min(todo)
         path = _module_path(module)
         hashes[module], more = _module(path, path.stat().st_mtime_ns)
         todo |= more  # a new set: those above are remembered
     return dict(sorted(hashes.items()))
+
+
+def code_hashes(
+    notebook: str,  # notebook name
+    lately: bool = False,  # the modules as they were within the last second: for thousands of runs
+) -> dict[str, str]:
+    "SHA-256 of the notebook's code and of every lib module it imports, directly or not."
+    path = notebook_path(notebook)
+    moment = int(time.monotonic()) if lately else object()
+    return dict(_hashes(path, os.stat(path).st_mtime_ns, moment))

@@ -8,6 +8,7 @@ __all__ = ['TOY_PARAMETERS', 'refused', 'interrupt_at', 'record_rates', 'write_n
 # %% ../../nbs/core/0_testing.ipynb #testing-imports
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -119,6 +120,7 @@ class ToyProject:
         return path
 
     def close(self) -> None:
-        "The environment as it was: `nbdev_test` may run another notebook in this process."
+        "The environment as it was (`nbdev_test` may run another notebook in this process), and no folder."
+        shutil.rmtree(self.folder, ignore_errors=True)
         os.environ.clear()
         os.environ.update(self.surroundings)
