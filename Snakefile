@@ -37,11 +37,9 @@ for number, group in enumerate(PLAN["groups"]):
         input:
             lambda wildcards: [marker(upper) for upper in of(wildcards)["upstream"]],
         output:
-            f"done/{number}/{{notebook}}/{{key}}",  # a marker: the run's own files are not snakemake's to delete
-        log:
-            PLAN["outputs"] + "/{notebook}/{key}/run.ipynb",  # the executed notebook, kept when it fails
+            f"done/{number}/{{notebook}}/{{key}}",  # a marker: the run's own files are not snakemake's to read or delete
         threads: lambda wildcards: of(wildcards)["threads"]
         resources:
             **group["resources"],
         shell:
-            "{PLAN[python]:q} -c 'from lib.core.engine import job; job(\"{wildcards.notebook}/{wildcards.key}\")'"
+            "{PLAN[python]:q} -P -c 'from lib.core.engine import job; job(\"{wildcards.notebook}/{wildcards.key}\")'"

@@ -433,12 +433,16 @@ class Sweep:
         "notebook/key -> Planned; a run that two stages ask for stands once."
         return {str(r): r for r in self.planned}
 
-# %% ../../nbs/core/3_sweeps.ipynb #9fcf0090
-def _stages(file: _File, place: str) -> dict[str, Stage]:
-    for name in file.stages:
+# %% ../../nbs/core/3_sweeps.ipynb #sweeps-names
+def _check_names(stages: dict, place: str) -> None:
+    for name in stages:
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,59}", name):
             what = f"{str(name)[:80]!r} is no name of up to 60 letters, digits and _"
             raise SweepError(f"{place}: stages: {what}")
+
+# %% ../../nbs/core/3_sweeps.ipynb #9fcf0090
+def _stages(file: _File, place: str) -> dict[str, Stage]:
+    _check_names(file.stages, place)
     stages = {name: _model(Stage, raw, f"{place}: stage {name}") for name, raw in file.stages.items()}
     if not stages:
         raise SweepError(f"{place}: holds no `stages:`")
@@ -451,20 +455,27 @@ def _stages(file: _File, place: str) -> dict[str, Stage]:
         _check_parts(s, stages)
     return stages
 
+
+def _smoke_stages(file: _File, stages: dict, place: str) -> dict[str, Stage]:
+    _check_smoke(file.smoke, stages, f"{place}: smoke")
+    kept = _without(stages, file.smoke.skip)
+    return {name: _smaller(s, file.smoke, f"{place}: smoke") for name, s in kept.items()}
+
 # %% ../../nbs/core/3_sweeps.ipynb #sweeps-load
 def load_sweep(
     path: Path,  # a YAML file
     smoke: bool = False,  # with its smoke block
+    resources: dict | None = None,  # of every stage, before those that the file gives
 ) -> Sweep:
     "The sweep with all its runs and keys; SweepError names file, stage, thing and the nearest valid names."
     raw, place, done = read_yaml(path), str(path), {}
     file = _model(_File, raw, place)
     stages = _stages(file, place)
     if smoke:
-        _check_smoke(file.smoke, stages, f"{place}: smoke")
-        kept = _without(stages, file.smoke.skip)
-        stages = {name: _smaller(s, file.smoke, f"{place}: smoke") for name, s in kept.items()}
+        stages = _smoke_stages(file, stages, place)
+    given = _model(_Resources, resources or {}, "resources").model_dump(exclude_unset=True)
     for name in _ordered(stages, place):
+        stages[name].resources = stages[name].resources.model_copy(update=given)
         _check_parts(stages[name], stages)
         _cast(stages[name])
         done[name] = _expand(stages[name], done, not smoke)
