@@ -5,7 +5,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from lib.core.sweeps import read_yaml
+from lib.core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["paper", "units", "scores", "rule", "schedule", "loss", "data"]

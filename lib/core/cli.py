@@ -8,8 +8,10 @@ __all__ = ['check_repository', 'run', 'state', 'status', 'show', 'du', 'gc', 're
 # %% ../../nbs/core/6_cli.ipynb #d7c1327f
 import argparse
 import contextlib
+import errno
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from .base import ROOT, RunError, notebooks_dir, outputs
 from .engine import Plan, labelled, make, make_plan, profile_folder, snakemake_command, write_plan
 from .files import lock, locked
 from .folders import Run, run_folders
+from .strict_yaml import read_yaml
 from .sweeps import Sweep, check_inputs, load_sweep
 
 # %% ../../nbs/core/6_cli.ipynb #0509f985
@@ -30,7 +33,7 @@ def _is_checkout(folder: Path) -> bool:
 def check_repository(*places: Path) -> None:
     "RunError if any place lies in another checkout than `lib` does, or `lib` in none."
     if not _is_checkout(ROOT):
-        how = "install it with `pip install -e .` from the repository"
+        how = "the notebooks are not part of a package: clone the repository and `pip install -e .` there"
         raise RunError(f"lib at {ROOT / 'lib'} is not a checkout; {how}")
     for place in places:
         home = next(filter(_is_checkout, [place.resolve(), *place.resolve().parents]), ROOT)
@@ -70,10 +73,22 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def _resources(args) -> dict:
+    pairs = dict(text.split("=", 1) if "=" in text else (text, "") for text in args.set_resource)
+    given = {name: int(v) if re.fullmatch(r"-?\d{1,12}", v) else v for name, v in pairs.items()}
+    return given | {name: v for name in ("account", "partition") if (v := getattr(args, name))}
+
+
+def _sweep(args, **more) -> Sweep:
+    if args.smoke and "smoke" not in read_yaml(args.sweep):
+        raise RunError(f"{args.sweep}: has no `smoke:` block, which --smoke asks for")
+    return load_sweep(args.sweep, args.smoke, **more)
+
+# %% ../../nbs/core/6_cli.ipynb #cli-run
 def run(args) -> int:
     "Make what the sweep lacks."
     check_repository(Path.cwd(), Path(args.sweep))
-    sweep = load_sweep(args.sweep, args.smoke)
+    sweep = _sweep(args, resources=_resources(args))
     if args.profile:
         profile_folder(args.profile)
     plan = make_plan(sweep, args.stale)
@@ -233,10 +248,16 @@ def report(args) -> int:
     "Write the sweep's HTML report."
     from lib.core.report import write_report
 
-    print(write_report(load_sweep(args.sweep, args.smoke)))
+    print(write_report(_sweep(args)))
     return 0
 
 # %% ../../nbs/core/6_cli.ipynb #703d7e4f-p1
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,4}", text):
+        raise argparse.ArgumentTypeError(f"a number from 1 to 99999, not {text!r}")
+    return int(text)
+
+
 def _flag(text: str) -> dict:
     return {"action": "store_true", "help": text}
 
@@ -245,15 +266,24 @@ _SWEEP = {"sweep": {"type": Path, "help": "a YAML file of nbs/sweeps"}}
 _SMOKE = {"--smoke": _flag("with the file's smoke block: small and quick")}
 
 # %% ../../nbs/core/6_cli.ipynb #703d7e4f
-_VERBS = {
-    run: {
-        **_SWEEP,
-        "--jobs": {"type": int, "default": 0, "help": "cores (cluster: jobs) at a time; default all"},
-        **_SMOKE,
-        "--dry-run": _flag("list what would be made"),
-        "--profile": {"default": "", "help": "a folder of profiles/, as slurm"},
-        "--stale": _flag("make stale runs, and all below them, again"),
+_RUN = {
+    "--jobs": {"type": _count, "default": 0, "help": "cores (cluster: jobs) at a time; default all"},
+    "--dry-run": _flag("list what would be made"),
+    "--profile": {"default": "", "help": "a folder of profiles/, as slurm, or any other"},
+    "--set-resource": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME=VALUE",
+        "help": "for every stage, before what the sweep says, as gpus=0",
     },
+    "--account": {"default": "", "help": "of a cluster"},
+    "--partition": {"default": "", "help": "of a cluster"},
+    "--stale": _flag("make stale runs, and all below them, again"),
+}
+
+# %% ../../nbs/core/6_cli.ipynb #cli-verbs
+_VERBS = {
+    run: _SWEEP | _SMOKE | _RUN,
     status: {},
     show: {"run": {"help": "a run's key, its beginning, or notebook/key"}},
     report: _SWEEP | _SMOKE,
@@ -266,10 +296,13 @@ _VERBS = {
 }
 
 # %% ../../nbs/core/6_cli.ipynb #cli-main-p1
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise RunError(f"{message} (`{self.prog} --help`)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        "sieve", description="Run sweeps of notebooks, and look at what they found."
-    )
+    top = _Parser("sieve", description="Run sweeps of notebooks, and look at what they found.")
     verbs = top.add_subparsers(dest="verb", required=True)
     for function, arguments in _VERBS.items():
         sub = verbs.add_parser(function.__name__, help=function.__doc__)
@@ -278,18 +311,38 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(*(["-j"] if name == "--jobs" else []), name, **options)
     return top
 
+# %% ../../nbs/core/6_cli.ipynb #cli-told
+_OF_PLACES = {
+    getattr(errno, name) for name in "ENOSPC EDQUOT EROFS EACCES EPERM ENOTDIR ENAMETOOLONG".split()
+}
+
+
+def _told(error: Exception) -> str:  # lines of a length that can be read
+    return "\n".join(f"{t[:700]} ... {t[-300:]}" if len(t) > 1010 else t for t in str(error).splitlines())
+
+
+def _check_places() -> None:
+    check_repository()
+    if outputs().exists() and not outputs().is_dir():
+        raise RunError(f"{outputs()} is a file; SIEVE_OUTPUTS names a folder")
+
 # %% ../../nbs/core/6_cli.ipynb #cli-main
 def main(
     argv: list[str] | None = None,  # arguments; default the command line's
 ) -> int:
     "The `sieve` command; its exit code."
-    args = _parser().parse_args(argv)
     try:
+        args = _parser().parse_args(argv)
+        _check_places()
         return args.function(args)
     except RunError as e:
-        print(f"sieve: {e}", file=sys.stderr)
+        print(f"sieve: {_told(e)}", file=sys.stderr)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `sieve ... | head`
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+    except KeyboardInterrupt as e:
+        print(f"stopped{f' by {e}' if str(e) else ''}; the same command goes on", file=sys.stderr)
+    except OSError as e:
+        if e.errno not in _OF_PLACES:
+            raise
+        print(f"sieve: {e.strerror}: {e.filename or outputs()}", file=sys.stderr)
     return 2

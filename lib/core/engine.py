@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from .base import ROOT, RunError, data_dir, notebooks_dir, outputs
 from .files import lock, read_json, write_json
 from .folders import Run
 from .keys import code_cells, is_analysis, notebook_path
+from .strict_yaml import read_yaml
 from .sweeps import Planned, Sweep, load_sweep
 from .warm import client_command, forge, tie
 
@@ -103,7 +105,8 @@ def _entry(r: Planned, missing: dict, devices: list) -> dict:
 
 # %% ../../nbs/core/4_engine.ipynb #engine-threads
 _THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"
-_KERNEL = {"JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
+_SAFE = {"PYTHONSAFEPATH": "1"}  # no process that we start imports a `random.py` from where it stands
+_KERNEL = _SAFE | {"JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 # %% ../../nbs/core/4_engine.ipynb #engine-forge
 _FORGE = """
@@ -146,13 +149,13 @@ def _warmth(plan: Plan, cluster: bool):
         yield ""
         return
     modules = _imported_by({r.notebook for r in plan.missing.values()})
-    env = os.environ | dict.fromkeys(_THREADS, "1") | _KERNEL | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    env = os.environ | dict.fromkeys(_THREADS, "1") | _KERNEL
     with forge(_FORGE, modules, env) as place:
         yield place
 
 
 def _job_command(name: str, warm: str) -> list[str]:
-    ordinary = [sys.executable, "-c", f"from lib.core.engine import job; job({name!r})"]
+    ordinary = [sys.executable, "-P", "-c", f"from lib.core.engine import job; job({name!r})"]
     return client_command(warm, "job", [name], ordinary) if warm else ordinary
 
 
@@ -177,10 +180,7 @@ def write_plan(
     warm: str = "",  # path of a forge's socket; empty: each job is an ordinary process
 ) -> dict:
     "plan.json: the missing runs, their groups, and where things are."
-    devices, groups = (
-        [] if cluster else gpus(),
-        [],
-    )  # groups: of equal stage and resources, a snakemake rule each
+    devices, groups = [] if cluster else gpus(), []  # groups: equal stage and resources, a snakemake rule
     runs = {name: _entry(r, plan.missing, devices) for name, r in plan.missing.items()}
     for name, r in runs.items():
         r["command"] = shlex.join(_job_command(name, warm))
@@ -255,19 +255,22 @@ def _execute(name: str, entry: dict, warm: str = "") -> None:
         papermill.execute_notebook(path, str(out), parameters=entry["params"], **kernel, **where)
 
 # %% ../../nbs/core/4_engine.ipynb #b19f9c95
+def _failing_line(
+    error: Exception,
+) -> str:  # of the cell that failed: the last frame may be in a cell above it
+    trace = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(getattr(error, "traceback", None) or []))
+    source, cell = (getattr(error, "source", "") or "").splitlines(), getattr(error, "exec_count", None)
+    frames = [int(line) for n, line in re.findall(r"Cell In\[(\d+)\], line (\d+)", trace) if int(n) == cell]
+    at = frames[-1] - 1 if frames else len(source) - 1
+    return source[at].strip()[:120] if 0 <= at < len(source) else ""
+
+
 def _failure(error: Exception, notebook: Path) -> dict:  # what the driver prints
     kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
-    source = (getattr(error, "source", "") or "").splitlines()
-    trace = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(getattr(error, "traceback", None) or []))
-    cell = getattr(error, "exec_count", None)
-    frames = [int(line) for n, line in re.findall(r"Cell In\[(\d+)\], line (\d+)", trace) if n == str(cell)]
-    at = (
-        frames[-1] - 1 if frames else len(source) - 1
-    )  # of this cell: the error may come from a function of another
     if kind == "DeadKernelError":
         text = "the kernel died: it was killed, perhaps for want of memory"
-    line = source[at].strip()[:120] if 0 <= at < len(source) else ""
-    return {"cell": cell, "source": line, "error": f"{kind}: {text}"[:500], "kept": str(notebook)}
+    cell, line = getattr(error, "exec_count", None), _failing_line(error)
+    return {"cell": cell, "source": line, "error": f"{kind}: {text}"[:4000], "kept": str(notebook)}
 
 # %% ../../nbs/core/4_engine.ipynb #3128b624-p1
 def _attempt(name: str, plan: dict) -> str:
@@ -325,10 +328,20 @@ def _can_help(name: str, plan: dict) -> list[str]:  # runs of the same stage tha
     return [other for other, entry in plan["runs"].items() if free(other, entry)] if plan["helps"] else []
 
 # %% ../../nbs/core/4_engine.ipynb #engine-job
+_JOB = "sieve job"  # begins a line of the engine's log
+
+
 def job(
     name: str,  # notebook/key
 ) -> None:
     "Make one run of the plan in the working directory, or see it made; exit code 1 if it failed."
+    try:
+        _see_made(name)
+    except OSError as e:  # a full disk: the only place left to say so is the engine's log
+        sys.exit(f"{_JOB} {name}: {e}")
+
+
+def _see_made(name: str) -> None:
     plan = json.loads(Path("plan.json").read_text())
     os.environ |= plan["places"]
     while not _marked("failed", name) and not _make(name, plan, wait=False):
@@ -353,6 +366,9 @@ def profile_folder(
     raise RunError(f"no profile {profile!r}; there are {', '.join(there)}")
 
 # %% ../../nbs/core/4_engine.ipynb #engine-command
+_ALWAYS = "--nolock --rerun-incomplete --rerun-triggers input --keep-going --scheduler greedy"
+
+
 def snakemake_command(
     folder: Path,  # the invocation's
     jobs: int,  # cores, or cluster jobs at a time
@@ -360,34 +376,82 @@ def snakemake_command(
     profile: str = "",  # as for `profile_folder`
 ) -> list[str]:
     "The command line that makes the plan in `folder`."
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(ROOT / "Snakefile"),
-        "--directory",
-        str(folder),
-    ]
-    command += "--nolock --rerun-incomplete --rerun-triggers input --keep-going --scheduler greedy".split()
+    command = [sys.executable, "-P", "-m", "snakemake", *_ALWAYS.split()]
+    command += ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
     if devices:
         command += ["--resources", f"gpu={len(devices)}"]
     if not profile:
         return [*command, "--cores", str(jobs), "--latency-wait", "5"]
     return [*command, "--profile", str(profile_folder(profile)), *(["--jobs", str(jobs)] if jobs else [])]
 
+# %% ../../nbs/core/4_engine.ipynb #engine-slurm
+_FORGETS = 200  # seconds: snakemake may look at the queue as seldom as every 180
+
+
+def _slurm_options(profile: str) -> list[str]:
+    # how to ask for the state of jobs; RunError where nobody could tell it
+    told = read_yaml(profile_folder(profile) / "config.yaml") if profile else {}
+    if told.get("executor") != "slurm" or "slurm-status-command" in told:
+        return []
+    if not shutil.which("sbatch"):
+        raise RunError(f"profile {profile} submits with sbatch, and this machine has none")
+    shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
+    config = dict(re.findall(r"(?m)^(\w+)\s*=\s*(.*?)\s*$", shown))
+    if config.get("AccountingStorageType") not in ("accounting_storage/none", "(null)"):
+        return []
+    age = int(re.match(r"\d*", config.get("MinJobAge", ""))[0] or 300)
+    if age < _FORGETS:
+        why = f"it keeps no accounting and forgets jobs after {age} s"
+        raise RunError(
+            f"this cluster cannot tell how a job ended: {why} (MinJobAge; {_FORGETS} or more would do)"
+        )
+    return ["--slurm-status-command", "squeue"]
+
 # %% ../../nbs/core/4_engine.ipynb #124992c0-p1
 def _tied() -> None:  # in the child: end with the driver, however it ends
     tie(signal.SIGTERM)
 
 
-def _stop(process, patience: float = 10) -> None:
+_GENTLE = signal.SIGTERM, signal.SIGHUP
+
+
+def _interrupt(number: int, frame) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def _on(numbers: tuple, handler):  # for these signals, but for those that are ignored already (nohup)
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [n for n in numbers if main and signal.getsignal(n) != signal.SIG_IGN]
+    before = {n: signal.signal(n, handler) or signal.SIG_DFL for n in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+# %% ../../nbs/core/4_engine.ipynb #engine-stop
+def _end(process, patience: float = 10) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(patience)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _stop(process, folder: Path, say) -> None:  # snakemake, its jobs here, and its jobs in a cluster's queue
+    with _on((signal.SIGINT, *_GENTLE), signal.SIG_IGN):
+        _end(process)
+        queued = re.search(r"SLURM run ID: (\S+)", _log(folder))
+        if queued and not subprocess.run(["scancel", "--name", queued[1]], timeout=120).returncode:
+            say("its jobs on the cluster are cancelled")
+
+
+def _log(folder: Path) -> str:
+    path = folder / "snakemake.log"
+    return path.read_text(errors="replace") if path.is_file() else ""
 
 # %% ../../nbs/core/4_engine.ipynb #124992c0
 def events(
@@ -425,7 +489,7 @@ def failure_lines(
 ) -> list[str]:
     "At most ten lines: run, cell, exception, kept notebook."
     cell = f"cell {event['cell']}: {event['source']}" if event.get("cell") else ""
-    lines = [cell, *(line[:300] for line in event["error"].splitlines()[:5]), f"notebook: {event['kept']}"]
+    lines = [cell, *(line[:1000] for line in event["error"].splitlines()[:5]), f"notebook: {event['kept']}"]
     return [f"FAILED {name}  {labelled(r)}", *(f"  {line}" for line in lines if line.strip())]
 
 # %% ../../nbs/core/4_engine.ipynb #engine-progress
@@ -481,33 +545,82 @@ def make(
     folder = outputs() / ".engine" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     alive, _ = lock(folder / "alive")  # `sieve gc` leaves the folder alone
     progress = Progress(plan, jobs or 1)
-    with alive, _warmth(plan, bool(profile)) as warm, open(folder / "snakemake.log", "w") as log:
+    options = _slurm_options(profile)
+    signals, copies = _on(_GENTLE, _interrupt), _warmth(plan, bool(profile))
+    with alive, signals, copies as warm, open(folder / "snakemake.log", "w") as log:
         devices = write_plan(plan, folder, redo, bool(profile), warm)["gpus"]
-        command = snakemake_command(folder, jobs, devices, profile)
-        own = {"start_new_session": True, "preexec_fn": _tied}
+        command = [*snakemake_command(folder, jobs, devices, profile), *options]
+        own = {"start_new_session": True, "preexec_fn": _tied, "env": os.environ | _SAFE}
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **own)
         try:
             for event in events(folder, process):
                 for line in progress.lines(event):
                     say(line)
         except BaseException:
-            _stop(process)
+            _stop(process, folder, say)
             raise
     return _summary(progress, folder, process.returncode, say)
 
 # %% ../../nbs/core/4_engine.ipynb #f00e0dc5
+_STATES = {
+    "TIMEOUT": "its time was over (resources: runtime)",
+    "OUT_OF_MEMORY": "it took more memory than it had asked for (resources: mem_mb)",
+    "NODE_FAIL": "its node failed",
+    "CANCELLED": "it was cancelled",
+    "PREEMPTED": "it had to make room for another job",
+}
+
+
+def _queue_says(
+    folder: Path, name: str
+) -> str:  # why the scheduler ended the run's job; "" if it does not say
+    log = _log(folder)
+    jobs = re.findall(r"with SLURM jobid (\d+) \(log: (.+)\)", log)
+    states = dict(re.findall(r"SLURM-job '(\d+)' failed[^']*SLURM status is: '(\w+)'", log))
+    for number, path in jobs[::-1]:
+        if Path(path).parent.name == name.replace("/", "_") and number in states:
+            said = Path(path).read_text(errors="replace") if Path(path).is_file() else ""
+            own = re.findall(r"(?m)^(?:slurmstepd|srun|slurmd)\S*: error: (.*)$", said)
+            state = states[number]
+            return f"job {number}: {_STATES.get(state, state)}" + "".join(f"\n{line}" for line in own[:2])
+    return ""
+
+# %% ../../nbs/core/4_engine.ipynb #engine-why
+def _why_ended(folder: Path, name: str) -> str:  # of a run that began and said no more
+    if queue := _queue_says(folder, name):
+        return queue
+    if said := re.search(rf"{_JOB} {name}: (.*)", _log(folder)):
+        return said[1]
+    try:
+        (folder / "space").write_bytes(bytes(2**20))
+        (folder / "space").unlink()
+    except OSError as e:  # nobody could say more on a full disk
+        return f"nothing can be written in {folder}: {e.strerror}"
+    return "its process was killed, perhaps for want of memory"
+
+
+def _why_none(folder: Path) -> str:  # of an invocation in which nothing began: one line of the log
+    log = _log(folder)
+    if said := re.search(r"The error message was '(.*?)'\.?$", log, re.M | re.S):
+        return f"the scheduler refused: {' '.join(said[1].split())}"
+    for word in ("WorkflowError", r"\w*Error", ".*[Ee]rror"):
+        if said := re.search(rf"(?m)^{word}\b.*(?:\n\s+\S.*)*", log):
+            return " ".join(said[0].split())[:1000]
+    return " ".join(log.split())[-300:]
+
+# %% ../../nbs/core/4_engine.ipynb #engine-summary
 def _summary(progress: Progress, folder: Path, code: int, say) -> int:
     missing, outcome = progress.plan.missing, progress.outcome
     made = sum(kind in ("done", "shared") for kind in outcome.values())
     for name in [name for name, kind in outcome.items() if kind == "start"]:
-        killed = {"error": "its process was killed", "kept": Run(*name.split("/")).folder / "run.ipynb"}
+        killed = {"error": _why_ended(folder, name), "kept": Run(*name.split("/")).folder / "run.ipynb"}
         say("\n".join(failure_lines(name, missing[name], killed)))
     if made == len(missing):
         shutil.rmtree(folder, ignore_errors=True)
         return 0
     failed, left = len(outcome) - made, len(missing) - len(outcome)
+    if not outcome:
+        say(_why_none(folder))
     counts = f"{made} of {len(missing)} runs made, {failed} failed, {left} not started"
     say(f"{counts}; the same command goes on\nlog: {folder / 'snakemake.log'}")
-    if not outcome:
-        say((folder / "snakemake.log").read_text()[-1500:])
     return code or 1
