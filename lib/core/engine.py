@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .base import ROOT, RunError, data_dir, notebooks_dir, outputs
-from .files import lock, read_json, write_json
+from .files import lock, locked, read_json, write_json
 from .folders import Run
 from .keys import code_cells, is_analysis, notebook_path
 from .strict_yaml import read_yaml
@@ -108,6 +108,35 @@ _THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXP
 _SAFE = {"PYTHONSAFEPATH": "1"}  # no process that we start imports a `random.py` from where it stands
 _KERNEL = _SAFE | {"JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+# %% ../../nbs/core/4_engine.ipynb #engine-scratch
+def _temporary(folder: Path) -> Path:  # of an invocation
+    place = (
+        tempfile.gettempdir()
+    )  # sockets will lie there, and the system allows them paths of a hundred letters
+    return Path(place if len(place) <= 40 else "/tmp") / f"sieve-{folder.name}"
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path, cluster: bool):
+    # environment of an invocation's processes: what they leave when they are killed lies in one place and goes with it
+    if cluster:
+        yield {}
+        return
+    place = _temporary(folder)
+    place.mkdir(mode=0o700)
+    try:
+        yield {"TMPDIR": str(place), "JUPYTER_RUNTIME_DIR": str(place / "jupyter")}
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _tidy() -> None:
+    # after invocations whose driver was killed, and those that left a log: it is kept until the next invocation
+    for log in (outputs() / ".engine").glob("*/snakemake.log"):
+        if not locked(log.parent / "alive"):
+            shutil.rmtree(_temporary(log.parent), ignore_errors=True)
+            shutil.rmtree(log.parent, ignore_errors=True)
+
 # %% ../../nbs/core/4_engine.ipynb #engine-forge
 _FORGE = """
 import sys
@@ -142,15 +171,15 @@ def _imported_by(notebooks: set[str]) -> list[str]:
 
 # %% ../../nbs/core/4_engine.ipynb #engine-warmth
 @contextlib.contextmanager
-def _warmth(plan: Plan, cluster: bool):
+def _warmth(plan: Plan, places: dict):
     # a forge for this invocation: its socket's path. One run alone would wait as long for the forge as for itself;
     # a process that has looked for GPUs cannot be copied.
-    if cluster or len(plan.missing) < 2 or gpus():
+    if not places or len(plan.missing) < 2 or gpus():
         yield ""
         return
     modules = _imported_by({r.notebook for r in plan.missing.values()})
-    env = os.environ | dict.fromkeys(_THREADS, "1") | _KERNEL
-    with forge(_FORGE, modules, env) as place:
+    env = os.environ | dict.fromkeys(_THREADS, "1") | _KERNEL | places
+    with forge(f"{places['TMPDIR']}/forge", _FORGE, modules, env) as place:
         yield place
 
 
@@ -245,7 +274,7 @@ def _execute(name: str, entry: dict, warm: str = "") -> None:
     out = Run(notebook, key).folder / "run.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
     # kernels that start together may draw the same TCP port, and then hang
-    with tempfile.TemporaryDirectory(prefix="sieve-") as sockets:
+    with tempfile.TemporaryDirectory(prefix="k-") as sockets:
         config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
         kernel = {"kernel_name": "python3", "language": "python", "start_timeout": 120, "config": config}
         where = {"cwd": str(notebooks_dir()), "progress_bar": False}
@@ -542,15 +571,21 @@ def make(
     "Make all missing runs of the plan; 0 if none is left, 1 otherwise."
     if not plan.missing:
         return 0
+    _tidy()
     folder = outputs() / ".engine" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     alive, _ = lock(folder / "alive")  # `sieve gc` leaves the folder alone
     progress = Progress(plan, jobs or 1)
-    options = _slurm_options(profile)
-    signals, copies = _on(_GENTLE, _interrupt), _warmth(plan, bool(profile))
-    with alive, signals, copies as warm, open(folder / "snakemake.log", "w") as log:
+    options, signals = _slurm_options(profile), _on(_GENTLE, _interrupt)
+    with (
+        alive,
+        signals,
+        _scratch(folder, bool(profile)) as own_places,
+        _warmth(plan, own_places) as warm,
+        open(folder / "snakemake.log", "w") as log,
+    ):
         devices = write_plan(plan, folder, redo, bool(profile), warm)["gpus"]
         command = [*snakemake_command(folder, jobs, devices, profile), *options]
-        own = {"start_new_session": True, "preexec_fn": _tied, "env": os.environ | _SAFE}
+        own = {"start_new_session": True, "preexec_fn": _tied, "env": os.environ | _SAFE | own_places}
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **own)
         try:
             for event in events(folder, process):

@@ -18,7 +18,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass, field
 
 # %% ../../nbs/core/3_warm.ipynb #warm-request
@@ -273,7 +272,7 @@ def can_fork() -> bool:
 def _started(place: str, command: list[str], args: list[str], env: dict) -> subprocess.Popen:
     # our end of the socket closes at once: when the forge is killed, who asks is refused and does not wait
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(place)  # in a temporary folder: the system allows a path of a hundred letters
+        listener.bind(place)  # the system allows a path of a hundred letters
         listener.listen(128)
         number = listener.fileno()
         own = {"pass_fds": [number], "start_new_session": True, "preexec_fn": tie}
@@ -282,18 +281,18 @@ def _started(place: str, command: list[str], args: list[str], env: dict) -> subp
 
 @contextlib.contextmanager
 def forge(
+    place: str,  # path of the socket to be made
     code: str,  # of the process: takes the socket's file descriptor as its first argument
     args: list[str],  # its further arguments
     env: dict[str, str],  # of the process
 ):
-    "The path of a forge's socket, as long as the context lasts; an empty text where there can be none."
+    "The path of a forge's socket, there as long as the context lasts; an empty text where there can be none."
     if not can_fork():
         yield ""
         return
-    with tempfile.TemporaryDirectory(prefix="sieve-forge-") as folder:
-        process = _started(f"{folder}/socket", [sys.executable, "-c", code], args, env)
-        try:
-            yield f"{folder}/socket"
-        finally:
-            process.kill()
-            process.wait()
+    process = _started(place, [sys.executable, "-c", code], args, env)
+    try:
+        yield place
+    finally:
+        process.kill()
+        process.wait()

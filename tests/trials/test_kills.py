@@ -5,6 +5,7 @@ import json
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -60,9 +61,13 @@ def left_behind(project) -> list[str]:
 
 
 def trial(folder: Path, undisturbed: dict, seed: int) -> None:
-    rng, project = random.Random(seed), Project(folder, wait=0.3)
-    (folder / "tmp").mkdir()
-    project.env |= {"TMPDIR": str(folder / "tmp")}
+    with tempfile.TemporaryDirectory(prefix="trial-") as own:
+        rng, project = random.Random(seed), Project(folder, wait=0.3)
+        project.env |= {"TMPDIR": own}
+        kill_and_go_on(project, rng, undisturbed, seed)
+
+
+def kill_and_go_on(project, rng: random.Random, undisturbed: dict, seed: int) -> None:
     kill_once(project, rng)
     finished, attempted = project.results(), Counter(project.made())
     for run in finished:
