@@ -11,13 +11,13 @@ ROOT = Path(__file__).parents[1]
 COLUMNS = ["paper", "units", "scores", "rule", "schedule", "loss", "data"]
 ROOMS = {
     "core": "what a run is, and how many are made",
-    "data": "rows with names; a task is a row of a table",
+    "data": "rows with names: tasks (`08_tasks`), sets out of distribution such as HANS and PAWS (`09_ood`), groups",
     "models": "slices of parameters; put a mask on, take units out, save",
-    "metrics": "numbers and their intervals",
-    "maskers": "scores -> mask",
-    "losses": "what is trained for, and bias models",
+    "metrics": "numbers and their intervals; WEAT and SEAT (`5_bias`), StereoSet and CrowS-Pairs of a model (`6_bias_scores`)",
+    "maskers": "scores -> mask: top-k, threshold; mask training, movement, DSP, hard concrete",
+    "losses": "what is trained for (PoE, reweighting, confidence regularisation), and bias models",
     "training": "one loop, and recipes for it",
-    "attribution": "how much each unit, and each training row, matters",
+    "attribution": "how much each unit, and each training row, matters: importance, TRAK, EK-FAC, LDS",
     "study": "one tidy frame of what runs found; every figure a function of a frame",
     "experiments": "named by operation: compute, export nothing",
     "analyses": "read finished runs, never train; each ends in figures",
@@ -41,15 +41,32 @@ def title(notebook: Path) -> str:
     return first.splitlines()[0].lstrip("# ")
 
 
+def subtitle(notebook: Path) -> str:
+    "What a notebook says of itself below its title."
+    first = "".join(json.loads(notebook.read_text())["cells"][0]["source"])
+    quoted = [line.lstrip("> ").strip() for line in first.splitlines() if line.startswith(">")]
+    return " ".join(quoted) or next((x for x in first.splitlines()[1:] if x.strip()), "")
+
+
+def order() -> list[str]:
+    "The folders of notebooks, in the order of reading."
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["sieve"]["rooms"]
+    return [*(room for line in lines for room in line), "experiments", "analyses"]
+
+
+def notebooks() -> str:
+    "One row per notebook: where it stands, and what it says of itself."
+    books = [p for room in order() for p in sorted((ROOT / "nbs" / room).glob("*.ipynb"))]
+    link = lambda p: f"[`{p.parent.name}/{p.stem}`](../nbs/{p.parent.name}/{p.name})"  # noqa: E731
+    return table(
+        ["notebook", "title", "what"], [[link(p), title(p), subtitle(p).replace("|", "/")] for p in books]
+    )
+
+
 def rooms() -> str:
     "One row per folder of notebooks: what it is for, and its notebooks in their order."
-    order = [
-        room
-        for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["sieve"]["rooms"]
-        for room in line
-    ]
     rows = []
-    for room in [*order, "experiments", "analyses"]:
+    for room in order():
         books = sorted((ROOT / "nbs" / room).glob("*.ipynb"))
         rows.append([f"`{room}`", ROOMS[room], ", ".join(f"`{p.stem}`" for p in books)])
     return table(["room", "what for", "notebooks"], rows)
@@ -92,6 +109,7 @@ TABLES = {
     "README.md": {"rooms": rooms},
     "docs/sweeps.md": {"systems": systems},
     "docs/commands.md": {"commands": commands},
+    "docs/notebooks.md": {"notebooks": notebooks},
 }
 
 
