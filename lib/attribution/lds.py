@@ -26,7 +26,7 @@ def row_subsets(
         raise ValueError(f"{share:g} of {n} rows are {round(share * n)}: no subsets that differ")
     return np.stack([rng_for(seed, "subset", j).permutation(n) < round(share * n) for j in range(m)])
 
-# %% ../../nbs/attribution/8_lds.ipynb #lds-ceiling
+# %% ../../nbs/attribution/8_lds.ipynb #lds-outputs
 def _check_outputs(outputs: np.ndarray) -> None:
     "ValueError for fewer than three subsets, for no seeds or queries, and for an output that is not finite"
     m, seeds, q = outputs.shape
@@ -45,7 +45,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     size = np.sqrt((a**2).sum(0) * (b**2).sum(0))
     return np.divide((a * b).sum(0), size, out=np.zeros(len(size)), where=size > 0)
 
-
+# %% ../../nbs/attribution/8_lds.ipynb #lds-ceiling
 def ceiling(
     outputs: np.ndarray,  # (m, seeds, Q)
 ) -> float:

@@ -13,7 +13,7 @@ import torch
 
 from .per_example import margin
 
-# %% ../../nbs/attribution/5_trak.ipynb #08l-trak-04
+# %% ../../nbs/attribution/5_trak.ipynb #trak-finite
 def _finite(values, what: str) -> torch.Tensor:
     "(N, ...) in float64 on the CPU; ValueError that names the first row with a number that is not finite"
     values = torch.as_tensor(np.asarray(values)).double()
@@ -21,7 +21,7 @@ def _finite(values, what: str) -> torch.Tensor:
         raise ValueError(f"{what} of row {int((~finite).nonzero()[0, 0])} are not finite")
     return values
 
-
+# %% ../../nbs/attribution/5_trak.ipynb #08l-trak-04
 def kernel_inverse(
     features: torch.Tensor,  # (N, k), already divided by the root of p
     ridge: float = 1e-3,  # lambda, as a share of the mean diagonal of the kernel
@@ -64,8 +64,8 @@ def trak(
         raise ValueError(f"{counts}: one of each for every checkpoint")
     total, sizes = 0.0, [size] * len(train) if np.ndim(size) == 0 else size
     for m, (a, b, w, p) in enumerate(zip(train, query, wrong, sizes, strict=True)):
-        sides = (a, "training features"), (b, "query features"), (w, "weights")
-        a, b, w = (_finite(x, f"checkpoint {m}: {name}") for x, name in sides)
+        names = ("training features", "query features", "weights")
+        a, b, w = (_finite(x, f"checkpoint {m}: {name}") for x, name in zip((a, b, w), names))
         a, b = a / p**0.5, b / p**0.5
         if a.shape[1] != b.shape[1] or len(w) != len(a):
             shapes = f"features {tuple(a.shape)} and {tuple(b.shape)} and {len(w)} weights"
