@@ -68,8 +68,7 @@ def trak(
         a, b, w = (_finite(x, f"checkpoint {m}: {name}") for x, name in zip((a, b, w), names))
         a, b = a / p**0.5, b / p**0.5
         if a.shape[1] != b.shape[1] or len(w) != len(a):
-            shapes = f"features {tuple(a.shape)} and {tuple(b.shape)} and {len(w)} weights"
-            raise ValueError(f"{shapes} do not fit: (N, k), (Q, k), (N,)")
+            raise ValueError(f"features {tuple(a.shape)}, {tuple(b.shape)} and {len(w)} weights do not fit")
         total = total + a @ (kernel_inverse(a, ridge) @ b.T)
     mean_wrong = torch.stack([_finite(w, "weights") for w in wrong]).mean(0)
     return (total / len(train) * mean_wrong[:, None]).numpy()
