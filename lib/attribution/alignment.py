@@ -75,6 +75,8 @@ def group_alignment(
     nan: str = "refuse",  # refuse, or skip (published): means over what is a number
 ) -> np.ndarray:
     "Alignment of each training row (N,), float64: low hurts groups of high loss. ValueError for misfits."
+    if not np.isfinite(beta):
+        raise ValueError(f"beta {beta} must be a number")
     if weight not in ("loss", "exp"):
         raise ValueError(f"no weighting {weight!r}: choose from loss, exp")
     means, names = _group_means(scores, groups, nan)
