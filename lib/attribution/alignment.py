@@ -22,7 +22,7 @@ from ..maskers.rules import topk
 from ..metrics.groups import as_array, auc, group_codes
 from ..training.loading import check_model, has_head
 
-# %% ../../nbs/attribution/7_alignment.ipynb #07f-alignment-05
+# %% ../../nbs/attribution/7_alignment.ipynb #align-scores
 def _scores(scores, queries: int, nan: str) -> np.ndarray:
     "Scores in float64, (N, Q), checked."
     found = as_array(scores).astype(float)
@@ -40,7 +40,7 @@ def _scores(scores, queries: int, nan: str) -> np.ndarray:
         raise ValueError(f"score of training row {row} and query {query} is {found[row, query]}")
     return found
 
-
+# %% ../../nbs/attribution/7_alignment.ipynb #07f-alignment-05
 def _group_means(scores, groups, nan: str) -> tuple[np.ndarray, list]:
     "(mean score of each training row and group (N, G), NaN where nothing is left; sorted names of groups)."
     codes, names = group_codes(groups)
@@ -75,10 +75,8 @@ def group_alignment(
     nan: str = "refuse",  # refuse, or skip (published): means over what is a number
 ) -> np.ndarray:
     "Alignment of each training row (N,), float64: low hurts groups of high loss. ValueError for misfits."
-    if not np.isfinite(beta):
-        raise ValueError(f"beta {beta} must be a number")
-    if weight not in ("loss", "exp"):
-        raise ValueError(f"no weighting {weight!r}: choose from loss, exp")
+    if weight not in ("loss", "exp") or not np.isfinite(beta):
+        raise ValueError(f"no weighting {weight!r} by beta {beta}: choose from loss, exp; a number")
     means, names = _group_means(scores, groups, nan)
     losses, there = _losses(losses, names), ~np.isnan(means)
     if (share := 1 - there.mean()) > 0.2:
@@ -164,11 +162,8 @@ def balanced_rows(
     for (i, j), cell in cells.items():
         if not len(cell):
             raise ValueError(f"group {names[i]!r} has no row of label {classes[j]!r}")
-    least, rng, mask = (
-        min(map(len, cells.values())),
-        rng_for(seed, "balanced"),
-        torch.zeros(len(g), dtype=bool),
-    )
+    least, rng = min(map(len, cells.values())), rng_for(seed, "balanced")
+    mask = torch.zeros(len(g), dtype=bool)
     for cell in cells.values():
         mask[rng.choice(cell, least, replace=False)] = True
     return {"row": mask}
