@@ -60,7 +60,10 @@ def normalise(
     layer_norm: bool = True,  # divide each layer's heads by their L2 norm
     min_max: bool = True,  # to [0, 1]; zeros if all are equal (0/0)
 ) -> Tensor:
-    "Scores within layers and over all of them."
+    "Scores within layers and over all of them; ValueError for one that is not finite, which would be a 0."
+    if not (finite := scores.isfinite()).all():
+        at = tuple((~finite).nonzero()[0].tolist())
+        raise ValueError(f"the importance of unit {at} is {scores[at].item()}")
     if layer_norm and scores.dim() == 2:
         scores = scores / (scores.norm(dim=1, keepdim=True) + 1e-20)
     if not min_max:
@@ -141,17 +144,18 @@ def _sums(
 ) -> dict[str, Tensor]:
     "What one batch adds for each kind, float64; `cumulative` carries its gradients over in `running`."
     loss, whole = how.loss or _LOSS[how.form], how.form in ("absolute", "signed")
+    labels = int((batch["labels"] != -100).sum())
     if how.form.startswith("context"):
         rows = _context_products(model, batch, mask, loss)
+        if how.form == "context":
+            return {"head": torch.stack([r.double().sum((0, 1)) for r in rows]) / labels}
         real = [_real(batch, kind)[..., None] for kind in parts(model).kinds]
-        real = real if how.form == "context_masked" else [True] * len(rows)
         return {"head": torch.stack([(r.double() * at).sum((0, 1)) for r, at in zip(rows, real)])}
     found = gate_gradients(model, batch, mask, how.kinds, loss, whole)
     found = {k: g.double() for k, g in found.items()}
     if how.form == "example":
         return {k: g.abs().sum(0) for k, g in found.items()}
     if whole:
-        labels = int((batch["labels"] != -100).sum())
         return {k: g[0] if how.form == "signed" else g[0].abs() / labels for k, g in found.items()}
     for k, g in found.items():
         running[k] = g.mean(0) + (running.get(k, 0.0) if how.form == "cumulative" else 0.0)
@@ -177,8 +181,9 @@ def importance(
     if not total:
         raise ValueError("no batches: importance needs at least one example")
     for k, v in total.items():
-        if not v.isfinite().all():  # which would come out as zeros below
-            raise ValueError(f"a gradient of the gates of {k} is not finite")
+        if not (finite := v.isfinite()).all():
+            at = tuple((~finite).nonzero()[0].tolist())
+            raise ValueError(f"a gradient of the gates of {k} is not finite, the first at {at}")
     if how.form in _DIVIDED:
         total = {k: v / (number if v.dim() == 2 else number[0]) for k, v in total.items()}
     return {k: normalise(v, how.layer_norm, how.scaled) for k, v in total.items()}
@@ -194,12 +199,13 @@ def ranker(
     left, scores = iter(left), []
 
     def propose(candidate):
-        mask, k = candidate.state, next(left, None)
+        mask, alive = candidate.state, int(candidate.state.sum())
+        k = next((k for k in left if max(0, k) < alive), None)  # a number that is there already is no step
         if k is None:
             return None
         if recompute or not scores:
             scores[:] = [measure(mask)]
-        smaller = prune_step(scores[0], mask, int(mask.sum()) - max(0, k), last_head=at_least)
+        smaller = prune_step(scores[0], mask, alive - max(0, k), last_head=at_least)
         return None if torch.equal(smaller, mask) else smaller
 
     return propose
@@ -209,7 +215,9 @@ def heads_left(
     heads: int,  # in all
     per_step: int | None = None,  # removed at a time; None: a tenth of all, rounded up (Michel et al.)
 ) -> list[int]:
-    "Numbers of heads that are left after each step, down to none."
+    "Numbers of heads that are left after each step, down to none: every one removes a head at least."
     if per_step is None:
-        return [heads - -(-heads * i // 10) for i in range(1, 11)]
+        return list(dict.fromkeys(heads - -(-heads * i // 10) for i in range(1, 11)))
+    if per_step < 1:
+        raise ValueError(f"per_step {per_step}: a step removes one head at least")
     return [max(0, n) for n in range(heads - per_step, -per_step, -per_step)]

@@ -212,7 +212,7 @@ def trak_influence(
     patterns: list[str] | None = None,  # layers; None: all
 ) -> np.ndarray:
     "(N, Q) float64."
-    train, query, wrong = [], [], []
+    train, query, wrong, sizes = [], [], [], []
     for m, model in enumerate(models):
         projector = Projector(model, k, kind, data.seed + m, patterns)
         files = [data.folder and Path(data.folder, f"{side}-{m}.npy") for side in ("train", "query")]
@@ -220,7 +220,8 @@ def trak_influence(
         train.append(features)
         query.append(set_features(projector, data, data.query, files[1])[0])
         wrong.append(one_minus_p(logits, data.train["label"][:]))
-    return trak(train, query, wrong, projector.size, ridge)
+        sizes.append(projector.size)
+    return trak(train, query, wrong, sizes, ridge)
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-20
 def bm25(
@@ -246,11 +247,19 @@ def similarity(
     b: np.ndarray,  # (Q, d)
     kind: str = "cosine",  # cosine, or inverse_l2: 1 / (0.001 + squared distance)
 ) -> np.ndarray:
-    "(N, Q)."
+    "(N, Q); ValueError for an unknown kind, and for a vector that is 0 or not finite."
+    if kind not in (valid := ("cosine", "inverse_l2")):
+        raise ValueError(f"no similarity {kind!r}{nearest(kind, valid)}")
+    lengths = [np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b)]
+    for side, length in zip("ab", lengths):
+        bad = ~np.isfinite(length) | ((length == 0) & (kind == "cosine"))
+        if bad.any():
+            raise ValueError(
+                f"row {bad.argmax()} of {side}: the length of its vector is {length.flat[bad.argmax()]:g}"
+            )
     if kind == "inverse_l2":
         return 1 / (0.001 + cdist(a, b, "sqeuclidean"))
-    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
-    return a @ b.T
+    return (a / lengths[0]) @ (b / lengths[1]).T
 
 # %% ../../nbs/attribution/6_influence.ipynb #influence-words
 def words_in_common(data: RowData) -> np.ndarray:

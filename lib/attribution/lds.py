@@ -22,20 +22,35 @@ def row_subsets(
     if not 0 < share < 1 or m < 3:
         few = f"{m} subsets are too few for a correlation: 3 at least"
         raise ValueError(f"share = {share:g} must lie between 0 and 1, and {few}")
+    if not 0 < round(share * n) < n:
+        raise ValueError(f"{share:g} of {n} rows are {round(share * n)}: no subsets that differ")
     return np.stack([rng_for(seed, "subset", j).permutation(n) < round(share * n) for j in range(m)])
 
-# %% ../../nbs/attribution/8_lds.ipynb #lds-ceiling
+# %% ../../nbs/attribution/8_lds.ipynb #lds-outputs
+def _check_outputs(outputs: np.ndarray) -> None:
+    "ValueError for fewer than three subsets, for no seeds or queries, and for an output that is not finite"
+    m, seeds, q = outputs.shape
+    if m < 3 or not seeds or not q:
+        raise ValueError(
+            f"{m} subsets, {seeds} seeds, {q} queries: give three subsets at least, and some of each"
+        )
+    if (bad := ~np.isfinite(outputs)).any():
+        at = "subset {}, seed {}, query {}".format(*np.argwhere(bad)[0])
+        raise ValueError(f"{at}: the output is not finite, and would have a rank all the same")
+
+
 def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     "Rank correlation of each column of (m, Q) and (m, Q): (Q,); 0 where a column is constant."
     a, b = (x - x.mean(0) for x in (rankdata(a, axis=0), rankdata(b, axis=0)))
     size = np.sqrt((a**2).sum(0) * (b**2).sum(0))
     return np.divide((a * b).sum(0), size, out=np.zeros(len(size)), where=size > 0)
 
-
+# %% ../../nbs/attribution/8_lds.ipynb #lds-ceiling
 def ceiling(
     outputs: np.ndarray,  # (m, seeds, Q)
 ) -> float:
-    "What a perfect prediction can reach, mean over queries; NaN with one seed."
+    "What a perfect prediction can reach, mean over queries; NaN with one seed. ValueError as of `lds`."
+    _check_outputs(outputs)
     seeds = outputs.shape[1]
     if seeds < 2:
         return float("nan")
@@ -52,11 +67,17 @@ def lds(
     draws: int = 1000,  # of the bootstrap over queries
     seed: int = 0,
 ) -> dict[str, float]:
-    "value (mean over queries), low, high (95 % bootstrap over queries), ceiling."
+    """value (mean over queries), low, high (95 % bootstrap over queries), ceiling.
+
+    ValueError for shapes that do not fit, without rows, subsets, seeds or queries, and for what is not finite."""
     n, q = np.shape(scores)
     if masks.shape[1] != n or outputs.shape[0] != len(masks) or outputs.shape[2] != q:
         shapes = f"scores {n, q}, subsets {masks.shape} and outputs {outputs.shape}"
         raise ValueError(f"{shapes} do not fit: (N, Q), (m, N), (m, seeds, Q)")
+    _check_outputs(outputs)
+    if not n or (bad := ~np.isfinite(scores)).any():
+        at = "no training rows" if not n else "training row {}, query {}".format(*np.argwhere(bad)[0])
+        raise ValueError(f"{at}: there must be scores, and finite ones")
     each = _spearman(masks.astype(float) @ np.asarray(scores, float), outputs.mean(1))
     resampled = each[rng_for(seed, "queries").integers(0, q, (draws, q))].mean(1)
     low, high = np.quantile(resampled, [0.025, 0.975])

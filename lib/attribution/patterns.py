@@ -131,9 +131,14 @@ class Classifier:
 
     @torch.no_grad()
     def logits(self, found: torch.Tensor) -> torch.Tensor:
-        "(N, n, n) -> (N, classes), on the network's device, in chunks that keep memory small."
+        """(N, n, n) -> (N, classes), on the network's device, in chunks that keep memory small.
+
+        ValueError for a map of which the network says NaN: it would be the first class."""
         device, chunks = next(self.net.parameters()).device, max(1, 2**21 // found[0].numel())
-        return torch.cat([self.net.eval()(part.to(device).float()) for part in found.split(chunks)])
+        said = torch.cat([self.net.eval()(part.to(device).float()) for part in found.split(chunks)])
+        if not (finite := said.isfinite().all(1)).all():
+            raise ValueError(f"map {int(finite.int().argmin())} of {len(said)}: its logits are not finite")
+        return said
 
 # %% ../../nbs/attribution/3_patterns.ipynb #7501d93a
 def predict_classes(
@@ -200,6 +205,8 @@ def _one_epoch(last: Classifier, course: _Course, recipe: PatternRecipe, data: t
         course.adam.param_groups[0]["lr"] = recipe.rate(step, steps)
         maps = last.batch([found[i] for i in rows], recipe.centre).to(device)
         loss = cross_entropy(last.net(maps), targets[rows].to(device))
+        if not loss.isfinite():
+            raise FloatingPointError(f"step {step + 1}: the loss is {loss.item()}")
         course.adam.zero_grad()
         loss.backward()
         course.adam.step()

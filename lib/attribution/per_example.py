@@ -30,7 +30,12 @@ def margin(
     logits: Tensor,  # (B, C)
     labels: Tensor,  # (B,)
 ) -> Tensor:
-    "Correct logit minus the log-sum-exp of the others (B,); large is good."
+    "Correct logit minus the log-sum-exp of the others (B,); large is good. ValueError for a label of no class."
+    if (bad := (labels < 0) | (labels >= logits.shape[1])).any() or logits.shape[1] < 2:
+        row = int(bad.int().argmax())
+        raise ValueError(
+            f"label {labels[row].item()} of row {row} with {logits.shape[1]} classes: there must be others"
+        )
     right = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]  # (B, C)
     return (logits * right).sum(1) - logits.masked_fill(right, -torch.inf).logsumexp(1)
 

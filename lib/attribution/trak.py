@@ -13,20 +13,28 @@ import torch
 
 from .per_example import margin
 
+# %% ../../nbs/attribution/5_trak.ipynb #trak-finite
+def _finite(values, what: str) -> torch.Tensor:
+    "(N, ...) in float64 on the CPU; ValueError that names the first row with a number that is not finite"
+    values = torch.as_tensor(np.asarray(values)).double()
+    if not (finite := torch.isfinite(values.reshape(len(values), -1)).all(1)).all():
+        raise ValueError(f"{what} of row {int((~finite).nonzero()[0, 0])} are not finite")
+    return values
+
 # %% ../../nbs/attribution/5_trak.ipynb #08l-trak-04
 def kernel_inverse(
     features: torch.Tensor,  # (N, k), already divided by the root of p
     ridge: float = 1e-3,  # lambda, as a share of the mean diagonal of the kernel
 ) -> torch.Tensor:
     "(k, k) float64: the inverse over the mean of its absolute entries. ValueError where there is none."
-    features = features.double()
-    if not (finite := torch.isfinite(features).all(1)).all():
-        raise ValueError(f"features of row {int((~finite).nonzero()[0, 0])} are not finite")
+    features = _finite(features, "features")
+    if not 0 <= ridge < np.inf:
+        raise ValueError(f"ridge {ridge:g}: give a share of the mean diagonal, from 0 on")
     kernel = features.T @ features
     kernel += ridge * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=torch.float64)
     eigenvalues = torch.linalg.eigvalsh(kernel)
     cure = f"take fewer directions than {len(kernel)} or a larger ridge than {ridge:g}"
-    if eigenvalues[0] <= 0:
+    if eigenvalues[0] <= len(kernel) * torch.finfo(torch.float64).eps * eigenvalues[-1]:  # 0 up to rounding
         raise ValueError(f"the kernel of {len(features)} rows is singular: {cure}")
     if (condition := float(eigenvalues[-1] / eigenvalues[0])) > 1e6:
         warnings.warn(f"TRAK's kernel is ill-conditioned ({condition:.1e}): {cure}", stacklevel=2)
@@ -47,19 +55,20 @@ def trak(
     train: list,  # for each checkpoint, features (N, k) of the training rows' margins
     query: list,  # for each, those (Q, k) of the queries
     wrong: list,  # for each, `one_minus_p` (N,)
-    size: int,  # p, parameters behind the features
+    size: int | list[int],  # p, parameters behind the features; of each checkpoint, if they differ
     ridge: float = 1e-3,  # of each kernel, as a share of its mean diagonal
 ) -> np.ndarray:
     "Scores (N, Q), float64: positive, the training row helps the query (Park et al. 2023, eq. 15)."
     if not len(train) == len(query) == len(wrong) or not train:
         counts = f"{len(train)} training, {len(query)} query features and {len(wrong)} weights"
         raise ValueError(f"{counts}: one of each for every checkpoint")
-    total = 0.0
-    for a, b, w in zip(train, query, wrong):
-        a, b = (torch.as_tensor(np.asarray(x)).double() / size**0.5 for x in (a, b))
+    total, sizes = 0.0, [size] * len(train) if np.ndim(size) == 0 else size
+    for m, (a, b, w, p) in enumerate(zip(train, query, wrong, sizes, strict=True)):
+        names = ("training features", "query features", "weights")
+        a, b, w = (_finite(x, f"checkpoint {m}: {name}") for x, name in zip((a, b, w), names))
+        a, b = a / p**0.5, b / p**0.5
         if a.shape[1] != b.shape[1] or len(w) != len(a):
-            shapes = f"features {tuple(a.shape)} and {tuple(b.shape)} and {len(w)} weights"
-            raise ValueError(f"{shapes} do not fit: (N, k), (Q, k), (N,)")
+            raise ValueError(f"features {tuple(a.shape)}, {tuple(b.shape)} and {len(w)} weights do not fit")
         total = total + a @ (kernel_inverse(a, ridge) @ b.T)
-    mean_wrong = torch.stack([torch.as_tensor(w).double() for w in wrong]).mean(0)
+    mean_wrong = torch.stack([_finite(w, "weights") for w in wrong]).mean(0)
     return (total / len(train) * mean_wrong[:, None]).numpy()

@@ -150,7 +150,7 @@ def gumbel(like: Tensor) -> Tensor:
     u = torch.rand(like.shape, dtype=torch.float64).to(like.device) * (1 - tiny) + tiny
     return -torch.log(-torch.log(u))
 
-# %% ../../nbs/maskers/4_gates.ipynb #a263e55f
+# %% ../../nbs/maskers/4_gates.ipynb #gat-head-noise
 LOW, HIGH, EPS = -0.1, 1.1, 1e-6
 HEAD_BETA, BLOCK_BETA = 0.33, 2 / 3
 
@@ -160,17 +160,17 @@ def head_noise(like: Tensor) -> Tensor:
     u = torch.rand(like.shape, dtype=torch.float64).to(like.device) * (1 - 2 * EPS) + EPS
     return u.log() - torch.log1p(-u)
 
-
+# %% ../../nbs/maskers/4_gates.ipynb #a263e55f
 def block_noise(like: Tensor) -> Tensor:
     "Logistic noise in the scores' type, with u in [1e-4, 1 - 1e-4]"
     return torch.logit(torch.rand_like(like).clamp(1e-4, 1 - 1e-4))
 
-# %% ../../nbs/maskers/4_gates.ipynb #gat-hc
+# %% ../../nbs/maskers/4_gates.ipynb #gat-mean
 def mean_gate(log_a: Tensor) -> Tensor:
     "The gate without noise, as it is evaluated; above one half exactly where log_a > 0"
     return (torch.sigmoid(log_a) * (HIGH - LOW) + LOW).clamp(0, 1)
 
-
+# %% ../../nbs/maskers/4_gates.ipynb #gat-hc
 def hard_concrete(
     log_a: Tensor,  # location of each gate
     noise: Tensor,  # logistic, same shape

@@ -138,14 +138,14 @@ def magnitude_search(
         descend(full, propose, look, threshold * full.score, "magnitude", max_steps) if full.score > 0 else []
     )
 
-# %% ../../nbs/maskers/8_iterative.ipynb #869dd09f
+# %% ../../nbs/maskers/8_iterative.ipynb #ite-survivors
 def _survivors(size: Tensor, alive: Tensor, fraction: float) -> Tensor:
     "The living without the smallest of them"
     n, left = int(alive.sum()), alive.clone()
     left[alive] = topk_mask(size[alive], n - round(fraction * n))
     return left
 
-
+# %% ../../nbs/maskers/8_iterative.ipynb #869dd09f
 def prune(
     weights: dict[str, Tensor],  # current values
     mask: dict[str, Tensor],  # which are alive, boolean; same keys

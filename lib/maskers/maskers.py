@@ -303,7 +303,7 @@ def begin(self: Moving, masker: Masker, generator: torch.Generator) -> dict[str,
             found[key] = (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) * width
     return {key: s.to(masker.layout.dtype) for key, s in found.items()}
 
-# %% ../../nbs/maskers/7_maskers.ipynb #msk-moving-final
+# %% ../../nbs/maskers/7_maskers.ipynb #msk-moving-decide
 @patch
 def decide(self: Moving, masker: Masker) -> dict[str, Tensor]:
     scores = {key: s.detach() for key, s in masker.named_scores().items()}
@@ -322,7 +322,7 @@ def decide(self: Moving, masker: Masker) -> dict[str, Tensor]:
     counted = [(group, sum(s.numel() for s in group.values())) for group in groups.values()]
     return {key: m for group, n in counted for key, m in joint_topk(group, kept_count(number, n)).items()}
 
-
+# %% ../../nbs/maskers/7_maskers.ipynb #msk-moving-final
 @patch
 def sample(self: Moving, masker: Masker, key: str) -> Tensor:
     if self.rule == "magnitude":
@@ -334,7 +334,7 @@ def sample(self: Moving, masker: Masker, key: str) -> Tensor:
         return gates.mean_gate(score)
     return gates.hard_concrete(score, gates.block_noise(score), gates.BLOCK_BETA)
 
-# %% ../../nbs/maskers/7_maskers.ipynb #msk-moving-penalty
+# %% ../../nbs/maskers/7_maskers.ipynb #msk-moving-weight
 @patch
 def weight(self: Moving, masker: Masker) -> float:
     "Of the penalty: final_lambda * number / last number; final_lambda where that is 0; 1 as published"
@@ -343,7 +343,7 @@ def weight(self: Moving, masker: Masker) -> float:
     moving = self.schedule(masker.steps)
     return self.final_lambda * (moving(max(masker.step, 0)) / moving.final if moving.final else 1.0)
 
-
+# %% ../../nbs/maskers/7_maskers.ipynb #msk-moving-penalty
 @patch
 def cost(self: Moving, masker: Masker) -> Tensor:
     groups: dict[str, list[Tensor]] = {}
@@ -381,7 +381,7 @@ class Subset(Policy):
             )
         return [([i for i in rows if layout.kinds[i] == kind], n) for kind, n in self.quotas.items()]
 
-# %% ../../nbs/maskers/7_maskers.ipynb #msk-subset-begin
+# %% ../../nbs/maskers/7_maskers.ipynb #msk-subset-first
 @patch
 def begin(self: Subset, masker: Masker, generator: torch.Generator) -> dict[str, Tensor]:
     units, shape = masker.layout.units, masker.layout.scores[masker.layout.units]
@@ -393,7 +393,7 @@ def begin(self: Subset, masker: Masker, generator: torch.Generator) -> dict[str,
     drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
     return {units: (2 * drawn - 1) * bound}
 
-
+# %% ../../nbs/maskers/7_maskers.ipynb #msk-subset-begin
 @patch
 def decide(self: Subset, masker: Masker) -> dict[str, Tensor]:
     key = masker.layout.units
@@ -524,7 +524,7 @@ MASKERS = {
     "fixed": MaskerRow(Fixed, scores="fixed"),
 }
 
-# %% ../../nbs/maskers/7_maskers.ipynb #msk-check
+# %% ../../nbs/maskers/7_maskers.ipynb #msk-row-of
 def masker_row(
     name: str,  # of MASKERS, or module:function for one of your own
 ) -> MaskerRow | Callable:
@@ -538,7 +538,7 @@ def masker_row(
     except (ImportError, AttributeError) as error:
         raise ValueError(f"masker {name!r}: {error}") from error
 
-
+# %% ../../nbs/maskers/7_maskers.ipynb #msk-check
 def check_masker(
     name: str,  # of MASKERS, or module:function
     units: str = "",  # empty: the row's own

@@ -137,7 +137,7 @@ class Masker(nn.Module):
             return {self.layout.units: self.mask(self.layout.units)}
         return {f"weight/{s.name}": expand_mask(self.grid(s), s.shape) for s in self.layout.slots}
 
-# %% ../../nbs/maskers/6_passes.ipynb #msk-scores
+# %% ../../nbs/maskers/6_passes.ipynb #msk-named
 @patch
 def score(self: Masker, key: str) -> Tensor:
     "A score tensor by its name (a parameter's name has no dots)"
@@ -148,7 +148,7 @@ def score(self: Masker, key: str) -> Tensor:
 def named_scores(self: Masker) -> dict[str, Tensor]:
     return {key.replace("/", "."): s for key, s in self.scores.items()}
 
-
+# %% ../../nbs/maskers/6_passes.ipynb #msk-score
 @patch
 def check(
     self: Masker,
@@ -164,7 +164,7 @@ def check(
             check_scores(named[key], f"scores of {key}")
     self._sound |= stamps
 
-
+# %% ../../nbs/maskers/6_passes.ipynb #msk-scores
 @patch
 @torch.no_grad()
 def set_scores(self: Masker, values: dict[str, Tensor]) -> None:
@@ -257,7 +257,7 @@ def rows(self: Masker, slot: Slot) -> Tensor:
     kept = (self.grid(slot).detach() != 0).any(1)
     return kept.repeat_interleave(slot.shape[0] // len(kept))
 
-# %% ../../nbs/maskers/6_passes.ipynb #msk-final
+# %% ../../nbs/maskers/6_passes.ipynb #msk-advance
 @patch
 def advance(
     self: Masker,
@@ -292,7 +292,7 @@ def _final_grids(self: Masker) -> dict[str, Tensor]:
     masks = self._final_masks()
     return {slot.name: slot.grid(masks.__getitem__) > 0.5 for slot in self.layout.slots}
 
-
+# %% ../../nbs/maskers/6_passes.ipynb #msk-final
 @patch
 @torch.no_grad()
 def final(self: Masker) -> dict[str, Tensor]:
@@ -338,7 +338,7 @@ def settled(self: Masker) -> Iterator[None]:
     finally:
         self.shown = before
 
-# %% ../../nbs/maskers/6_passes.ipynb #msk-hooks
+# %% ../../nbs/maskers/6_passes.ipynb #msk-multiply
 def _multiply(part: str, ask: Callable[[], Tensor]) -> Callable:
     "A hook that multiplies by a gate: heads or neurons before a layer, an MLP after it"
     if part == "mlp":
@@ -360,7 +360,7 @@ def _hook(model: PreTrainedModel, layout: Layout, ask: Callable[[Slot], Tensor],
         on = module.register_forward_hook if slot.part == "mlp" else module.register_forward_pre_hook
         stack.callback(on(_multiply(slot.part, lambda slot=slot: ask(slot))).remove)
 
-
+# %% ../../nbs/maskers/6_passes.ipynb #msk-hooks
 @contextmanager
 def gated(
     model: PreTrainedModel,

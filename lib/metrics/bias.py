@@ -43,12 +43,10 @@ def associations(
 ) -> np.ndarray:
     """s of every target (n,); ValueError for sets of which it cannot be said.
 
-    Where they differ by no more than what the vectors' type rounds off, they are all equal to the first."""
-    types = [x.dtype for x in map(np.asarray, (targets, A, B)) if x.dtype.kind == "f"]
-    rounding = 16 * max((np.finfo(t).eps for t in types), default=np.finfo(float).eps)
+    Where they differ by no more than what the sums round off, they are all equal to the first."""
     targets, A, B = (_unit(name, x) for name, x in (("targets", targets), ("A", A), ("B", B)))
     s = targets @ A.mean(0) - targets @ B.mean(0)
-    return np.full_like(s, s[0]) if np.ptp(s) <= rounding else s
+    return np.full_like(s, s[0]) if np.ptp(s) <= 64 * np.finfo(float).eps else s
 
 # %% ../../nbs/metrics/5_bias.ipynb #bias-effect-0
 def effect_size(

@@ -25,8 +25,8 @@ from transformers.activations import ACT2FN
 
 from ..core.base import RunError, nearest
 from ..core.runs import Run, find_run
-from .architectures import parts
-from .units import original, tensors
+from .architectures import UnitError, parts
+from .units import factors, original, tensors
 
 # %% ../../nbs/models/3_masks.ipynb #2d01b701
 def unit_counts(
@@ -57,13 +57,17 @@ def _digest(stored: dict[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _stored(mask: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    "What the file holds; MaskError for a mask over weights or blocks that is not 0/1"
+def _stored(mask: dict[str, Tensor], path: Path, kind: str) -> dict[str, Tensor]:
+    "What the file holds; MaskError for a mask of weights or blocks that is not 0/1, and what is no mask or score"
     stored = {k: v.detach().cpu().contiguous() for k, v in mask.items()}
-    for key in filter(_packs, stored):
-        if not ((value := stored[key]) == value.bool()).all():
+    for key, value in stored.items():
+        if _packs(key) and not (value == value.bool()).all():
             raise MaskError(f"{path}: mask {key!r} is not 0/1; make it binary before saving")
-        stored[key] = torch.from_numpy(np.packbits(value.bool().numpy()))
+        low, high = (-torch.inf, torch.inf) if kind == "scores" else (0, 1)
+        if (bad := ~value.isfinite() | (value < low) | (value > high)).any():
+            at, where = tuple(bad.nonzero()[0].tolist()), "a number" if kind == "scores" else "from 0 to 1"
+            raise MaskError(f"{path}: {kind} {key!r} at {at} is {value[at].item():g}, and must be {where}")
+        stored[key] = torch.from_numpy(np.packbits(value.bool().numpy())) if _packs(key) else value
     return stored
 
 # %% ../../nbs/models/3_masks.ipynb #2ca012a3
@@ -72,14 +76,16 @@ def save_mask(
     path: Path,
     model: str,  # the model it belongs to: a name or a run key
     family: str = "",  # how it was found: heads_mlps | heads | mlps | magnitude | ...
-    kind: str = "good",  # good | random | bad | inverted | zero
+    kind: str = "good",  # good | random | bad | inverted | zero | scores
     **provenance,  # what else is worth knowing (task, seed), as JSON; of entry `row` the ids of the rows
 ) -> None:
-    "Write a mask with its header; whole or not at all. Weight and block masks must hold 0 and 1 only"
+    """Write a mask with its header; whole or not at all. Weight and block masks must hold 0 and 1 only.
+
+    A mask lies between 0 and 1; only scores may be any number, and nothing may be NaN."""
     if "row" in mask and len(provenance.get("ids", ())) != mask["row"].numel():
         n = mask["row"].numel()
         raise MaskError(f"{path}: a mask over rows needs their ids, one for each of {n} rows")
-    stored = _stored(mask, path)
+    stored = _stored(mask, path, kind)
     dtypes = {k: str(v.dtype).removeprefix("torch.") for k, v in mask.items()}
     entries = {k: {"shape": list(v.shape), "dtype": dtypes[k]} for k, v in mask.items()}
     header = {"model": model, "family": family, "kind": kind, "kept": unit_counts(mask), "entries": entries}
@@ -126,6 +132,13 @@ def load_mask(
     return mask
 
 # %% ../../nbs/models/3_masks.ipynb #67000b1b
+def _check_weights(model: PreTrainedModel, mask: dict[str, Tensor]) -> None:
+    "UnitError for an entry that is no mask over a parameter of the model, in its shape: it would not be counted"
+    if other := [key for key in mask if not key.startswith("weight/")]:
+        raise UnitError(f"mask {other[0]!r} is not over weights; valid: weight/<parameter>")
+    factors(model, mask)
+
+
 def _share(mask: dict[str, Tensor], slices: list[tuple[str, bool]], groups: int) -> np.ndarray:
     "(groups,) share kept of each group of rows (where told: columns) of those parameters that have a mask"
     kept, total = torch.zeros(groups, dtype=torch.long), 0
@@ -141,6 +154,7 @@ def surviving_shares(
     model: PreTrainedModel,  # for the names; a skeleton will do
 ) -> pd.DataFrame:
     "Share of weights kept of every head and MLP: kind, layer (a row of `parts`), head (-1 for an MLP), share"
+    _check_weights(model, mask)
     p, rows = parts(model), []
     for i, row in enumerate(p.attention):
         slices = [
@@ -160,12 +174,8 @@ def _layer_of(kinds: list[str], row: int) -> int:
 
 
 def _kept_weights(model: PreTrainedModel, mask: dict[str, Tensor], path: str) -> tuple[int, int]:
-    "(kept, total) of a linear layer's weight; ValueError for a mask of another size"
-    module, value = model.get_submodule(path), mask.get(f"weight/{path}.weight")
-    n = module.in_features * module.out_features
-    if value is not None and value.numel() != n:
-        shape = f"{module.out_features} x {module.in_features}"
-        raise ValueError(f"the mask of {path}.weight has {tuple(value.shape)}; the weight has {shape}")
+    "(kept, total) of a linear layer's weight"
+    n, value = original(model, f"{path}.weight").numel(), mask.get(f"weight/{path}.weight")
     return (n if value is None else int((value != 0).sum())), n
 
 # %% ../../nbs/models/3_masks.ipynb #density-heads-0
@@ -175,9 +185,8 @@ def _kept_by_head(
     "(kept, total) of every head of an attention: rows of query, key and value and columns of the output"
     kept, total = torch.zeros(heads, dtype=torch.long), 0
     for part, path in row.items():
-        value = (
-            mask.get(f"weight/{path}.weight", torch.ones(model.get_submodule(path).weight.shape)).cpu() != 0
-        )
+        whole = torch.ones(model.get_submodule(path).weight.shape)
+        value = mask.get(f"weight/{path}.weight", whole).cpu() != 0
         kept += (value.T if part == "out" else value).reshape(heads, -1).sum(1)
         total += value.numel() // heads
     return [(int(k), total) for k in kept]
@@ -204,6 +213,7 @@ def density(
     mask: dict[str, Tensor],  # entries weight/<parameter>, in the weights' shapes
 ) -> pd.DataFrame:
     "level (matrix, head, layer, group, total), group (attention, ffn), layer, name, kept, total, density"
+    _check_weights(model, mask)
     matrices, heads = _matrices_and_heads(model, mask)
     counts, levels = ["kept", "total"], [matrices, heads]
     for by in ("layer", "group"):
@@ -237,6 +247,7 @@ def removable(
     mask: dict[str, Tensor],  # entries weight/<parameter>; {} for a model that has it baked in
 ) -> dict[str, Tensor]:
     "Masks `head` (L, H) and `ffn` (L, F), 0 where a unit says nothing: for `shrink` after `bake`"
+    _check_weights(model, mask)
     p = parts(model)
     still = ACT2FN[_activation(model.config)](torch.zeros(1)) == 0  # nothing goes in, nothing comes out
     heads, neurons = [], []

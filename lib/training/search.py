@@ -34,6 +34,7 @@ class PruningPlan:
     pooler: bool = True  # prune the pooler
     rewind: bool = False  # after each pruning, back to the weights at the beginning, all but the classifier's
     keep_weights: bool = False  # of each subnetwork, as weights-<turn>.safetensors in the folder
+    evaluation: Evaluation = Evaluation()  # of each subnetwork: by which metric, and what it watches
 
     def interval(self, steps: int) -> int:
         "Optimiser steps from one pruning to the next, of so many in the whole training; ValueError for none"
@@ -128,7 +129,6 @@ def iterative_pruning(
     optim: Optim,  # of a whole training, from which the intervals are cut
     plan: PruningPlan = PruningPlan(),
     *,
-    evaluation: Evaluation | None = None,  # its metric, and what it watches
     folder: Path | None = None,  # checkpoints, masks and weights; a complete checkpoint there is resumed
     callbacks: tuple = (),  # further TrainerCallbacks
 ) -> SearchResult:
@@ -141,7 +141,7 @@ def iterative_pruning(
     rewind = rewinder(model, head_names(model)) if plan.rewind else None
     pruned = make_masker("fixed", model, units="weight", unit_options={"pooler": plan.pooler})
     with masked(model, pruned):
-        prune = PruningCallback(pruned, plan, interval, evaluator(recipe, evaluation or Evaluation()), rewind)
+        prune = PruningCallback(pruned, plan, interval, evaluator(recipe, plan.evaluation), rewind)
         done = train(model, recipe, own, folder=folder, callbacks=(prune, *callbacks))
     turns = range(1, plan.turns)
     found = {k / plan.turns: load_mask(folder / f"mask-{k}.safetensors") for k in turns}

@@ -144,7 +144,7 @@ class Evaluation:
     watch: Callable | None = None  # model -> {name: number}, for further columns of the rows
     later: bool = False  # of equals keep the last, not the first
 
-# %% ../../nbs/training/2_trainer.ipynb #best-09
+# %% ../../nbs/training/2_trainer.ipynb #best-evaluated
 def _evaluated(evaluate: Callable, model, step: int) -> dict:
     "value, and further numbers; FloatingPointError, with the step, for one that is infinite: no file can hold it"
     try:
@@ -158,7 +158,7 @@ def _evaluated(evaluate: Callable, model, step: int) -> dict:
             raise FloatingPointError(f"step {step}: {name} is {number}")
     return {"value": value} | more
 
-
+# %% ../../nbs/training/2_trainer.ipynb #best-09
 def evaluator(
     recipe: Recipe,
     evaluation: Evaluation,
@@ -214,13 +214,13 @@ def record(self: EvaluationCallback, state, model) -> float:
     state.log_history.append(row | found)
     return found["value"]
 
-# %% ../../nbs/training/2_trainer.ipynb #best-12
+# %% ../../nbs/training/2_trainer.ipynb #best-due
 @patch
 def due(self: EvaluationCallback, state) -> bool:
     "Whether what is evaluated now may be kept"
     return state.global_step >= self.evaluation.start_ratio * state.max_steps
 
-
+# %% ../../nbs/training/2_trainer.ipynb #best-12
 @patch
 def keep(self: EvaluationCallback, state, model, value: float) -> None:
     "Keep the model if it is better than the best so far"
@@ -402,7 +402,7 @@ class Trained:
         "The log of the training loss: step, loss, learning_rate, grad_norm, epoch"
         return [row for row in self.trainer.state.log_history if "loss" in row]
 
-# %% ../../nbs/training/2_trainer.ipynb #train-03
+# %% ../../nbs/training/2_trainer.ipynb #train-part
 @contextmanager
 def _part_of(model, objective: nn.Module | None) -> Iterator[None]:
     "Inside the context what a loss learns is part of the model"
@@ -415,7 +415,7 @@ def _part_of(model, objective: nn.Module | None) -> Iterator[None]:
     finally:
         del model.objective
 
-
+# %% ../../nbs/training/2_trainer.ipynb #train-03
 @contextmanager
 def _checkpointed(model, optim: Optim) -> Iterator[None]:
     "Inside the context activations can be recomputed, frozen embeddings or not; afterwards none are"
@@ -443,7 +443,7 @@ def _masked(model, masker, scores: ScoreOptim) -> Iterator[None]:
             stack.enter_context(first_token(model))
         yield
 
-# %% ../../nbs/training/2_trainer.ipynb #train-04
+# %% ../../nbs/training/2_trainer.ipynb #train-callbacks
 def _callbacks(
     optim: Optim, masker: nn.Module | None, evaluate: EvaluationCallback | None
 ) -> list[TrainerCallback]:
@@ -457,7 +457,7 @@ def _callbacks(
         *([evaluate] if evaluate else []),
     ]
 
-
+# %% ../../nbs/training/2_trainer.ipynb #train-04
 def _finish(model, masker, loop: Loop, best: BestFile | None) -> tuple[dict | None, int]:
     "The model and the masker as they are in the end; the mask, and the step that it is of"
     step = loop.state.global_step
