@@ -169,10 +169,16 @@ def translations(
 
 # %% ../../nbs/training/4_translation.ipynb #translation-04
 def bleu_of(
-    model, tokenizer, rows, task: Task, max_length: int = 176, metric: str = "", *, beams: int = 5
+    model,
+    tokenizer,
+    rows,
+    task: Task,
+    max_length: int = 176,
+    metric: str = "",
+    **search,  # beams, of `translations`
 ) -> float:
     "One BLEU of a dataset, as `criterion`."
-    answers = translations(model, tokenizer, rows, beams, max_length=max_length)
+    answers = translations(model, tokenizer, rows, max_length=max_length, **search)
     return bleu(answers, rows["text_b"][:], task.languages[1])[metric or "bleu"]
 
 # %% ../../nbs/training/4_translation.ipynb #translation-06
