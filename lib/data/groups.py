@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.base import DataError, nearest, rng_for
-from .formats import hub_rows, json_lines, unquoted
+from .formats import hub_rows, unquoted
+from .lines import json_lines
 from .synthetic_toxicity import TOXIC_LABELS
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-05
@@ -263,7 +264,7 @@ def _prepared(raw: RawRows) -> pd.DataFrame | None:
     rows = rows.assign(label=_labels(rows, "label", str(path)))
     return rows.assign(id=[f"train-{i}" for i in range(len(rows))], text_a=rows.text)[_COLUMNS]
 
-# %% ../../nbs/data/07_groups.ipynb #02d-toxicity-30
+# %% ../../nbs/data/07_groups.ipynb #groups-by-name
 def _by_name(posts: list[dict], feature) -> list[dict]:
     "Posts of the hub with their labels by name, as their data set says which number is which"
     while (names := getattr(feature, "names", None)) is None:
@@ -274,7 +275,7 @@ def _by_name(posts: list[dict], feature) -> list[dict]:
         post["annotators"] = post["annotators"] | {"label": [names[y] for y in post["annotators"]["label"]]}
     return posts
 
-
+# %% ../../nbs/data/07_groups.ipynb #02d-toxicity-30
 def read_posts(
     raw: RawRows,
     split: str,  # train, dev or test
