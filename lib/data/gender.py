@@ -194,12 +194,18 @@ def encode_sentences(
 def pad_keywords(
     rows: list[dict],  # of `encode_sentences`
     pad_id: int,
+    length: int = 0,  # to which all are padded at least; else to the longest row
 ) -> dict[str, torch.Tensor]:
     "A batch (B, T): input_ids, attention_mask, keyword."
-    pad, padding = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True), {"input_ids": pad_id}
+    longest = max(length, *(len(r["input_ids"]) for r in rows))
+
+    def padded(name, value=0):
+        return torch.tensor([list(r[name]) + [value] * (longest - len(r[name])) for r in rows])
+
     return {
-        name: pad([torch.tensor(r[name]) for r in rows], padding_value=padding.get(name, 0))
-        for name in ("input_ids", "attention_mask", "keyword")
+        "input_ids": padded("input_ids", pad_id),
+        "attention_mask": padded("attention_mask"),
+        "keyword": padded("keyword"),
     }
 
 # %% ../../nbs/data/10_gender.ipynb #02c-gender-data-20
