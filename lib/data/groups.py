@@ -266,9 +266,11 @@ def _prepared(raw: RawRows) -> pd.DataFrame | None:
 
 # %% ../../nbs/data/07_groups.ipynb #groups-by-name
 def _by_name(posts: list[dict], feature) -> list[dict]:
-    "Posts of the hub with their labels by name, as their data set says which number is which"
-    while (names := getattr(feature, "names", None)) is None:
-        feature = feature["label"] if isinstance(feature, dict) else feature.feature
+    "Posts of the hub with their labels by name, where their data set says which number is which"
+    feature = feature["label"] if isinstance(feature, dict) else feature.feature["label"]
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    if names is None:
+        return posts  # as published: the numbers of `_HATE_LABELS`
     if sorted(names) != sorted(_HATE_LABELS):
         raise DataError(f"hatexplain on the hub: labels {', '.join(names)} are not {', '.join(_HATE_LABELS)}")
     for post in posts:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.base import DataError, data_dir, nearest, outputs, rng_for
-from ..core.runs import file_hashes
+from ..core.runs import file_hashes, write_text
 from .formats import FORMATS, Format, files_of, hub_rows, read_file, read_pairs, row_ids
 from .groups import GROUP_SPLITS, RawRows, Sampling, cell_sizes, check_parts, check_sampling
 from .groups import hatexplain_parts, toxigen_parts
@@ -394,6 +394,26 @@ def token_key(dataset, tokenizer, max_length: int) -> str:
     rows = {c: v for c, v in dataset[:].items() if c in ("text_a", "text_b", "label")}
     return hashlib.sha256(json.dumps([rows, rules, max_length], sort_keys=True).encode()).hexdigest()[:24]
 
+# %% ../../nbs/data/08_tasks.ipynb #tasks-token-sums
+def _is_whole(cache: Path) -> bool:
+    "Whether a file of tokens is the very one that was kept"
+    note = cache.with_suffix(".sha256")
+    return cache.is_file() and note.is_file() and note.read_text() == _sum(cache)
+
+
+def _sum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+# %% ../../nbs/data/08_tasks.ipynb #tasks-token-length
+def _checked_length(tokenizer, max_length: int) -> int:
+    "Tokens of a row; DataError for fewer than one beside the marks, and for more than the model has positions"
+    if max_length <= (marks := tokenizer.num_special_tokens_to_add(pair=True)):
+        raise DataError(f"max_length {max_length} leaves no room for a text beside {marks} marks")
+    if max_length > (places := getattr(tokenizer, "positions", max_length)):
+        raise DataError(f"max_length {max_length} is more than the {places} positions of the model")
+    return min(max_length, tokenizer.model_max_length)
+
 # %% ../../nbs/data/08_tasks.ipynb #tasks-tokenized
 def tokenized(
     dataset,  # with text_a, perhaps text_b, and label; or tokenised before
@@ -406,16 +426,20 @@ def tokenized(
     if hasattr(tokenizer, "rows"):
         return tokenizer.rows(dataset, max_length)  # of sentence pairs: it knows both sides
     datasets.disable_progress_bars()
-    length = min(max_length, tokenizer.model_max_length)
+    length = _checked_length(tokenizer, max_length)
     key = token_key(dataset, tokenizer, length)
-    (cache := outputs() / ".cache" / "tokens").mkdir(parents=True, exist_ok=True)
+    cache = outputs() / ".cache" / "tokens" / f"{key}.arrow"
+    cache.parent.mkdir(parents=True, exist_ok=True)
 
     def encode(rows):
         ids = tokenizer(rows["text_a"], rows.get("text_b"), truncation=True, max_length=length)
         return dict(ids) | {"labels": rows["label"]}
 
-    keep = dict(new_fingerprint=key, cache_file_name=str(cache / f"{key}.arrow"))
-    return dataset.map(encode, batched=True, remove_columns=dataset.column_names, **keep)
+    keep = dict(new_fingerprint=key, cache_file_name=str(cache), load_from_cache_file=_is_whole(cache))
+    found = dataset.map(encode, batched=True, remove_columns=dataset.column_names, **keep)
+    if not keep["load_from_cache_file"]:
+        write_text(cache.with_suffix(".sha256"), _sum(cache))
+    return found
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-collator
 def collator(tokenizer):
