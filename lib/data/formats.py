@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'Format', 'files_of', 'unquoted', 'read_file', 'row_ids', 'detokenised', 'read_pairs', 'hub_reachable',
-           'hub_rows']
+           'hub_rows', 'hub_files']
 
 # %% ../../nbs/data/01_formats.ipynb #3d91c4a1
 import ast
@@ -405,22 +405,24 @@ def hub_reachable() -> bool:
             hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     return not hub.HF_HUB_OFFLINE
 
-# %% ../../nbs/data/01_formats.ipynb #formats-hub-code
+# %% ../../nbs/data/01_formats.ipynb #formats-hub-rows
 _HUB_SPLITS = {"dev": "validation", "matched": "validation_matched", "mismatched": "validation_mismatched"}
 _REVISIONS = {"Hate-speech-CNERG/hatexplain": "refs/convert/parquet"}  # the main branch holds a script
 
 
 def hub_rows(
-    repo: str,  # or a folder in the form that the hub stores
+    repo: str,  # perhaps with @revision; or a folder in the form that the hub stores
     config: str | None,
     split: str,  # by our name; "": only ask whether the set is there
 ):
     "A split of a data set on the hub, as a Dataset; DataError when it cannot be had."
     import datasets
 
+    revision = ""
     if not Path(repo).is_dir():
         hub_reachable()
-    load, revision = datasets.load_dataset, _REVISIONS.get(repo)
+        repo, _, revision = repo.partition("@")
+    load, revision = datasets.load_dataset, revision or _REVISIONS.get(repo)
     try:
         if not split:
             return datasets.load_dataset_builder(repo, config, revision=revision)
@@ -428,3 +430,8 @@ def hub_rows(
     except Exception as error:
         name, why = f"{repo}{f' ({config})' if config else ''} on the hub", str(error).splitlines()[0]
         raise DataError(f"{name}{f', split {split}' if split else ''}: {why}") from None
+
+# %% ../../nbs/data/01_formats.ipynb #formats-hub-code
+def hub_files(rows) -> list[Path]:
+    "The files, of this machine, that a split of a data set on the hub is kept in: by their bytes it is known."
+    return [Path(file["filename"]) for file in rows.cache_files]
