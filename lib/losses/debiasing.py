@@ -52,11 +52,10 @@ def projection(
 class DebiasingBatches(Dataset):
     "Item i: the batch of pass i, of targets and of attributes, and its epoch"
 
-    def __init__(
-        self, rows: dict[str, list], pad_id: int, batch_size: int, seed: int, passes: int, length: int = 0
-    ):
-        self.rows, self.pad_id, self.batch_size, self.seed = rows, pad_id, batch_size, seed
-        self.length = length  # to which targets are padded; 0: to the longest of a batch
+    # length: to which targets are padded at least; else to the longest of a batch
+    def __init__(self, rows: dict, pad_id: int, batch_size: int, seed: int, passes: int, length: int = 0):
+        self.rows, self.pad_id, self.batch_size = rows, pad_id, batch_size
+        self.seed, self.length = seed, length
         self.sizes, self.passes = {k: len(v) for k, v in rows.items()}, passes
         self.per_epoch, self._order = len(epoch_order(self.sizes, self.batch_size, self.seed)), {}
 

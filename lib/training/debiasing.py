@@ -13,7 +13,7 @@ from torch import Tensor
 from ..losses.debiasing import Debiasing, DebiasingBatches, DebiasingLoss
 from .trainer import Optim, Recipe
 
-# %% ../../nbs/training/4_debiasing.ipynb #debiasing-03
+# %% ../../nbs/training/4_debiasing.ipynb #debiasing-loss
 _PUBLISHED_LENGTH = 128  # tokens to which every sentence was padded
 
 
@@ -23,7 +23,7 @@ def _debiasing_loss(model, batch: dict, step: int) -> Tensor:
         model.objective.renew(model, batch["epoch"])
     return model.objective(model, batch)
 
-
+# %% ../../nbs/training/4_debiasing.ipynb #debiasing-03
 def debiasing(
     model,  # with an encoder, as it is before the training
     rows: dict[str, list],  # kind -> encoded sentences

@@ -96,10 +96,8 @@ def _local(model: str) -> str:
     if is_run_key(model):
         folder = find_run(model).folder / "model"
         if not (folder / "config.json").is_file():
-            raise DataError(
-                f"run {model} kept no model: it was made with keep_model none. "
-                "Valid: a run with keep_model last or best"
-            )
+            made = "it was made with keep_model none. Valid: a run with keep_model last or best"
+            raise DataError(f"run {model} kept no model: {made}")
         return str(folder)
     folder = ROOT / Path(model).expanduser()
     if model and (folder / "config.json").is_file():
