@@ -6,7 +6,6 @@
 __all__ = ['DRAWN', 'MAP_NAMES', 'PATTERN_NAMES', 'pattern_class', 'load_maps', 'write_maps', 'labelled_files', 'check_maps']
 
 # %% ../../nbs/attribution/3_labelled_maps.ipynb #maps-imports
-import io
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.base import data_dir, nearest
+from ..core.arrays import read_array
+from ..core.base import DataError, data_dir, nearest
 from ..core.runs import file_hashes
 from ..data.synthetic_attention import PATTERN_CLASSES
-from ..core.base import DataError
 
 # %% ../../nbs/attribution/3_labelled_maps.ipynb #610943a4
 DRAWN = "drawn maps (synthetic-attention)"  # where the training maps are from, if from nowhere
@@ -53,6 +52,19 @@ _SLICE = "normed/slice.txt"  # of the output projection; the published set has n
 _SLICES = {"norm": "columns", "norm_legacy": "rows"}
 
 
+_MOST = 2**30  # bytes that a small archive may hold; a larger one may hold 100 times its size
+
+
+def _bounded(members, place: Path) -> list:
+    "The members of an archive, of which each comes with its size; DataError where they have no end"
+    found, held, most = [], 0, max(_MOST, 100 * place.stat().st_size)
+    for member, size in members:
+        found.append(member)
+        if (held := held + size) > most:
+            raise DataError(f"{place} unpacks to more than {held >> 20} MiB: no archive of maps does")
+    return found
+
+
 def _members(place: Path) -> dict[str, Callable[[], bytes]]:
     "Path of every file below a folder or in an archive, and what reads it."
     if place.is_dir():
@@ -60,15 +72,17 @@ def _members(place: Path) -> dict[str, Callable[[], bytes]]:
         return {p.relative_to(place).as_posix(): p.read_bytes for p in files}
     if not place.is_file():
         raise DataError(f"no folder or archive {place} of labelled maps")
-    if zipfile.is_zipfile(place):
-        archive = zipfile.ZipFile(place)
-        return {n: lambda n=n: archive.read(n) for n in sorted(archive.namelist()) if not n.endswith("/")}
     try:
+        if zipfile.is_zipfile(place):
+            archive = zipfile.ZipFile(place)
+            found = _bounded(((m, m.file_size) for m in archive.infolist() if not m.is_dir()), place)
+            return {m.filename: lambda m=m: archive.read(m) for m in sorted(found, key=lambda m: m.filename)}
         packed = tarfile.open(place)
-        found = sorted((m for m in packed.getmembers() if m.isfile()), key=lambda m: m.name)
-    except (tarfile.TarError, EOFError, OSError) as error:
+        found = _bounded(((m, m.size) for m in packed), place)
+        kept = sorted((m for m in found if m.isfile()), key=lambda m: m.name)
+        return {m.name: lambda m=m: packed.extractfile(m).read() for m in kept}
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{place} is neither a folder nor a whole zip or tar archive ({error})") from None
-    return {m.name: lambda m=m: packed.extractfile(m).read() for m in found}
 
 # %% ../../nbs/attribution/3_labelled_maps.ipynb #maps-line
 def _line(line: str, maps: str, where: str) -> tuple[str, list[str]]:
@@ -102,8 +116,8 @@ def _read_labels(text: str, maps: str, where: str) -> dict[str, str]:
 def _read_map(content: bytes, where: str) -> np.ndarray:
     "A square matrix of finite numbers from the bytes of an .npy file."
     try:
-        found = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        found = read_array(content)
+    except DataError as error:
         raise DataError(f"{where} cannot be read as an array: {error}") from None
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
         got = getattr(found, "dtype", type(found).__name__)

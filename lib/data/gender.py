@@ -7,7 +7,6 @@ __all__ = ['list_files', 'word_lists', 'corpus_files', 'corpus', 'select_sentenc
            'pad_keywords', 'epoch_order']
 
 # %% ../../nbs/data/10_gender.ipynb #02c-gender-data-02
-import csv
 import re
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import regex
 import torch
 
 from ..core.base import DataError, data_dir, nearest, rng_for
-from .formats import text_lines
+from .lines import table_lines, text_lines
 from .synthetic_gender import synthetic_lists
 
 # %% ../../nbs/data/10_gender.ipynb #gender-list-files
@@ -62,14 +61,18 @@ def corpus_files(
 # %% ../../nbs/data/10_gender.ipynb #gender-corpus
 def _sentences_of(path: Path) -> list[str]:
     "Of one file, by its name and layout"
-    texts = list(text_lines(path))
-    if path.suffix == ".tsv":
-        rows = list(csv.DictReader(texts, delimiter="\t", quoting=csv.QUOTE_NONE))
-        column = next((c for c in ("Text", "sentence") if rows and c in rows[0]), None)
+    if path.suffix != ".tsv":
+        texts = list(text_lines(path))
+    else:
+        (_, header), *rows = [*table_lines(path)] or [(1, [])]
+        column = next((c for c in ("Text", "sentence") if c in header), None)
         if column is None:
-            there = ", ".join(rows[0]) if rows else "nothing"
+            there = ", ".join(header) or "nothing"
             raise DataError(f"{path}, line 1: no column Text or sentence. There: {there}")
-        texts = [row[column] for row in rows]
+        at = header.index(column)
+        if short := [n for n, fields in rows if len(fields) <= at]:
+            raise DataError(f"{path}, line {short[0]}: column {column} is missing")
+        texts = [fields[at] for _, fields in rows]
         if column == "Text":
             texts = [s for t in texts for s in re.split(r"(?<=[.!?])\s+(?=[A-Z\"'(])", t)]
     return [s.strip() for s in texts if s.strip()]
@@ -191,12 +194,18 @@ def encode_sentences(
 def pad_keywords(
     rows: list[dict],  # of `encode_sentences`
     pad_id: int,
+    length: int = 0,  # to which all are padded at least; else to the longest row
 ) -> dict[str, torch.Tensor]:
     "A batch (B, T): input_ids, attention_mask, keyword."
-    pad, padding = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True), {"input_ids": pad_id}
+    longest = max(length, *(len(r["input_ids"]) for r in rows))
+
+    def padded(name, value=0):
+        return torch.tensor([list(r[name]) + [value] * (longest - len(r[name])) for r in rows])
+
     return {
-        name: pad([torch.tensor(r[name]) for r in rows], padding_value=padding.get(name, 0))
-        for name in ("input_ids", "attention_mask", "keyword")
+        "input_ids": padded("input_ids", pad_id),
+        "attention_mask": padded("attention_mask"),
+        "keyword": padded("keyword"),
     }
 
 # %% ../../nbs/data/10_gender.ipynb #02c-gender-data-20

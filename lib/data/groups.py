@@ -8,7 +8,6 @@ __all__ = ['BIASED_GROUPS', 'GROUP_SPLITS', 'GROUP_SIZES', 'cell_sizes', 'toxige
            'hatexplain_parts', 'check_parts']
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-02
-import json
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.base import DataError, nearest, rng_for
-from .formats import hub_rows, json_lines, unquoted
+from .formats import hub_files, hub_rows, unquoted
+from .lines import json_file, json_lines
 from .synthetic_toxicity import TOXIC_LABELS
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-05
@@ -246,11 +246,10 @@ class RawRows:
 
     def frame(self, part: str) -> pd.DataFrame:
         "The rows of a file (or a configuration on the hub) as they are"
-        return (
-            hub_rows(self.repo, part, "train").to_pandas()
-            if self.place == "hub"
-            else pd.read_csv(self.file(f"{part}.csv"))
-        )
+        if self.place != "hub":
+            return pd.read_csv(self.file(f"{part}.csv"), keep_default_na=False)
+        self.files += hub_files(rows := hub_rows(self.repo, part, "train"))
+        return rows.to_pandas()
 
 # %% ../../nbs/data/07_groups.ipynb #groups-prepared
 def _prepared(raw: RawRows) -> pd.DataFrame | None:
@@ -263,31 +262,35 @@ def _prepared(raw: RawRows) -> pd.DataFrame | None:
     rows = rows.assign(label=_labels(rows, "label", str(path)))
     return rows.assign(id=[f"train-{i}" for i in range(len(rows))], text_a=rows.text)[_COLUMNS]
 
-# %% ../../nbs/data/07_groups.ipynb #02d-toxicity-30
+# %% ../../nbs/data/07_groups.ipynb #groups-by-name
 def _by_name(posts: list[dict], feature) -> list[dict]:
-    "Posts of the hub with their labels by name, as their data set says which number is which"
-    while (names := getattr(feature, "names", None)) is None:
-        feature = feature["label"] if isinstance(feature, dict) else feature.feature
+    "Posts of the hub with their labels by name, where their data set says which number is which"
+    feature = feature["label"] if isinstance(feature, dict) else feature.feature["label"]
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    if names is None:
+        return posts  # as published: the numbers of `_HATE_LABELS`
     if sorted(names) != sorted(_HATE_LABELS):
         raise DataError(f"hatexplain on the hub: labels {', '.join(names)} are not {', '.join(_HATE_LABELS)}")
     for post in posts:
         post["annotators"] = post["annotators"] | {"label": [names[y] for y in post["annotators"]["label"]]}
     return posts
 
-
+# %% ../../nbs/data/07_groups.ipynb #02d-toxicity-30
 def read_posts(
     raw: RawRows,
     split: str,  # train, dev or test
 ) -> list[dict]:
     "HateXplain posts of a split, as they stand."
     if raw.place == "hub":
-        rows = hub_rows(raw.repo, None, split)
+        raw.files += hub_files(rows := hub_rows(raw.repo, None, split))
         return _by_name(rows.to_pandas().to_dict("records"), rows.features["annotators"])
     short = {"dev": "val"}.get(split, split)
     if (path := raw.file(f"{short}.jsonl", "dataset.json")).suffix == ".jsonl":
         return [post for _, post in json_lines(path)]
-    ids = json.loads(raw.file("post_id_divisions.json").read_text(encoding="utf-8"))[short]
-    posts = json.loads(path.read_text(encoding="utf-8"))
+    posts, parts = json_file(path), json_file(where := raw.file("post_id_divisions.json"))
+    if not isinstance(posts, dict) or not isinstance(parts, dict) or short not in parts:
+        raise DataError(f"{path} holds no posts by id, or {where} no split {short}")
+    ids = parts[short]
     if lost := [i for i in ids if i not in posts]:
         raise DataError(f"{path}: no post {lost[0]!r} of the {short} split")
     return [posts[i] for i in ids]

@@ -10,6 +10,7 @@ __all__ = ['TASKS', 'dev_sets', 'label_names', 'Splits', 'Task', 'to_dataset', '
 # %% ../../nbs/data/08_tasks.ipynb #75a8db55
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.base import DataError, data_dir, nearest, outputs, rng_for
-from ..core.runs import file_hashes
-from .formats import FORMATS, Format, files_of, hub_rows, read_file, read_pairs, row_ids
+from ..core.runs import file_hashes, write_text
+from .formats import FORMATS, Format, files_of, hub_files, hub_rows, read_file, read_pairs, row_ids
 from .groups import GROUP_SPLITS, RawRows, Sampling, cell_sizes, check_parts, check_sampling
 from .groups import hatexplain_parts, toxigen_parts
 from .synthetic_gender import GENDER_SETTINGS, GENDER_LABELS, synthetic_gender
@@ -112,20 +113,30 @@ def _check_names(name: str, source: str, splits: list[str] | None) -> None:
         why = "generated. Valid: auto, synthetic" if made else "not generated. Valid: auto, local, hub"
         raise DataError(f"{name} with source {source!r}: it is {why}")
 
+
+def _repo(name: str, settings: dict | None) -> str:
+    "Name of a task's data set on the hub, with the revision that is asked for"
+    revision = (settings or {}).get("revision", "") if not TASKS[name].draw else ""
+    if not isinstance(revision, str) or not re.fullmatch(r"[\w./-]*", revision):
+        raise DataError(f"{name}: revision {revision!r} must be a commit, tag or branch of the hub")
+    return TASKS[name].hub_repo + f"@{revision}" * bool(revision)
+
 # %% ../../nbs/data/08_tasks.ipynb #tasks-find
-def _find(name: str, source: str = "auto", splits: list[str] | None = None) -> str | Path:
+def _find(name: str, source="auto", splits: list | None = None, settings: dict | None = None) -> str | Path:
     "Where the task's rows are: a folder, 'hub' or 'synthetic'. DataError names every place looked in"
     _check_names(name, source, splits)
     if (form := TASKS[name]).draw:
         return "synthetic"
-    folder, fault = _local_folder(name, splits)
-    if folder and source != "hub":
+    repo, (folder, fault) = _repo(name, settings), _local_folder(name, splits)
+    if "@" in repo and source == "local":
+        raise DataError(f"{name}: a revision is of the hub, and source is local")
+    if folder and source != "hub" and "@" not in repo:
         return folder
-    looked = [fault] if source != "hub" else []
+    looked = [fault] if source != "hub" and fault else []
     if source != "local":
         try:
             if form.hub != "":
-                hub_rows(form.hub_repo, form.hub, "")
+                hub_rows(repo, form.hub, "")
                 return "hub"
             looked.append(f"{name} is not on the hub")
         except DataError as error:
@@ -133,10 +144,10 @@ def _find(name: str, source: str = "auto", splits: list[str] | None = None) -> s
     raise DataError(f"{name} was not found. Looked in: {'; '.join(looked)}")
 
 # %% ../../nbs/data/08_tasks.ipynb #f265cf7e
-def _read_hub(name: str, split: str) -> dict[str, list]:
+def _read_hub(name: str, split: str, settings: dict | None = None) -> dict[str, list]:
     "Columns text_a, text_b (pairs only) and label of a split on the hub; labels are mapped by name"
     form, ours = TASKS[name], label_names(name)
-    rows = hub_rows(form.hub_repo, form.hub, split)
+    rows = hub_rows(_repo(name, settings), form.hub, split)
     a, b = form.hub_texts or form.columns[:2]
     label = list(rows["label"])
     if names := getattr(rows.features["label"], "names", None):
@@ -212,7 +223,7 @@ def _read(name: str, place: str | Path, settings: dict | None, split: str) -> di
         columns = form.draw(name, split, settings)
         return columns | {"label": [label_names(name).index(y) for y in columns["label"]]}
     if place == "hub":
-        return _read_hub(name, split)
+        return _read_hub(name, split, settings)
     files = _files(name, place, split)
     return read_pairs(files, form, split) if form.sides else read_file(files[0], form, split)
 
@@ -229,7 +240,7 @@ def _divided(
     "Split -> rows with id and group, and the files they are from"
     check_sampling(name, sampling)
     if place != "synthetic":
-        raw = RawRows(name, place, TASKS[name].hub_repo)
+        raw = RawRows(name, place, _repo(name, settings))
         return TASKS[name].divide(raw, sampling), raw.files
     settings = {"seed": sampling.seed} | (settings or {})
     train, dev, test = (to_dataset(_read(name, place, settings, s)) for s in ("train", "dev", "test"))
@@ -254,17 +265,31 @@ def _check_groups(name: str) -> None:
         with_groups = [n for n, form in TASKS.items() if "group" in form.keep]
         raise DataError(f"{name} has no groups. Valid: {', '.join(with_groups)}")
 
+# %% ../../nbs/data/08_tasks.ipynb #tasks-source-files
+def _known(name: str, settings: dict | None) -> dict | None:
+    "The settings that a task pays attention to, checked; None without any"
+    if (form := TASKS[name]).draw:
+        return settings if fill_settings(name, form.settings, settings) else None
+    return {"revision": settings["revision"]} if "revision" in (settings or {}) else None
+
+
+def _source_files(name: str, place: str | Path, settings: dict | None, split: str) -> list[Path]:
+    "What a split is read from"
+    if isinstance(place, Path):
+        return files_of(place, TASKS[name], split)
+    return hub_files(hub_rows(_repo(name, settings), TASKS[name].hub, split)) if place == "hub" else []
+
 # %% ../../nbs/data/08_tasks.ipynb #f18fdf21
 def load_task(
     name: str,
     source: str = "auto",  # auto: a local folder if it has the task, else the hub; local, hub, synthetic
-    settings: dict | None = None,  # of a synthetic task; others pay no attention to them
+    settings: dict | None = None,  # of a synthetic task; of one on the hub: revision
     splits: list[str] | None = None,  # that will be used: an error now if one is missing; None: what is there
     sampling: Sampling | None = None,  # divide a task with groups so
 ) -> Task:
     "A task by name. Raises DataError for anything wrong with the name, the place or the rows."
-    place, form = _find(name, source, splits), TASKS[name]
-    settings = settings if form.draw and fill_settings(name, form.settings, settings) else None
+    place, form = _find(name, source, splits, settings), TASKS[name]
+    settings = _known(name, settings)
     if sampling or form.divide:
         _check_groups(name)
         rows, files = _group_splits(name, place, settings, sampling or Sampling())
@@ -272,8 +297,8 @@ def load_task(
         rows = Splits(
             list(form.files), lambda s: to_dataset(_read(name, place, settings, s), not form.labels)
         )
-        asked = [s for s in form.files if s in (splits or form.files) and isinstance(place, Path)]
-        files = [f for s in asked for f in files_of(place, form, s)]
+        asked = [s for s in form.files if s in (splits or form.files)]
+        files = [f for s in asked for f in _source_files(name, place, settings, s)]
     evaluated = ["select", "align", "test"] if sampling or form.divide else dev_sets(name)
     found, labels = "local" if isinstance(place, Path) else place, label_names(name)
     return Task(name, labels, form.metrics, rows, evaluated, file_hashes(files), found, settings, form.sides)
@@ -307,7 +332,7 @@ def check_source(
     _check_names(name, source, None)
     if epochs is not None:
         splits = ["train", *dev_sets(name)[:1]]
-    place, form = _find(name, source, splits), TASKS[name]
+    place, form = _find(name, source, splits, settings), TASKS[name]
     if form.draw:
         fill_settings(name, form.settings, settings)
     if isinstance(place, Path) and form.columns and not form.sides:
@@ -394,6 +419,26 @@ def token_key(dataset, tokenizer, max_length: int) -> str:
     rows = {c: v for c, v in dataset[:].items() if c in ("text_a", "text_b", "label")}
     return hashlib.sha256(json.dumps([rows, rules, max_length], sort_keys=True).encode()).hexdigest()[:24]
 
+# %% ../../nbs/data/08_tasks.ipynb #tasks-token-sums
+def _is_whole(cache: Path) -> bool:
+    "Whether a file of tokens is the very one that was kept"
+    note = cache.with_suffix(".sha256")
+    return cache.is_file() and note.is_file() and note.read_text() == _sum(cache)
+
+
+def _sum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checked_length(tokenizer, max_length: int) -> int:
+    "Tokens of a row; DataError for fewer than one beside the marks, and for more than the model has positions"
+    if max_length <= (marks := tokenizer.num_special_tokens_to_add(pair=True)):
+        raise DataError(f"max_length {max_length} leaves no room for a text beside {marks} marks")
+    if max_length > (places := getattr(tokenizer, "positions", max_length)):
+        raise DataError(f"max_length {max_length} is more than the {places} positions of the model")
+    return min(max_length, tokenizer.model_max_length)
+
 # %% ../../nbs/data/08_tasks.ipynb #tasks-tokenized
 def tokenized(
     dataset,  # with text_a, perhaps text_b, and label; or tokenised before
@@ -403,19 +448,21 @@ def tokenized(
     "The rows as numbers, unpadded: what the tokenizer gives, and labels."
     if "input_ids" in dataset.column_names:
         return dataset
-    if hasattr(tokenizer, "rows"):
-        return tokenizer.rows(dataset, max_length)  # of sentence pairs: it knows both sides
+    if hasattr(tokenizer, "rows"):  # of sentence pairs: it knows both sides
+        return tokenizer.rows(dataset, max_length)
     datasets.disable_progress_bars()
-    length = min(max_length, tokenizer.model_max_length)
-    key = token_key(dataset, tokenizer, length)
-    (cache := outputs() / ".cache" / "tokens").mkdir(parents=True, exist_ok=True)
+    key = token_key(dataset, tokenizer, length := _checked_length(tokenizer, max_length))
+    (cache := outputs() / ".cache" / "tokens" / f"{key}.arrow").parent.mkdir(parents=True, exist_ok=True)
 
     def encode(rows):
         ids = tokenizer(rows["text_a"], rows.get("text_b"), truncation=True, max_length=length)
         return dict(ids) | {"labels": rows["label"]}
 
-    keep = dict(new_fingerprint=key, cache_file_name=str(cache / f"{key}.arrow"))
-    return dataset.map(encode, batched=True, remove_columns=dataset.column_names, **keep)
+    keep = dict(new_fingerprint=key, cache_file_name=str(cache), load_from_cache_file=_is_whole(cache))
+    found = dataset.map(encode, batched=True, remove_columns=dataset.column_names, **keep)
+    if not keep["load_from_cache_file"]:
+        write_text(cache.with_suffix(".sha256"), _sum(cache))
+    return found
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-collator
 def collator(tokenizer):

@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from ..data.tasks import Task
+from ..core.arrays import read_array
 from ..core.base import DataError, nearest, rng_for
 from ..metrics.scores import score
 
@@ -309,14 +310,14 @@ def _read_table(path: Path) -> np.ndarray | dict:
     "Numbers of a file as they stand there: an array, or a dictionary from id (a number) to a row."
     try:
         if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+            return read_array(path)
         content = json.loads(path.read_text(encoding="utf-8"))
         return (
             {int(k): v for k, v in content.items()}
             if isinstance(content, dict)
             else np.array(content, np.float64)
         )
-    except (ValueError, TypeError, EOFError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read as a table of numbers ({str(error).splitlines()[0]})"
         ) from None

@@ -52,8 +52,10 @@ def projection(
 class DebiasingBatches(Dataset):
     "Item i: the batch of pass i, of targets and of attributes, and its epoch"
 
-    def __init__(self, rows: dict[str, list], pad_id: int, batch_size: int, seed: int, passes: int):
-        self.rows, self.pad_id, self.batch_size, self.seed = rows, pad_id, batch_size, seed
+    # length: to which targets are padded at least; else to the longest of a batch
+    def __init__(self, rows: dict, pad_id: int, batch_size: int, seed: int, passes: int, length: int = 0):
+        self.rows, self.pad_id, self.batch_size = rows, pad_id, batch_size
+        self.seed, self.length = seed, length
         self.sizes, self.passes = {k: len(v) for k, v in rows.items()}, passes
         self.per_epoch, self._order = len(epoch_order(self.sizes, self.batch_size, self.seed)), {}
 
@@ -64,7 +66,7 @@ class DebiasingBatches(Dataset):
         epoch, place = divmod(i, self.per_epoch)
         targets, attributes = self.order(epoch)[place]
         return {
-            "targets": pad_keywords([self.rows["stereotype"][t] for t in targets], self.pad_id),
+            "targets": pad_keywords([self.rows["stereotype"][t] for t in targets], self.pad_id, self.length),
             "attributes": pad_keywords([self.rows[g][j] for g, j in attributes], self.pad_id),
             "epoch": epoch,
         }
@@ -111,7 +113,7 @@ class DebiasingLoss:
     beta: float = 0.8  # weight of the preservation
     sign: int = 1  # -1: towards the attributes
     by: str = "gender"  # an attribute vector for each gender, or word
-    pads: bool = False  # padding counts as tokens, as published
+    pads: bool = False  # padding counts as tokens, and every sentence is padded to 128, as published
 
 # %% ../../nbs/losses/6_debiasing.ipynb #debiasing-06
 class Debiasing(nn.Module):

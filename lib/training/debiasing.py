@@ -13,14 +13,17 @@ from torch import Tensor
 from ..losses.debiasing import Debiasing, DebiasingBatches, DebiasingLoss
 from .trainer import Optim, Recipe
 
-# %% ../../nbs/training/4_debiasing.ipynb #debiasing-03
+# %% ../../nbs/training/4_debiasing.ipynb #debiasing-loss
+_PUBLISHED_LENGTH = 128  # tokens to which every sentence was padded
+
+
 def _debiasing_loss(model, batch: dict, step: int) -> Tensor:
     "The loss of a pass; the first of an epoch renews the attribute vectors"
     if int(model.objective.epoch) != batch["epoch"]:
         model.objective.renew(model, batch["epoch"])
     return model.objective(model, batch)
 
-
+# %% ../../nbs/training/4_debiasing.ipynb #debiasing-03
 def debiasing(
     model,  # with an encoder, as it is before the training
     rows: dict[str, list],  # kind -> encoded sentences
@@ -31,14 +34,14 @@ def debiasing(
     "A recipe to take a model's gender bias away, in its weights or by a masker"
     if optim.max_steps < 0:
         raise ValueError("debiasing is measured in steps: give max_steps")
-    original = copy.deepcopy(model).requires_grad_(False).eval()
-    batches = DebiasingBatches(
-        rows, pad_id, optim.batch_size, optim.seed, optim.max_steps * optim.accumulation
-    )
+    loss, original = loss or DebiasingLoss(), copy.deepcopy(model).requires_grad_(False).eval()
+    passes = optim.max_steps * optim.accumulation
+    length = min(_PUBLISHED_LENGTH, model.config.max_position_embeddings) if loss.pads else 0
+    batches = DebiasingBatches(rows, pad_id, optim.batch_size, optim.seed, passes, length)
     return Recipe(
         batches,
         lambda items: items[0],
         _debiasing_loss,
-        objective=Debiasing(original, batches, loss or DebiasingLoss()),
+        objective=Debiasing(original, batches, loss),
         sampler=lambda optim, epoch: [[i] for i in range(len(batches))],
     )

@@ -161,6 +161,15 @@ def load_whole(
             first = first or wrong
     raise DataError(f"{place}: {first}")
 
+# %% ../../nbs/training/1_weights.ipynb #weights-positions
+def _positions(model) -> int | None:
+    "Tokens that a model can tell apart by place; None where it counts without a table"
+    names = ("position_embeddings", "embed_positions")
+    tables = [m for n, m in model.named_modules() if n.endswith(names) and hasattr(m, "num_embeddings")]
+    # RoBERTa and MPNet count from the padding's number on, BART from 2
+    before = [getattr(m, "offset", 0) + (-1 if m.padding_idx is None else m.padding_idx) + 1 for m in tables]
+    return min((m.num_embeddings - n for m, n in zip(tables, before, strict=True)), default=None)
+
 # %% ../../nbs/training/1_weights.ipynb #weights-tokenizer
 def load_tokenizer(
     place: str,  # folder of a model
@@ -182,4 +191,6 @@ def load_tokenizer(
         raise DataError(
             f"{place}: the tokenizer numbers {last!r} {words[last]}; the model knows {rows} words"
         )
+    if (places := _positions(model)) and tokenizer.model_max_length > places:
+        tokenizer.positions = tokenizer.model_max_length = places  # it did not say so itself
     return tokenizer
