@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
+from ..core.arrays import read_array
 from ..core.base import RunError, nearest
 from ..core.runs import Run, find_run
 from .architectures import UnitError, parts
@@ -289,8 +290,8 @@ def _array(path: Path, kind: str) -> np.ndarray:
     "A released array; MaskError if it is damaged, pickled or of another form"
     dims = 2 if kind == "head" else 1
     try:
-        value = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        value = read_array(path)
+    except (ValueError, OSError) as error:
         raise MaskError(f"{path} cannot be read as an array: {error}") from None
     if value.ndim != dims or not np.isfinite(value).all():
         raise MaskError(f"{path}: expected {dims} dimensions of finite numbers, found shape {value.shape}")
