@@ -117,6 +117,11 @@ class Parameter:
         found = re.search(r"\bin ([\[(])(-?[\d.]+|-inf), (-?[\d.]+|inf)([\])])", self.meaning)
         return (found[1], float(found[2]), float(found[3]), found[4]) if found else ()
 
+    @property
+    def besides(self) -> float | None:  # a number outside the bounds that has a meaning of its own
+        found = re.search(r"\bin [\[(][^\])]*[\])] or (-?\d[\d.]*)", self.meaning)
+        return float(found[1]) if found else None
+
 # %% ../../nbs/core/1_keys.ipynb #8cbafd34-p1
 def _upstream(
     meaning: str, place: str
@@ -197,6 +202,25 @@ def checks(
     return _read(path, path.stat().st_mtime_ns)[1]
 
 # %% ../../nbs/core/1_keys.ipynb #4b3d5d1d
+def _check_choice(p: Parameter, value) -> None:
+    if p.choices and value not in p.choices:
+        raise RunError(f"{p.name} cannot be {value!r}{nearest(value, p.choices)}")
+    if p.bounds and value != p.besides:
+        left, low, high, right = p.bounds
+        above = value >= low if left == "[" else value > low
+        below = value <= high if right == "]" else value < high
+        if not (above and below):
+            other = "" if p.besides is None else f" or {p.besides:g}"
+            raise RunError(f"{p.name} cannot be {value!r}. Valid: in {left}{low:g}, {high:g}{right}{other}")
+
+
+def _check_list(p: Parameter, values: list) -> None:
+    for i, value in enumerate(values):
+        _check_choice(p, value)
+        if value in values[:i]:
+            raise RunError(f"{p.name} holds {value!r} twice")
+
+# %% ../../nbs/core/1_keys.ipynb #keys-fitted
 def fitted(
     p: Parameter,
     value,  # as given
@@ -206,14 +230,11 @@ def fitted(
         value = cast(value, p.type)
     except ValueError:
         raise RunError(f"{p.name} takes {p.type}, not {value!r} ({type(value).__name__})") from None
-    if p.choices and value not in p.choices:
-        raise RunError(f"{p.name} cannot be {value!r}{nearest(value, p.choices)}")
-    if p.bounds:
-        left, low, high, right = p.bounds
-        above = value >= low if left == "[" else value > low
-        below = value <= high if right == "]" else value < high
-        if not (above and below):
-            raise RunError(f"{p.name} cannot be {value!r}. Valid: in {left}{low:g}, {high:g}{right}")
+    nothing = ("", [])
+    if value in nothing and p.default not in nothing and not re.search(r"\bempty\b", p.meaning):
+        raise RunError(f"{p.name} cannot be empty")
+    check = _check_list if isinstance(value, list) else _check_choice
+    check(p, value)
     return value
 
 # %% ../../nbs/core/1_keys.ipynb #keys-unknown

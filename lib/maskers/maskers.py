@@ -364,6 +364,9 @@ class Subset(Policy):
             raise ValueError(f"quotas are numbers of heads for each kind of attention, and units are {units}")
         if self.k is None and not self.quotas and not isinstance(self, Concrete):
             raise ValueError("k is missing: give how many units stay, or quotas for each kind of attention")
+        for k in [self.k, *self.quotas.values()]:
+            if k is not None and (not isinstance(k, int) or k < 0):
+                raise ValueError(f"k = {k!r}: give a whole number of units that stay")
 
     def groups(self, layout: Layout) -> list[tuple[list[int], int | None]]:
         "Rows that compete with each other, and how many of their units stay"
@@ -413,6 +416,12 @@ class Relaxed(Subset):
 
     def check(self, units: str, steps: int | None) -> None:
         super().check(units, steps)
+        if not 0 < self.final <= self.initial:
+            raise ValueError(
+                f"a temperature falls from initial to final, both above 0, and not from {self.initial:g} to {self.final:g}"
+            )
+        if self.cooldown < 0:
+            raise ValueError(f"cooldown {self.cooldown}: give steps, at least 0")
         if self.annealing and steps is not None and self.cooldown > steps:
             raise ValueError(
                 f"cooldown {self.cooldown} is longer than the training of {steps} steps: the gates would "
