@@ -117,11 +117,6 @@ class Parameter:
         found = re.search(r"\bin ([\[(])(-?[\d.]+|-inf), (-?[\d.]+|inf)([\])])", self.meaning)
         return (found[1], float(found[2]), float(found[3]), found[4]) if found else ()
 
-    @property
-    def besides(self) -> float | None:  # a number outside the bounds that has a meaning of its own
-        found = re.search(r"\bin [\[(][^\])]*[\])] or (-?\d[\d.]*)", self.meaning)
-        return float(found[1]) if found else None
-
 # %% ../../nbs/core/1_keys.ipynb #8cbafd34-p1
 def _upstream(
     meaning: str, place: str
@@ -202,15 +197,21 @@ def checks(
     return _read(path, path.stat().st_mtime_ns)[1]
 
 # %% ../../nbs/core/1_keys.ipynb #4b3d5d1d
+def _besides(p: Parameter) -> float | None:
+    "A number outside the bounds that has a meaning of its own."
+    found = re.search(r"\bin [\[(][^\])]*[\])] or (-?\d[\d.]*)", p.meaning)
+    return float(found[1]) if found else None
+
+
 def _check_choice(p: Parameter, value) -> None:
     if p.choices and value not in p.choices:
         raise RunError(f"{p.name} cannot be {value!r}{nearest(value, p.choices)}")
-    if p.bounds and value != p.besides:
+    if p.bounds and value != _besides(p):
         left, low, high, right = p.bounds
         above = value >= low if left == "[" else value > low
         below = value <= high if right == "]" else value < high
         if not (above and below):
-            other = "" if p.besides is None else f" or {p.besides:g}"
+            other = "" if _besides(p) is None else f" or {_besides(p):g}"
             raise RunError(f"{p.name} cannot be {value!r}. Valid: in {left}{low:g}, {high:g}{right}{other}")
 
 

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
+from ..core.base import RunError, nearest
 from ..core.keys import fill, in_key, parameters
 from ..core.runs import CorruptRun, Run, find_run, run_folders, start
 from .figures import marked, save_figure
@@ -122,3 +123,17 @@ def begin(
     if not given:
         display(Markdown(_notice(run, earlier)))
     return Page(run, invented=not given and earlier is None)
+
+# %% ../../nbs/study/3_pages.ipynb #pages-19
+@patch
+def check_name(
+    self: Page,
+    parameter: str,  # of the analysis
+    value: str,  # its value, or one of its values
+    there: list[str],  # names among the runs
+) -> None:
+    "RunError where a name that was asked for is not there."
+    if value not in set(there) and value != parameters(self.run.notebook)[parameter].default:
+        raise RunError(
+            f"{self.run.notebook}: {parameter}: no {value!r} among these runs{nearest(value, there)}"
+        )
