@@ -351,6 +351,12 @@ def cost(self: Moving, masker: Masker) -> Tensor:
     means = [torch.stack(found).mean() / len(groups) for found in groups.values()]
     return self.weight(masker) * sum(means) if means else torch.zeros(())
 
+# %% ../../nbs/maskers/7_maskers.ipynb #msk-counts
+def _check_counts(*counts: int | None) -> None:
+    for k in counts:
+        if k is not None and (not isinstance(k, int) or k < 0):
+            raise ValueError(f"k = {k!r}: give a whole number of units that stay")
+
 # %% ../../nbs/maskers/7_maskers.ipynb #msk-subset
 @dataclass(frozen=True)
 class Subset(Policy):
@@ -364,9 +370,7 @@ class Subset(Policy):
             raise ValueError(f"quotas are numbers of heads for each kind of attention, and units are {units}")
         if self.k is None and not self.quotas and not isinstance(self, Concrete):
             raise ValueError("k is missing: give how many units stay, or quotas for each kind of attention")
-        for k in [self.k, *self.quotas.values()]:
-            if k is not None and (not isinstance(k, int) or k < 0):
-                raise ValueError(f"k = {k!r}: give a whole number of units that stay")
+        _check_counts(self.k, *self.quotas.values())
 
     def groups(self, layout: Layout) -> list[tuple[list[int], int | None]]:
         "Rows that compete with each other, and how many of their units stay"

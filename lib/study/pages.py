@@ -99,11 +99,11 @@ def finish(
     return rows
 
 # %% ../../nbs/study/3_pages.ipynb #pages-15
-def _notice(run: Run, earlier: Run | None) -> str:
+def _notice(notebook: str, earlier: Run | None) -> str:
     if earlier is None:
         return (
             f"# {NO_RESULT.capitalize()}\n\nNo `runs` were given, and none of this analysis is finished: what follows "
-            f"shows its form only. Give the keys of finished runs as `runs`, or run a sweep that has a stage of `{run.notebook}`."
+            f"shows its form only. Give the keys of finished runs as `runs`, or run a sweep that has a stage of `{notebook}`."
         )
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(earlier.provenance.get("finished", 0)))
     return f"No `runs` were given: these are the {len(earlier.params['runs'])} runs of `{earlier}`, finished {when}."
@@ -117,11 +117,11 @@ def begin(
     given = bool(scope.get("runs") or scope.get("released"))
     names = parameters(notebook)
     earlier = None if given else latest(notebook, {n: scope[n] for n in names if n in scope})
+    if not given:
+        display(Markdown(_notice(notebook, earlier)))  # `start` may clear the very run
     if earlier:
         scope["runs"] = earlier.params["runs"]
     run = start(notebook, scope)
-    if not given:
-        display(Markdown(_notice(run, earlier)))
     return Page(run, invented=not given and earlier is None)
 
 # %% ../../nbs/study/3_pages.ipynb #pages-19
