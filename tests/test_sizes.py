@@ -18,7 +18,7 @@ LEFT = {
     "maskers": 38,
     "metrics": 7,
     "models": 0,
-    "study": 31,
+    "study": 2,
     "training": 24,
 }
 

@@ -13,8 +13,7 @@ from lib.core.base import ROOT, outputs
 from lib.core.keys import notebook_path
 from lib.core.runs import find_run, start, start_of
 from lib.core.testing import write_notebook
-from lib.study.study import study
-from lib.study.subnetworks import (
+from lib.study.robust import (
     arranged,
     beside_published,
     frontier,
@@ -24,6 +23,7 @@ from lib.study.subnetworks import (
     robust_table,
     timing_curves,
 )
+from lib.study.study import study
 
 SEEDS, SETS = [1, 2, 3], {"matched": 0.84, "mismatched": 0.845, "HANS": 0.62}
 FULL = {"ce": (0, 0), "poe": (-0.02, 0.07), "reweight": (-0.015, 0.06), "confreg": (0, 0.05)}

@@ -198,6 +198,31 @@ def checks(
     return _read(path, path.stat().st_mtime_ns)[1]
 
 # %% ../../nbs/core/1_keys.ipynb #4b3d5d1d
+def _besides(p: Parameter) -> float | None:
+    "A number outside the bounds that has a meaning of its own."
+    found = re.search(r"\bin [\[(][^\])]*[\])] or (-?\d[\d.]*)", p.meaning)
+    return float(found[1]) if found else None
+
+
+def _check_choice(p: Parameter, value) -> None:
+    if p.choices and value not in p.choices:
+        raise RunError(f"{p.name} cannot be {value!r}{nearest(value, p.choices)}")
+    if p.bounds and value != _besides(p):
+        left, low, high, right = p.bounds
+        above = value >= low if left == "[" else value > low
+        below = value <= high if right == "]" else value < high
+        if not (above and below):
+            other = "" if _besides(p) is None else f" or {_besides(p):g}"
+            raise RunError(f"{p.name} cannot be {value!r}. Valid: in {left}{low:g}, {high:g}{right}{other}")
+
+
+def _check_list(p: Parameter, values: list) -> None:
+    for i, value in enumerate(values):
+        _check_choice(p, value)
+        if value in values[:i]:
+            raise RunError(f"{p.name} holds {value!r} twice")
+
+# %% ../../nbs/core/1_keys.ipynb #keys-fitted
 def fitted(
     p: Parameter,
     value,  # as given
@@ -207,14 +232,11 @@ def fitted(
         value = cast(value, p.type)
     except ValueError:
         raise RunError(f"{p.name} takes {p.type}, not {value!r} ({type(value).__name__})") from None
-    if p.choices and value not in p.choices:
-        raise RunError(f"{p.name} cannot be {value!r}{nearest(value, p.choices)}")
-    if p.bounds:
-        left, low, high, right = p.bounds
-        above = value >= low if left == "[" else value > low
-        below = value <= high if right == "]" else value < high
-        if not (above and below):
-            raise RunError(f"{p.name} cannot be {value!r}. Valid: in {left}{low:g}, {high:g}{right}")
+    nothing = ("", [])
+    if value in nothing and p.default not in nothing and not re.search(r"\bempty\b", p.meaning):
+        raise RunError(f"{p.name} cannot be empty")
+    check = _check_list if isinstance(value, list) else _check_choice
+    check(p, value)
     return value
 
 # %% ../../nbs/core/1_keys.ipynb #keys-unknown

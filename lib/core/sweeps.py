@@ -194,7 +194,8 @@ def _cast(s: Stage) -> None:  # what the file sets, to the notebook's types
         if not isinstance(values, list) or not values:
             raise SweepError(f"{s._place}: grid: {name} must be a list of at least one value, not {values!r}")
     s.grid = {name: [one("grid", name, v) for v in values] for name, values in s.grid.items()}
-    s.set, s._fallback = all_of("set", s.set), all_of("the file's set", s._fallback)
+    used = _without(s._fallback, s.set, s.grid, s.sources, s.over)  # the stage's own values come first
+    s.set, s._fallback = all_of("set", s.set), all_of("the file's set", used)
     for label, table in s.per.items():
         s.per[label] = {value: all_of("per", values) for value, values in table.items()}
 

@@ -78,8 +78,9 @@ def fill_settings(
             raise DataError(f"{name} has no setting {setting!r}{nearest(setting, defaults)}")
         share = isinstance(defaults[setting], float)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not (0 <= value <= 1 if share else value == int(value) >= 0):
-            must = "share in [0, 1]" if share else "count"
+        least = int(setting in ("train", "dev", "ood", "test"))  # an empty set has no score
+        if not number or not (0 <= value <= 1 if share else value == int(value) >= least):
+            must = "share in [0, 1]" if share else "count of at least 1" if least else "count"
             raise DataError(f"{name}: setting {setting} = {value!r} must be a {must}")
     return {k: type(v)((settings or {}).get(k, v)) for k, v in defaults.items()}
 

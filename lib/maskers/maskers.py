@@ -352,6 +352,12 @@ def cost(self: Moving, masker: Masker) -> Tensor:
     means = [torch.stack(found).mean() / len(groups) for found in groups.values()]
     return self.weight(masker) * sum(means) if means else torch.zeros(())
 
+# %% ../../nbs/maskers/7_maskers.ipynb #msk-counts
+def _check_counts(*counts: int | None) -> None:
+    for k in counts:
+        if k is not None and (not isinstance(k, int) or k < 0):
+            raise ValueError(f"k = {k!r}: give a whole number of units that stay")
+
 # %% ../../nbs/maskers/7_maskers.ipynb #msk-subset
 @dataclass(frozen=True)
 class Subset(Policy):
@@ -368,6 +374,7 @@ class Subset(Policy):
             raise ValueError(f"quotas are numbers of heads for each kind of attention, and units are {units}")
         if self.k is None and not self.quotas and not isinstance(self, Concrete):
             raise ValueError("k is missing: give how many units stay, or quotas for each kind of attention")
+        _check_counts(self.k, *self.quotas.values())
 
     def groups(self, layout: Layout) -> list[tuple[list[int], int | None]]:
         "Rows that compete with each other, and how many of their units stay"
@@ -417,7 +424,12 @@ class Relaxed(Subset):
 
     def check(self, units: str, steps: int | None) -> None:
         super().check(units, steps)
-        Schedule(self.initial, self.final, 0, max(0, self.cooldown), "geometric")  # values above 0
+        if not 0 < self.final <= self.initial:
+            raise ValueError(
+                f"a temperature falls from initial to final, both above 0, and not from {self.initial:g} to {self.final:g}"
+            )
+        if self.cooldown < 0:
+            raise ValueError(f"cooldown {self.cooldown}: give steps, at least 0")
         if self.annealing and steps is not None and self.cooldown > steps:
             raise ValueError(
                 f"cooldown {self.cooldown} is longer than the training of {steps} steps: the gates would "

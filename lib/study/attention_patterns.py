@@ -31,7 +31,7 @@ DRAWN_MAP = {
     "seed": 0,
 }
 
-
+# %% ../../nbs/study/7_attention_patterns.ipynb #attention-examples
 def _synthetic_patterns() -> tuple:
     shares = synthetic("attention", "shares").fillna({"mask": ""})
     long = shares.melt([c for c in shares if c not in KINDS], KINDS, "kind", "count")
@@ -44,7 +44,7 @@ def _synthetic_patterns() -> tuple:
         examples.sort_values("kind", kind="stable", ignore_index=True),
     )
 
-
+# %% ../../nbs/study/7_attention_patterns.ipynb #attention-tables
 def pattern_tables(
     runs: list[str],  # keys of runs that classified heads; []: the synthetic study
 ) -> tuple:  # three DataFrames
@@ -126,7 +126,7 @@ def _tested(rows: pd.DataFrame, draws: int, seed: int) -> pd.DataFrame:
     one = {"kind": "any", "p": free["p_all"], "p_holm": free["p_all"], "p_within_layers": within["p_all"]}
     return pd.concat([each, pd.DataFrame([one])]).assign(runs=free["runs"])
 
-
+# %% ../../nbs/study/7_attention_patterns.ipynb #attention-tests
 def survivor_tests(
     shares: pd.DataFrame,  # of `pattern_tables`
     survivors: pd.DataFrame,  # of `pattern_tables`
@@ -163,7 +163,7 @@ def _within(kept, share) -> float:
     r = ((kept * share).mean(1) - k * p)[spread > 1e-12] / spread[spread > 1e-12]
     return float(r.mean()) if len(r) else np.nan
 
-
+# %% ../../nbs/study/7_attention_patterns.ipynb #attention-correlation
 def survival_correlation(
     part: pd.DataFrame,  # of `kept_shares`: one state, one kind of map
     kind: str = "other",  # attention type

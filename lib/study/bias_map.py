@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from ..core.base import ROOT
 from ..core.runs import find_run
 from ..models.masks import load_mask
-from .figures import dots
+from .values import dots
 from .study import differences
 from .synthetic import synthetic
 
@@ -104,7 +104,7 @@ def _of_seeds(runs: list) -> dict:
     agree = pd.DataFrame([seeds_agree(masks)] if len(runs) > 1 else [])
     return dict(zip(BIAS_TABLES, (pd.concat(density), heads, blocks, agree)))
 
-
+# %% ../../nbs/study/6_bias_map.ipynb #bias-tables-c
 def bias_tables(
     scores: pd.DataFrame | None,  # of `tests_of_bias`; None = the synthetic study
 ) -> dict:  # name of BIAS_TABLES -> frame, each with OF_MASKS; density and heads with the seed too

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
+from ..core.base import RunError, nearest
 from ..core.keys import fill, in_key, parameters
 from ..core.runs import CorruptRun, Run, find_run, run_folders, start
 from .figures import marked, save_figure
@@ -98,11 +99,11 @@ def finish(
     return rows
 
 # %% ../../nbs/study/3_pages.ipynb #pages-15
-def _notice(run: Run, earlier: Run | None) -> str:
+def _notice(notebook: str, earlier: Run | None) -> str:
     if earlier is None:
         return (
             f"# {NO_RESULT.capitalize()}\n\nNo `runs` were given, and none of this analysis is finished: what follows "
-            f"shows its form only. Give the keys of finished runs as `runs`, or run a sweep that has a stage of `{run.notebook}`."
+            f"shows its form only. Give the keys of finished runs as `runs`, or run a sweep that has a stage of `{notebook}`."
         )
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(earlier.provenance.get("finished", 0)))
     return f"No `runs` were given: these are the {len(earlier.params['runs'])} runs of `{earlier}`, finished {when}."
@@ -116,9 +117,23 @@ def begin(
     given = bool(scope.get("runs") or scope.get("released"))
     names = parameters(notebook)
     earlier = None if given else latest(notebook, {n: scope[n] for n in names if n in scope})
+    if not given:
+        display(Markdown(_notice(notebook, earlier)))  # `start` may clear the very run
     if earlier:
         scope["runs"] = earlier.params["runs"]
     run = start(notebook, scope)
-    if not given:
-        display(Markdown(_notice(run, earlier)))
     return Page(run, invented=not given and earlier is None)
+
+# %% ../../nbs/study/3_pages.ipynb #pages-19
+@patch
+def check_name(
+    self: Page,
+    parameter: str,  # of the analysis
+    value: str,  # its value, or one of its values
+    there: list[str],  # names among the runs
+) -> None:
+    "RunError where a name that was asked for is not there."
+    if value not in set(there) and value != parameters(self.run.notebook)[parameter].default:
+        raise RunError(
+            f"{self.run.notebook}: {parameter}: no {value!r} among these runs{nearest(value, there)}"
+        )

@@ -61,7 +61,7 @@ def _results(folder: Path) -> dict:
     files = [f for f in (folder / "baseline" / "results.json", folder / "results.json") if f.is_file()]
     return json.loads(files[0].read_text()) if files else {}
 
-
+# %% ../../nbs/study/3_released_lottery.ipynb #released-scores
 def released_scores(
     released: str = "",  # folder of a released study; "" = the synthetic one
     n: int = 5,  # seeds behind each released mean

@@ -45,7 +45,7 @@ WORDS = {  # as runs say it -> as figures write it
     "row": "rows",
 }
 
-
+# %% ../../nbs/study/1_study.ipynb #study-05-b
 def in_words(
     word: str,  # base or variant of an identity column
 ) -> str:
@@ -72,7 +72,7 @@ def _variants(row: dict, *columns: str) -> list[str]:
     found = [v for c in columns for v in (row.get(c) or "").split(", ")[1:]]
     return list(dict.fromkeys(in_words(v) for v in found))
 
-
+# %% ../../nbs/study/1_study.ipynb #study-09-b
 def method(
     row: dict,  # identity columns
 ) -> str:
