@@ -257,7 +257,9 @@ class RowStore:
 
 # %% ../../nbs/attribution/4_per_example.ipynb #row-store-written
 @patch
-def _written(self: RowStore, file: Path, shape: tuple[int, int]) -> int:  # rows that an earlier call left, whole
+def _written(
+    self: RowStore, file: Path, shape: tuple[int, int]
+) -> int:  # rows that an earlier call left, whole
     before = read_json(self.note)
     if not isinstance(before, dict) or before.get("key") != self.key:
         return 0

@@ -57,6 +57,12 @@ def _digest(stored: dict[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+def _seal(header: dict, stored: dict[str, Tensor]) -> str:
+    "SHA-256 of the entries and of what the header says of them: shapes, kind, sparsity"
+    says = {k: v for k, v in header.items() if k != "sha256"}
+    return hashlib.sha256((json.dumps(says, sort_keys=True) + _digest(stored)).encode()).hexdigest()
+
+
 def _stored(mask: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     "What the file holds; MaskError for a mask over weights or blocks that is not 0/1"
     stored = {k: v.detach().cpu().contiguous() for k, v in mask.items()}
@@ -83,10 +89,30 @@ def save_mask(
     dtypes = {k: str(v.dtype).removeprefix("torch.") for k, v in mask.items()}
     entries = {k: {"shape": list(v.shape), "dtype": dtypes[k]} for k, v in mask.items()}
     header = {"model": model, "family": family, "kind": kind, "kept": unit_counts(mask), "entries": entries}
-    header |= {"sha256": _digest(stored), "provenance": provenance}
+    header |= {"provenance": provenance}
+    header |= {"sha256": _seal(header, stored)}
     part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     save_file(stored, part, metadata={"sieve_mask": json.dumps(header, sort_keys=True)})
     os.replace(part, path)
+
+# %% ../../nbs/models/3_masks.ipynb #masks-fits
+def _parsed(text: str) -> dict:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _fits(header: dict, stored: dict[str, Tensor]) -> bool:
+    "Whether the header is that of these entries. Files of earlier versions have a hash over the entries alone"
+    entries, sha = header.get("entries"), header.get("sha256")
+    if not isinstance(entries, dict) or set(entries) != set(stored):
+        return False
+    if sha == _seal(header, stored):
+        return True
+    shapes = {k: v.get("shape") for k, v in entries.items() if not _packs(k)}
+    return sha == _digest(stored) and all(shape == list(stored[k].shape) for k, shape in shapes.items())
 
 # %% ../../nbs/models/3_masks.ipynb #7fec1cb6
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -100,8 +126,7 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
         raise MaskError(f"{path} is damaged or no safetensors file: {error}") from None
     if header is None:
         raise MaskError(f"{path} is a safetensors file without a mask header; masks are written by save_mask")
-    header = json.loads(header)
-    if set(header["entries"]) != set(stored) or _digest(stored) != header["sha256"]:
+    if not _fits(header := _parsed(header), stored):
         raise MaskError(f"{path}: the entries do not match the header; the file was altered")
     return header, stored
 

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from ..maskers.passes import masked
 from .loading import first_token
 from ..models.units import attach
-from .checkpoints import BestFile, best_file, load_trained, newest, trained_state
+from .checkpoints import BestFile, load_trained, resume, seal_checkpoint, trained_state
 
 # %% ../../nbs/training/2_trainer.ipynb #steps-01
 @dataclass(frozen=True)
@@ -359,7 +359,17 @@ def _load_from_checkpoint(self: Loop, resume_from_checkpoint, model=None):
 @patch
 def _save_checkpoint(self: Loop, model, trial):
     Trainer._save_checkpoint(self, model, trial)
-    Path(self.args.output_dir, f"checkpoint-{self.state.global_step}", "complete").touch()
+    seal_checkpoint(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
+
+# %% ../../nbs/training/2_trainer.ipynb #loop-06
+@patch
+def go_on(self: Loop, last: str | None, steps: int) -> None:
+    "Train from a checkpoint, or from the start; from that of the last step only what was trained is put back."
+    if not last or int(last.rsplit("-", 1)[1]) < steps:
+        self.train(resume_from_checkpoint=last)
+        return
+    self._load_from_checkpoint(last)  # a Trainer would take one step too many
+    self.state = TrainerState.load_from_json(str(Path(last, "trainer_state.json")))
 
 # %% ../../nbs/training/2_trainer.ipynb #train-01
 @dataclass(frozen=True)
@@ -464,7 +474,7 @@ def train(
 
     FloatingPointError, with the step, for a loss that is no number, or such a score to choose the best by."""
     folder, moves = Path(folder or tempfile.mkdtemp()), masker if isinstance(masker, nn.Module) else None
-    best, callback = best_file(folder), None
+    (best, last), callback = resume(folder), None
     if evaluation:
         every = evaluation.every or recipe.epoch_steps(optim)
         callback = EvaluationCallback(evaluator(recipe, evaluation), evaluation, every, best, moves)
@@ -473,7 +483,7 @@ def train(
         own = _callbacks(optim, moves, callback if steps else None)
         loop = Loop(model, args, recipe, optim, scores, [*own, *callbacks])
         if steps:
-            loop.train(resume_from_checkpoint=newest(folder))
+            loop.go_on(last, steps)
         kept = best if evaluation and evaluation.keep == "best" else None
         mask, step = _finish(model, moves, loop, kept)
     model.eval()
