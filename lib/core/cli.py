@@ -7,19 +7,16 @@ __all__ = ['check_repository', 'run', 'state', 'status', 'show', 'du', 'gc', 're
 
 # %% ../../nbs/core/6_cli.ipynb #d7c1327f
 import argparse
-import contextlib
 import functools
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from .base import ROOT, RunError, notebooks_dir, outputs
 from .engine import Plan, labelled, make, make_plan, profile_folder, snakemake_command, write_plan
-from .files import lock, locked
-from .folders import Run, run_folders
+from .runs import Run, lock, run_folders
 from .sweeps import Sweep, check_inputs, load_sweep
 
 # %% ../../nbs/core/6_cli.ipynb #0509f985
@@ -187,6 +184,11 @@ def _garbage(r: Run, kind: str, wanted: set | None) -> tuple[Path | None, bool]:
     return (kept, False) if kind != "damaged" and kept.exists() else (None, False)
 
 # %% ../../nbs/core/6_cli.ipynb #cli-remove
+import contextlib
+import time
+
+from .files import locked
+
 _YOUNG = 60  # seconds: what another process may have made and not yet locked
 
 

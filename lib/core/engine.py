@@ -25,12 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .base import ROOT, RunError, data_dir, notebooks_dir, outputs
-from .files import lock, read_json, write_json
-from .folders import Run
 from .keys import is_analysis, notebook_path
+from .runs import Run, lock, write_json
 from .sweeps import Planned, Sweep, load_sweep
 
 # %% ../../nbs/core/4_engine.ipynb #dca7cf79
+from .files import read_json
+
+
 def _unwritten(run: Run) -> bool:  # an analysis whose executed notebook is not there, or cut short
     return is_analysis(run.notebook) and not isinstance(read_json(run.folder / "run.ipynb"), dict)
 
@@ -189,14 +191,12 @@ def _failure(error: Exception, notebook: Path) -> dict:  # what the driver print
     kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     source = (getattr(error, "source", "") or "").splitlines()
     trace = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(getattr(error, "traceback", None) or []))
-    cell = getattr(error, "exec_count", None)
-    frames = [int(line) for n, line in re.findall(r"Cell In\[(\d+)\], line (\d+)", trace) if n == str(cell)]
-    at = (
-        frames[-1] - 1 if frames else len(source) - 1
-    )  # of this cell: the error may come from a function of another
+    frames = re.findall(r"Cell In\[\d+\], line (\d+)", trace)
+    at = int(frames[-1]) - 1 if frames else len(source) - 1
     if kind == "DeadKernelError":
         text = "the kernel died: it was killed, perhaps for want of memory"
     line = source[at].strip()[:120] if 0 <= at < len(source) else ""
+    cell = getattr(error, "exec_count", None)
     return {"cell": cell, "source": line, "error": f"{kind}: {text}"[:500], "kept": str(notebook)}
 
 # %% ../../nbs/core/4_engine.ipynb #3128b624-p1

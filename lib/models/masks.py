@@ -57,12 +57,6 @@ def _digest(stored: dict[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _seal(header: dict, stored: dict[str, Tensor]) -> str:
-    "SHA-256 of the entries and of what the header says of them: shapes, kind, sparsity"
-    says = {k: v for k, v in header.items() if k != "sha256"}
-    return hashlib.sha256((json.dumps(says, sort_keys=True) + _digest(stored)).encode()).hexdigest()
-
-
 def _stored(mask: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     "What the file holds; MaskError for a mask over weights or blocks that is not 0/1"
     stored = {k: v.detach().cpu().contiguous() for k, v in mask.items()}
@@ -71,6 +65,23 @@ def _stored(mask: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             raise MaskError(f"{path}: mask {key!r} is not 0/1; make it binary before saving")
         stored[key] = torch.from_numpy(np.packbits(value.bool().numpy()))
     return stored
+
+# %% ../../nbs/models/3_masks.ipynb #masks-seal
+def _seal(header: dict, stored: dict[str, Tensor]) -> str:
+    "SHA-256 of the entries and of what the header says of them: shapes, kind, sparsity"
+    says = {k: v for k, v in header.items() if k != "sha256"}
+    return hashlib.sha256((json.dumps(says, sort_keys=True) + _digest(stored)).encode()).hexdigest()
+
+
+def _sealed(text: str, stored: dict[str, Tensor]) -> dict:
+    "The header of these entries; {} where it is another. An earlier version's has a hash over the entries alone"
+    try:
+        header = json.loads(text)
+        shapes = all(_packs(k) or v["shape"] == list(stored[k].shape) for k, v in header["entries"].items())
+        whole = shapes and header["sha256"] in (_seal(header, stored), _digest(stored))
+        return header if whole and header["entries"].keys() == stored.keys() else {}
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return {}
 
 # %% ../../nbs/models/3_masks.ipynb #2ca012a3
 def save_mask(
@@ -95,25 +106,6 @@ def save_mask(
     save_file(stored, part, metadata={"sieve_mask": json.dumps(header, sort_keys=True)})
     os.replace(part, path)
 
-# %% ../../nbs/models/3_masks.ipynb #masks-fits
-def _parsed(text: str) -> dict:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _fits(header: dict, stored: dict[str, Tensor]) -> bool:
-    "Whether the header is that of these entries. Files of earlier versions have a hash over the entries alone"
-    entries, sha = header.get("entries"), header.get("sha256")
-    if not isinstance(entries, dict) or set(entries) != set(stored):
-        return False
-    if sha == _seal(header, stored):
-        return True
-    shapes = {k: v.get("shape") for k, v in entries.items() if not _packs(k)}
-    return sha == _digest(stored) and all(shape == list(stored[k].shape) for k, shape in shapes.items())
-
 # %% ../../nbs/models/3_masks.ipynb #7fec1cb6
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
     "Header and stored tensors; MaskError where the file is missing, cut short or something else"
@@ -126,7 +118,7 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
         raise MaskError(f"{path} is damaged or no safetensors file: {error}") from None
     if header is None:
         raise MaskError(f"{path} is a safetensors file without a mask header; masks are written by save_mask")
-    if not _fits(header := _parsed(header), stored):
+    if not (header := _sealed(header, stored)):
         raise MaskError(f"{path}: the entries do not match the header; the file was altered")
     return header, stored
 
