@@ -9,7 +9,6 @@ __all__ = ['SCORE_SCHEDULES', 'Optim', 'training_arguments', 'Recipe', 'Evaluati
 # %% ../../nbs/training/2_trainer.ipynb #e5e0e9f6
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from ..maskers.passes import masked
 from .loading import first_token
 from ..models.units import attach
-from .checkpoints import BestFile, load_trained, resume, seal_checkpoint, trained_state
+from .checkpoints import BestFile, load_trained, resume, scratch, seal_checkpoint, trained_state
 
 # %% ../../nbs/training/2_trainer.ipynb #steps-01
 @dataclass(frozen=True)
@@ -473,13 +472,19 @@ def train(
     """Train a model, or a masker on it; the model is left in evaluation mode and without the mask.
 
     FloatingPointError, with the step, for a loss that is no number, or such a score to choose the best by."""
-    folder, moves = Path(folder or tempfile.mkdtemp()), masker if isinstance(masker, nn.Module) else None
-    (best, last), callback = resume(folder), None
-    if evaluation:
-        every = evaluation.every or recipe.epoch_steps(optim)
-        callback = EvaluationCallback(evaluator(recipe, evaluation), evaluation, every, best, moves)
-    args = training_arguments(folder, optim, steps := recipe.steps(optim))
-    with _masked(model, masker, scores), _part_of(model, recipe.objective), _checkpointed(model, optim):
+    moves = masker if isinstance(masker, nn.Module) else None
+    steps, callback = recipe.steps(optim), None
+    with (
+        scratch(folder) as place,
+        _masked(model, masker, scores),
+        _part_of(model, recipe.objective),
+        _checkpointed(model, optim),
+    ):
+        best, last = resume(place)
+        if evaluation:
+            every = evaluation.every or recipe.epoch_steps(optim)
+            callback = EvaluationCallback(evaluator(recipe, evaluation), evaluation, every, best, moves)
+        args = training_arguments(place, optim, steps)
         own = _callbacks(optim, moves, callback if steps else None)
         loop = Loop(model, args, recipe, optim, scores, [*own, *callbacks])
         if steps:
