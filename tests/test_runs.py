@@ -1,5 +1,6 @@
 """Runs: what one notebook cannot say, because it takes two processes, a crash, or a thousand folders."""
 
+import ctypes
 import json
 import os
 import signal
@@ -198,6 +199,83 @@ def test_ten_thousand_finished_runs_are_looked_through_in_seconds(project, n):
         print(f"{n} runs, {command[0]}: {seconds:.2f} s")
         room = bound if n == 10_000 else 1.2 + bound / 10  # with the start of the process
         assert str(n) in said and seconds <= room, f"{seconds:.2f} s"
+
+
+def mortal():
+    "Before a process starts: root too obeys the permissions of files."
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+def test_somebody_elses_outputs_are_read_and_never_written(project):
+    run = finished(seed=1)
+    (run.folder / "checkpoints").mkdir()  # for gc
+    finished(seed=2)
+    sweep = project.write("stages: {draw: {notebook: draw, grid: {seed: [1, 2, 3]}}}")
+    verbs = [["status"], ["show", run.key], ["run", sweep, "--dry-run"], ["run", sweep], ["gc"]]
+    code = f"from lib.core.cli import main; print([main(verb) for verb in {verbs}]); "
+    code += "from lib.core.runs import find_run, runs, start; "
+    code += f"print(len(runs()), find_run('{run.key}').artefact('n.txt').read_text()); start('draw', {{'seed': 9}})"
+    places = [project.outputs, *project.outputs.rglob("*")]
+    for place in places:
+        place.chmod(0o555 if place.is_dir() else 0o444)
+    (Run("draw", run_key("draw", {"seed": 2})).folder / "n.txt").chmod(0)
+    command = [sys.executable, "-c", code]
+    options = dict(env=project.env, preexec_fn=mortal, capture_output=True, text=True)
+    told = subprocess.run(command, **options, cwd=project.folder)
+    for place in places:
+        place.chmod(0o755 if place.is_dir() else 0o644)
+    assert "[0, 0, 0, 2, 2]\n1 1011\n" in told.stdout, told.stdout + told.stderr
+    assert (
+        "damaged, made again: draw/" in told.stdout
+        and "n.txt cannot be read: permission denied" in told.stdout
+    )
+    assert told.stderr.count("permission denied; set SIEVE_OUTPUTS to a folder of your own") == 3
+    assert told.stderr.split("Traceback")[0].count("sieve: cannot write") == 2
+
+
+KILLER = """import os, signal
+from lib.core.runs import start
+run = start('killer', globals())
+made = run.part('a', lambda place: (place / 'n.txt').write_text(str(os.getpid())))
+run.path('n.txt').write_text((made / 'n.txt').read_text())
+run.finish([])
+if not os.path.exists(once):
+    open(once, 'w').close()
+    os.kill(os.getppid(), signal.SIGKILL)"""
+
+
+@pytest.mark.slow
+def test_a_job_killed_just_after_finish_leaves_no_half_notebook(project):
+    once = "once: str = ''  # a file: where it is not, the job dies; not in key"
+    write_notebook(project.folder / "analyses" / "killer.ipynb", once, KILLER, "print('the end')")
+    params, run = {"once": str(project.folder / "once")}, Run("killer", run_key("killer", {}))
+    entry = {"stage": "a", "params": params, "threads": 1, "resources": {}, "upstream": [], "group": 0}
+    plan = {"runs": {str(run): entry}, "gpus": [], "redo": False, "helps": False, "places": {}}
+    write_json(project.folder / "plan.json", plan)
+    command = [sys.executable, "-c", f"from lib.core.engine import job; job('{run}')"]
+    options = dict(env=project.env, cwd=project.folder, capture_output=True, text=True)
+    assert subprocess.run(command, **options).returncode == -signal.SIGKILL
+    kept = (run.folder / "checkpoints" / "a" / "n.txt").read_text()
+    assert run.problem() == "not finished" and (project.folder / "once").exists()
+    done = subprocess.run(command, **options)
+    assert done.returncode == 0 and run.problem() == "", done.stderr
+    assert run.artefact("n.txt").read_text() == kept  # what was finished is not made again
+    assert "the end" in str(json.loads((run.folder / "run.ipynb").read_text())["cells"][-1]["outputs"])
+    assert {p.name for p in run.folder.iterdir()} == {"n.txt", "params.json", "result.json", "run.ipynb"}
+    assert not list((project.outputs / ".locks").iterdir())
+
+
+@pytest.mark.slow
+def test_gc_beside_a_sweep_harms_nothing(tmp_path):
+    project = Project(tmp_path, wait=0.3)
+    sweep, asked = project.popen("run", project.sweep, "-j", "2"), []
+    while sweep.poll() is None:
+        asked.append(project.sieve("gc")[1])
+    assert sweep.returncode == 0, sweep.communicate()[0]
+    assert len(asked) > 5 and not any(asked)
+    assert len(project.results()) == len(project.made()) == len(set(project.made())) == 9
+    assert not list((project.outputs / ".locks").iterdir())
 
 
 def test_folders_do_not_depend_on_the_working_directory(project):

@@ -11,7 +11,7 @@ __all__ = ['SMALLEST_MAP', 'PATTERN_RECIPES', 'HEAD_COLUMNS', 'PatternNet', 'Pat
 import copy
 import json
 import math
-import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from .attention import attention_maps
 from ..core.base import DataError, rng_for
 from ..data.synthetic_attention import PATTERN_CLASSES
 from ..models.architectures import parts
+from ..training.checkpoints import load_hashed, save_hashed
 
 # %% ../../nbs/attribution/3_patterns.ipynb #f114e243
 class PatternNet(nn.Module):
@@ -163,8 +164,10 @@ class _Course:
         self.net, self.file, self.best, self.value, self.epoch, self.log = net, file, {}, -1.0, 0, []
         self.total = torch.tensor(0.0)  # of the losses since the last one that was written down
         self.adam = torch.optim.AdamW(net.parameters(), weight_decay=0.0)
-        if file and file.exists():
-            self._load()
+        if file and (found := load_hashed(file)):
+            self._load(*found)
+        elif file and file.exists():
+            warnings.warn(f"{file} is damaged: training begins anew", stacklevel=3)
 
     def save(self) -> None:
         if self.file is None:
@@ -175,12 +178,10 @@ class _Course:
         weights = {f"net/{k}": v for k, v in self.net.state_dict().items()}
         at = json.dumps({"epoch": self.epoch, "value": self.value, "log": self.log})
         best = {f"best/{k}": v for k, v in self.best.items()} | {"total/": self.total}
-        save_file(moments | weights | best, draft := self.file.with_suffix(".new"), {"at": at})
-        os.replace(draft, self.file)
+        save_hashed(moments | weights | best, self.file, at=at)
 
-    def _load(self) -> None:
-        with safe_open(self.file, "pt") as f:
-            tensors, at = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["at"])  # noqa: SIM118
+    def _load(self, tensors: dict, says: dict) -> None:
+        at = json.loads(says["at"])
 
         def part(name):
             return {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{name}/")}

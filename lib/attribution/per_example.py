@@ -6,10 +6,11 @@
 __all__ = ['PROJECTIONS', 'margin', 'layer_names', 'row_gradients', 'Projector', 'RowData', 'RowStore', 'set_features']
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-02
+import contextlib
 import hashlib
 import json
-import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .importance import frozen
 from ..core.base import rng_for
+from ..core.files import read_json, write_json
 from ..training.recipes import batches
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-05
@@ -237,30 +240,43 @@ def _state_key(model: nn.Module, rows, settings: tuple) -> str:
 
 # %% ../../nbs/attribution/4_per_example.ipynb #row-store
 class RowStore:
-    "Rows that are written one after the other to a .npy file, with a note of how many there are."
+    "Rows that are written one after the other to a .npy file, with a note of how many there are and their hash."
 
     def __init__(self, file: Path | None, shape: tuple[int, int], model: nn.Module, rows, *settings):
-        self.note, self.done, self.key = (
-            file and file.with_suffix(".json"),
-            0,
-            _state_key(model, rows, settings),
-        )
+        self.note, self.done, self.sum = file and file.with_suffix(".json"), 0, hashlib.sha256()
+        self.key = _state_key(model, rows, settings)
         if file is None:
             self.array = np.zeros(shape, np.float32)
             return
-        before = json.loads(self.note.read_text()) if self.note.exists() and file.exists() else {}
-        self.done = before.get("done", 0) if before.get("key") == self.key else 0
-        self.array = np.lib.format.open_memmap(file, "r+" if self.done else "w+", np.float32, shape)
+        done = self._written(file, shape)
+        self.array = np.lib.format.open_memmap(file, "r+" if done else "w+", np.float32, shape)
+        self.done = done
 
     def add(self, rows: Tensor) -> None:
-        self.array[self.done : self.done + len(rows)] = rows.float().cpu().numpy()
+        self.array[self.done : self.done + len(rows)] = found = rows.float().cpu().numpy()
         self.done += len(rows)
         if self.note:
+            self.sum.update(found.tobytes())
             self.array.flush()
-            (draft := self.note.with_suffix(".new")).write_text(
-                json.dumps({"key": self.key, "done": self.done})
-            )
-            os.replace(draft, self.note)
+            write_json(self.note, {"key": self.key, "done": self.done, "sha256": self.sum.hexdigest()})
+
+# %% ../../nbs/attribution/4_per_example.ipynb #row-store-written
+@patch
+def _written(
+    self: RowStore, file: Path, shape: tuple[int, int]
+) -> int:  # rows that an earlier call left, whole
+    before = read_json(self.note)
+    if not isinstance(before, dict) or before.get("key") != self.key:
+        return 0
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        there = np.load(file, mmap_mode="r", allow_pickle=False)
+        if there.shape == shape and there.dtype == np.float32:
+            self.sum.update(np.ascontiguousarray(there[: before["done"]]).tobytes())
+            if self.sum.hexdigest() == before["sha256"]:
+                return before["done"]
+    self.sum = hashlib.sha256()
+    warnings.warn(f"{file.name} was altered: its rows are made again", stacklevel=3)
+    return 0
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-21
 def set_features(

@@ -15,7 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from .base import ROOT, RunError, notebooks_dir, outputs
@@ -202,15 +201,33 @@ def _garbage(r: Run, kind: str, wanted: set | None) -> tuple[Path | None, bool]:
     return (kept, False) if kind != "damaged" and kept.exists() else (None, False)
 
 # %% ../../nbs/core/6_cli.ipynb #cli-remove
+import contextlib
+import tempfile
+import time
+
+from .files import locked
+
 _YOUNG = 60  # seconds: what another process may have made and not yet locked
 
 
-def _left_behind() -> list[Path]:  # by processes that are gone: folders of sweeps, drafts, lock files
+def _sockets() -> list[Path]:  # folders of kernels whose job was killed long ago: nothing listens there
+    try:
+        used = Path("/proc/net/unix").read_text()
+    except OSError:  # not Linux
+        return []
+    there = [p for p in Path(tempfile.gettempdir()).glob("sieve-*") if p.is_dir()]
+    old = [p for p in there if time.time() - p.stat().st_mtime > 86400 and p.stat().st_uid == os.getuid()]
+    return [p for p in old if f"{p}/" not in used]
+
+
+def _left_behind() -> list[
+    Path
+]:  # by processes that are gone: folders of sweeps, drafts, lock files, sockets
     found = [*outputs().glob(".engine/*"), *outputs().glob(".locks/*"), *outputs().rglob(".*.part")]
     found = [p for p in found if p.exists() and time.time() - p.stat().st_mtime > _YOUNG]
-    return [p for p in found if not locked(p / "alive" if p.is_dir() else p)]
+    return [p for p in found if not locked(p / "alive" if p.is_dir() else p)] + _sockets()
 
-
+# %% ../../nbs/core/6_cli.ipynb #cli-remove-run
 def _remove(r: Run, wanted: set | None, yes: bool) -> None:
     # under both locks, and looked at again: another process may have begun with it
     with contextlib.ExitStack() as stack:

@@ -35,6 +35,9 @@ from .sweeps import Planned, Sweep, load_sweep
 from .warm import client_command, forge, tie
 
 # %% ../../nbs/core/4_engine.ipynb #dca7cf79
+from .files import read_json
+
+
 def _unwritten(run: Run) -> bool:  # an analysis whose executed notebook is not there, or cut short
     return is_analysis(run.notebook) and not isinstance(read_json(run.folder / "run.ipynb"), dict)
 

@@ -113,7 +113,10 @@ def _unlike(
         return f"{name} is missing"
     if s.st_size != entry["size"]:
         return f"{name} has {s.st_size} bytes, not {entry['size']}"
-    return "" if file_sha256(path) == entry["sha256"] else f"{name} was altered"
+    try:
+        return "" if file_sha256(path) == entry["sha256"] else f"{name} was altered"
+    except OSError as e:
+        return f"{name} cannot be read: {e.strerror.lower()}"
 
 # %% ../../nbs/core/2_folders.ipynb #runs-corrupt
 class CorruptRun(RunError):

@@ -51,7 +51,7 @@ def model_folder(model: str) -> Path | None:
 
 # %% ../../nbs/core/1_provenance.ipynb #prov-hub-commit
 def _hub_commit(model: str) -> str:  # in the hub's cache, which is looked at and never asked for
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w.-]+)?", model):
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@\w[\w./-]*)?", model):
         return ""
     from huggingface_hub.constants import HF_HUB_CACHE
 

@@ -71,6 +71,23 @@ def _stored(mask: dict[str, Tensor], path: Path, kind: str) -> dict[str, Tensor]
         stored[key] = torch.from_numpy(np.packbits(value.bool().numpy())) if _packs(key) else value
     return stored
 
+# %% ../../nbs/models/3_masks.ipynb #masks-seal
+def _seal(header: dict, stored: dict[str, Tensor]) -> str:
+    "SHA-256 of the entries and of what the header says of them: shapes, kind, sparsity"
+    says = {k: v for k, v in header.items() if k != "sha256"}
+    return hashlib.sha256((json.dumps(says, sort_keys=True) + _digest(stored)).encode()).hexdigest()
+
+
+def _sealed(text: str, stored: dict[str, Tensor]) -> dict:
+    "The header of these entries; {} where it is another. An earlier version's has a hash over the entries alone"
+    try:
+        header = json.loads(text)
+        shapes = all(_packs(k) or v["shape"] == list(stored[k].shape) for k, v in header["entries"].items())
+        whole = shapes and header["sha256"] in (_seal(header, stored), _digest(stored))
+        return header if whole and header["entries"].keys() == stored.keys() else {}
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return {}
+
 # %% ../../nbs/models/3_masks.ipynb #2ca012a3
 def save_mask(
     mask: dict[str, Tensor],
@@ -90,7 +107,8 @@ def save_mask(
     dtypes = {k: str(v.dtype).removeprefix("torch.") for k, v in mask.items()}
     entries = {k: {"shape": list(v.shape), "dtype": dtypes[k]} for k, v in mask.items()}
     header = {"model": model, "family": family, "kind": kind, "kept": unit_counts(mask), "entries": entries}
-    header |= {"sha256": _digest(stored), "provenance": provenance}
+    header |= {"provenance": provenance}
+    header |= {"sha256": _seal(header, stored)}
     part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     save_file(stored, part, metadata={"sieve_mask": json.dumps(header, sort_keys=True)})
     os.replace(part, path)
@@ -107,8 +125,7 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
         raise MaskError(f"{path} is damaged or no safetensors file: {error}") from None
     if header is None:
         raise MaskError(f"{path} is a safetensors file without a mask header; masks are written by save_mask")
-    header = json.loads(header)
-    if set(header["entries"]) != set(stored) or _digest(stored) != header["sha256"]:
+    if not (header := _sealed(header, stored)):
         raise MaskError(f"{path}: the entries do not match the header; the file was altered")
     return header, stored
 

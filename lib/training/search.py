@@ -6,7 +6,6 @@
 __all__ = ['PruningPlan', 'share_removed', 'plain_state', 'PruningCallback', 'SearchResult', 'iterative_pruning']
 
 # %% ../../nbs/training/5_search.ipynb #search-02
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..maskers.maskers import make_masker
 from ..maskers.passes import Masker, masked
 from ..maskers.thresholds import zero_counts
 from ..models.masks import load_mask, save_mask
+from .checkpoints import scratch
 from .loading import head_names
 from .trainer import Evaluation, Optim, Recipe, _evaluated, evaluator, train
 
@@ -135,14 +135,12 @@ def iterative_pruning(
     """Iterative magnitude pruning (Liu et al. 2022, algorithm 1): a mask for each sparsity 1/turns ...
 
     The model is left with the last interval's weights, without a mask."""
-    folder, steps = Path(folder or tempfile.mkdtemp()), recipe.steps(optim)
+    steps = recipe.steps(optim)
     own, interval = plan.optim(optim, steps), plan.interval(steps)
-    folder.mkdir(parents=True, exist_ok=True)
     rewind = rewinder(model, head_names(model)) if plan.rewind else None
     pruned = make_masker("fixed", model, units="weight", unit_options={"pooler": plan.pooler})
-    with masked(model, pruned):
+    with scratch(folder) as place, masked(model, pruned):
         prune = PruningCallback(pruned, plan, interval, evaluator(recipe, plan.evaluation), rewind)
-        done = train(model, recipe, own, folder=folder, callbacks=(prune, *callbacks))
-    turns = range(1, plan.turns)
-    found = {k / plan.turns: load_mask(folder / f"mask-{k}.safetensors") for k in turns}
+        done = train(model, recipe, own, folder=place, callbacks=(prune, *callbacks))
+        found = {k / plan.turns: load_mask(place / f"mask-{k}.safetensors") for k in range(1, plan.turns)}
     return SearchResult(found, done.rows, done.trainer)

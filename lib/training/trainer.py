@@ -9,7 +9,6 @@ __all__ = ['SCORE_SCHEDULES', 'Optim', 'training_arguments', 'Recipe', 'Evaluati
 # %% ../../nbs/training/2_trainer.ipynb #e5e0e9f6
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -25,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from ..maskers.passes import masked
 from .loading import first_token
 from ..models.units import attach
-from .checkpoints import BestFile, best_file, load_trained, newest, trained_state
+from .checkpoints import BestFile, load_trained, resume, scratch, seal_checkpoint, trained_state
 
 # %% ../../nbs/training/2_trainer.ipynb #steps-01
 @dataclass(frozen=True)
@@ -381,7 +380,17 @@ def _load_from_checkpoint(self: Loop, resume_from_checkpoint, model=None):
 @patch
 def _save_checkpoint(self: Loop, model, trial):
     Trainer._save_checkpoint(self, model, trial)
-    Path(self.args.output_dir, f"checkpoint-{self.state.global_step}", "complete").touch()
+    seal_checkpoint(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
+
+# %% ../../nbs/training/2_trainer.ipynb #loop-06
+@patch
+def go_on(self: Loop, last: str | None, steps: int) -> None:
+    "Train from a checkpoint, or from the start; from that of the last step only what was trained is put back."
+    if not last or int(last.rsplit("-", 1)[1]) < steps:
+        self.train(resume_from_checkpoint=last)
+        return
+    self._load_from_checkpoint(last)  # a Trainer would take one step too many
+    self.state = TrainerState.load_from_json(str(Path(last, "trainer_state.json")))
 
 # %% ../../nbs/training/2_trainer.ipynb #train-01
 @dataclass(frozen=True)
@@ -489,17 +498,23 @@ def train(
     """Train a model, or a masker on it; the model is left in evaluation mode and without the mask.
 
     FloatingPointError, with the step, for a loss that is no number, or such a score to choose the best by."""
-    folder, moves = Path(folder or tempfile.mkdtemp()), masker if isinstance(masker, nn.Module) else None
-    best, callback = best_file(folder), None
-    if evaluation:
-        every = evaluation.every or recipe.epoch_steps(optim)
-        callback = EvaluationCallback(evaluator(recipe, evaluation), evaluation, every, best, moves)
-    args = training_arguments(folder, optim, steps := recipe.steps(optim))
-    with _masked(model, masker, scores), _part_of(model, recipe.objective), _checkpointed(model, optim):
+    moves = masker if isinstance(masker, nn.Module) else None
+    steps, callback = recipe.steps(optim), None
+    with (
+        scratch(folder) as place,
+        _masked(model, masker, scores),
+        _part_of(model, recipe.objective),
+        _checkpointed(model, optim),
+    ):
+        best, last = resume(place)
+        if evaluation:
+            every = evaluation.every or recipe.epoch_steps(optim)
+            callback = EvaluationCallback(evaluator(recipe, evaluation), evaluation, every, best, moves)
+        args = training_arguments(place, optim, steps)
         own = _callbacks(optim, moves, callback if steps else None)
         loop = Loop(model, args, recipe, optim, scores, [*own, *callbacks])
         if steps:
-            loop.train(resume_from_checkpoint=newest(folder))
+            loop.go_on(last, steps)
         kept = best if evaluation and evaluation.keep == "best" else None
         mask, step = _finish(model, moves, loop, kept)
     model.eval()
