@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]  # the project root
 
 
 def _place(variable: str, default: str) -> Path:
-    return (ROOT / Path(os.environ.get(variable) or default).expanduser()).resolve()
+    home = ROOT if (ROOT / "settings.ini").is_file() else Path.cwd()  # never below site-packages
+    return (home / Path(os.environ.get(variable) or default).expanduser()).resolve()
 
 
 def outputs() -> Path:
