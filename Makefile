@@ -1,5 +1,5 @@
 # make demo: set up, run the small study on synthetic data, write the report.   make test: set up, pass the tests.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 SHELL  := /bin/bash
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml tools/sieve_lib_first.pth
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Sieve is tested on Python 3.11; {sys.executable} is {v[0]}.{v[1]}. Set PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13) and f"Sieve is tested on Python 3.11 to 3.13; {sys.executable} is {v[0]}.{v[1]}. Set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps kronfluence==1.0.1

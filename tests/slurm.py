@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 PROGRAMS = "munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo"
+CONF = Path("/etc/slurm/slurm.conf")  # the only place where the steps of a job look
 CONFIG = """
 ClusterName=sieve
 SlurmctldHost={host}(127.0.0.1)
@@ -46,6 +47,8 @@ def missing() -> str:
     "Why no Slurm can be brought up here; '' if it can."
     if os.geteuid():
         return "only root can bring up Slurm's daemons"
+    if CONF.exists():
+        return f"{CONF} is there: this machine has a Slurm of its own"
     lacking = [name for name in PROGRAMS if not shutil.which(name, path=_PATH)]
     return f"Slurm's packages are not installed: {', '.join(lacking)}" if lacking else ""
 
@@ -73,11 +76,12 @@ class Slurm:
         host, port = socket.gethostname().split(".")[0], _free_ports()
         for name in ("state", "spool"):
             (folder / name).mkdir(parents=True)
-        (folder / "slurm.conf").write_text(CONFIG.format(host=host, port=port, next=port + 1, folder=folder))
-        self.env = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _PATH}
+        CONF.parent.mkdir(exist_ok=True)
+        CONF.write_text(CONFIG.format(host=host, port=port, next=port + 1, folder=folder))
+        self.env = {"PATH": _PATH}
         self._munge()
-        self._start("slurmctld", "-D", "-f", folder / "slurm.conf")
-        self._start("slurmd", "-D", "-f", folder / "slurm.conf")
+        self._start("slurmctld", "-D")
+        self._start("slurmd", "-D")
         self._wait(lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%T"), "no idle node")
 
     def _munge(self) -> None:
@@ -115,6 +119,7 @@ class Slurm:
 
     def stop(self) -> None:
         "End the daemons."
+        CONF.unlink(missing_ok=True)
         for process in reversed(self.processes):
             process.terminate()
         for process in reversed(self.processes):

@@ -26,7 +26,14 @@ def numbers(project):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    project = Project(tmp_path_factory.mktemp("undisturbed"))
+    project = Project(tmp_path_factory.mktemp("undisturbed") / "its own folder")
+    for name in (
+        "random",
+        "snakemake",
+        "papermill",
+        "numpy",
+    ):  # a stranger's folder, in which the command is given
+        project.write(f"open({str(project.folder / 'executed')!r}, 'a').write(__name__)", f"{name}.py")
     said, code = project.sieve("run", project.sweep, "-j", "2")
     assert code == 0, said
     return project, said
@@ -38,6 +45,10 @@ def test_a_sweep_from_end_to_end(undisturbed):
     assert re.search(r"\[9/9\] sum/[0-9a-f]{10}  sum", said) and said.count("\n") == 10
     assert len(project.made()) == len(set(project.made())) == 9
     assert not list((project.outputs / ".engine").iterdir())
+
+
+def test_no_process_executes_a_file_of_the_working_directory(undisturbed):
+    assert not (undisturbed[0].folder / "executed").exists()
 
 
 def test_the_second_time_nothing_is_started(undisturbed):
@@ -252,16 +263,43 @@ def test_overhead_over_bare_papermill(tmp_path):
     assert (sieve - bare) / 12 <= 1
 
 
-def test_interrupting_stops_the_jobs(tmp_path):
+@pytest.mark.parametrize(
+    "name", ["SIGINT", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGTERM", "SIGHUP"))]
+)
+def test_stopping_the_driver_stops_the_jobs(tmp_path, name):
     project = Project(tmp_path, wait=30)
     process = project.popen("run", project.sweep, "-j", "1")
     while not project.made():
         time.sleep(0.05)
     below = family(process)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, getattr(signal, name))
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 2 and "stopped; the same command goes on" in said
+    by = "" if name == "SIGINT" else f" by {name}"
+    assert process.returncode == 2 and f"stopped{by}; the same command goes on" in said
     psutil.wait_procs(below["job"] + below["kernel"], timeout=15)
     assert not any(
         p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below["job"] + below["kernel"]
     )
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    try:
+        project = Project(tmp_path / "project", wait=3)
+        project.env["SIEVE_OUTPUTS"] = str(disk / "outputs")
+        process = project.popen("run", project.sweep, "--smoke")
+        while not project.made() and process.poll() is None:
+            time.sleep(0.05)
+        with contextlib.suppress(OSError), open(disk / "rest", "wb") as rest:
+            while True:
+                rest.write(bytes(4096))
+                rest.flush()
+        said, _ = process.communicate(timeout=120)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+    assert process.returncode and "No space left on device" in said and "process was killed" not in said, said

@@ -68,6 +68,7 @@ class Project:
         "Start `sieve`, as from a terminal: a shell's background jobs ignore interrupts, and their children inherit it."
         command = [
             sys.executable,
+            "-P",  # as the installed command: the working directory is not on its path
             "-c",
             "import sys; from lib.core.cli import main; sys.exit(main())",
             *arguments,

@@ -340,6 +340,9 @@ def _told(error: Exception) -> str:  # lines of a length that can be read
 
 def _check_places() -> None:
     check_repository()
+    for variable, place in {"SIEVE_OUTPUTS": outputs(), "SIEVE_NBS": notebooks_dir()}.items():
+        if re.search(r"[{}\n]", str(place)):  # papermill and snakemake fill them in
+            raise RunError(f"{variable} is {str(place)!r}: a folder without braces or line breaks is needed")
     if outputs().exists() and not outputs().is_dir():
         raise RunError(f"{outputs()} is a file; SIEVE_OUTPUTS names a folder")
 

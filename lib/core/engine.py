@@ -605,28 +605,22 @@ _STATES = {
     "OUT_OF_MEMORY": "it took more memory than it had asked for (resources: mem_mb)",
     "NODE_FAIL": "its node failed",
     "CANCELLED": "it was cancelled",
-    "PREEMPTED": "it had to make room for another job",
+    "FAILED": "it failed",
 }
 
 
-def _queue_says(
-    folder: Path, name: str
-) -> str:  # why the scheduler ended the run's job; "" if it does not say
-    log = _log(folder)
-    jobs = re.findall(r"with SLURM jobid (\d+) \(log: (.+)\)", log)
-    states = dict(re.findall(r"SLURM-job '(\d+)' failed[^']*SLURM status is: '(\w+)'", log))
-    for number, path in jobs[::-1]:
-        if Path(path).parent.name == name.replace("/", "_") and number in states:
+def _queue_says(log: str) -> dict[str, str]:  # notebook/key -> why the scheduler's job of the run ended
+    states, found = dict(re.findall(r"SLURM-job '(\d+)' failed[^']*SLURM status is: '(\w+)'", log)), {}
+    for number, path in re.findall(r"with SLURM jobid (\d+) \(log: (.+)\)", log):
+        if state := states.get(number):
             said = Path(path).read_text(errors="replace") if Path(path).is_file() else ""
-            own = re.findall(r"(?m)^(?:slurmstepd|srun|slurmd)\S*: error: (.*)$", said)
-            state = states[number]
-            return f"job {number}: {_STATES.get(state, state)}" + "".join(f"\n{line}" for line in own[:2])
-    return ""
+            own = re.findall(r"(?m)^(?:srun|slurm\w*): (?:error|fatal): .*$", said)
+            reason = f"job {number} of the cluster: {_STATES.get(state, state.lower())}"
+            found["/".join(Path(path).parent.name.rsplit("_", 1))] = "\n".join([reason, *own[-3:]])
+    return found
 
 # %% ../../nbs/core/4_engine.ipynb #engine-why
 def _why_ended(folder: Path, name: str) -> str:  # of a run that began and said no more
-    if queue := _queue_says(folder, name):
-        return queue
     if said := re.search(rf"{_JOB} {name}: (.*)", _log(folder)):
         return said[1]
     try:
@@ -637,12 +631,11 @@ def _why_ended(folder: Path, name: str) -> str:  # of a run that began and said 
     return "its process was killed, perhaps for want of memory"
 
 
-def _why_none(folder: Path) -> str:  # of an invocation in which nothing began: one line of the log
-    log = _log(folder)
-    if said := re.search(r"The error message was '(.*?)'\.?$", log, re.M | re.S):
+def _why_none(log: str) -> str:  # of an invocation in which nothing began: one line of snakemake's log
+    if said := re.search(r"(?s)The error message was '(.*?)'\.?\n", log):
         return f"the scheduler refused: {' '.join(said[1].split())}"
-    for word in ("WorkflowError", r"\w*Error", ".*[Ee]rror"):
-        if said := re.search(rf"(?m)^{word}\b.*(?:\n\s+\S.*)*", log):
+    for word in (r"\w*Exception", r"\w*Error", ".*error"):
+        if said := re.search(rf"(?m)^{word}\b.*(?:\n.*\S.*){{0,2}}", log):
             return " ".join(said[0].split())[:1000]
     return " ".join(log.split())[-300:]
 
@@ -650,15 +643,18 @@ def _why_none(folder: Path) -> str:  # of an invocation in which nothing began: 
 def _summary(progress: Progress, folder: Path, code: int, say) -> int:
     missing, outcome = progress.plan.missing, progress.outcome
     made = sum(kind in ("done", "shared") for kind in outcome.values())
-    for name in [name for name, kind in outcome.items() if kind == "start"]:
-        killed = {"error": _why_ended(folder, name), "kept": Run(*name.split("/")).folder / "run.ipynb"}
+    queue = {name: why for name, why in _queue_says(_log(folder)).items() if outcome.get(name) != "failed"}
+    for name in dict.fromkeys([*(name for name, kind in outcome.items() if kind == "start"), *queue]):
+        outcome[name] = "failed"
+        killed = {"error": queue.get(name) or _why_ended(folder, name)}
+        killed["kept"] = Run(*name.split("/")).folder / "run.ipynb"
         say("\n".join(failure_lines(name, missing[name], killed)))
     if made == len(missing):
         shutil.rmtree(folder, ignore_errors=True)
         return 0
     failed, left = len(outcome) - made, len(missing) - len(outcome)
     if not outcome:
-        say(_why_none(folder))
+        say(_why_none(_log(folder)))
     counts = f"{made} of {len(missing)} runs made, {failed} failed, {left} not started"
     say(f"{counts}; the same command goes on\nlog: {folder / 'snakemake.log'}")
     return code or 1

@@ -197,6 +197,22 @@ def checks(
     path = notebook_path(notebook)
     return _read(path, path.stat().st_mtime_ns)[1]
 
+# %% ../../nbs/core/1_keys.ipynb #keys-number-key
+from .base import outputs
+
+
+def _key_of(p: Parameter, value):  # the key of the one run that a number stands for; any other value as it is
+    if p.type != "str" or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    named = [path.name for book in p.upstream or ["[!.]*"] for path in outputs().glob(f"{book}/*[0-9]")]
+    numeric = r"(?=.{10}$)\d+(e\d+)?"
+    found = sorted({name for name in named if re.fullmatch(numeric, name) and float(name) == value})
+    if len(found) > 1:
+        raise RunError(
+            f"{p.name}: {value} may be {' or '.join(found)}: give the key as text, `-r {p.name} KEY`"
+        )
+    return found[0] if found else value
+
 # %% ../../nbs/core/1_keys.ipynb #4b3d5d1d
 def _besides(p: Parameter) -> float | None:
     "A number outside the bounds that has a meaning of its own."
@@ -229,7 +245,7 @@ def fitted(
 ):
     "The value cast to the parameter's type; RunError says which type, choices or bounds exclude it."
     try:
-        value = cast(value, p.type)
+        value = cast(_key_of(p, value), p.type)
     except ValueError:
         raise RunError(f"{p.name} takes {p.type}, not {value!r} ({type(value).__name__})") from None
     nothing = ("", [])

@@ -174,6 +174,10 @@ def _check_parts(s: Stage, stages: dict) -> None:
 
 # %% ../../nbs/core/3_sweeps.ipynb #22d4fff7
 def _known(s: Stage) -> dict:
+    if not re.fullmatch(r"[^\W_]\w*", s.notebook):
+        raise SweepError(
+            f"{s._place}: no notebook {s.notebook!r}: a name is asked for, as `finetune`, not a path"
+        )
     try:
         return parameters(s.notebook)
     except RunError as e:
