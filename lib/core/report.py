@@ -192,7 +192,7 @@ def report_html(
 ) -> str:
     "The report of whatever analyses of the sweep are finished; RunError if none is."
     plan = make_plan(sweep)
-    shown = [r for r in sweep.runs.values() if is_analysis(r.notebook) and str(r) not in plan.missing]
+    shown = [r for r in sweep.runs.values() if is_analysis(r.notebook) and Run(r.notebook, r.key).finished()]
     if not shown:
         raise RunError(f"{sweep.path}: no analysis is finished; `sieve run {sweep.path}` first")
     title = str(sweep.head.get("title", sweep.path.stem))
