@@ -14,8 +14,8 @@ import torch
 
 from lib.attribution.labelled_maps import write_maps
 from lib.attribution.patterns import PATTERN_RECIPES, classification_report, fit_patterns, predict_classes
+from lib.core.folders import Run
 from lib.core.keys import notebook_path
-from lib.core.runs import Run
 from lib.core.sweeps import load_sweep
 from lib.data.synthetic_attention import synthetic_maps
 

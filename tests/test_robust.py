@@ -9,8 +9,9 @@ import papermill
 import pytest
 import torch
 
+from lib.core.folders import find_run
 from lib.core.keys import notebook_path, run_key
-from lib.core.runs import find_run, runs
+from lib.core.runs import runs
 from lib.core.sweeps import SweepError, check_inputs, load_sweep
 from lib.data.ood import chosen_sets
 from lib.data.tasks import load_task

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from lib.core.base import ROOT, outputs
+from lib.core.folders import find_run
 from lib.core.keys import notebook_path
-from lib.core.runs import find_run, start, start_of
+from lib.core.runs import start, start_of
 from lib.core.testing import write_notebook
 from lib.study.robust import (
     arranged,

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from lib.maskers.maskers import make_masker
 from lib.maskers.passes import masked
-from lib.training.trainer import first_token
+from lib.training.loading import first_token
 
 
 class Step:

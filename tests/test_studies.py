@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib.core.runs import Run
+from lib.core.folders import Run
 from lib.core.sweeps import load_sweep
 
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,8 @@ import nbformat
 import pytest
 import torch
 
+from lib.core.folders import find_run
 from lib.core.keys import notebook_path
-from lib.core.runs import find_run
 from lib.core.sweeps import load_sweep
 from lib.maskers.maskers import MASKERS, MaskerRow
 from lib.maskers.passes import Policy

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lib.core.testing import write_notebook
 
-BEGIN = "import os, time\nfrom lib.core.runs import find_run, start\nrun = start('{}', globals())\nopen(os.environ.get('TOY_LOG', os.devnull), 'a').write(f'{run}\\n')"
+BEGIN = "import os, time\nfrom lib.core.folders import find_run; from lib.core.runs import start\nrun = start('{}', globals())\nopen(os.environ.get('TOY_LOG', os.devnull), 'a').write(f'{run}\\n')"
 READ = "read = lambda key: find_run(key).result['metrics'][0]['value']"
 NOTEBOOKS = {
     "draw": [

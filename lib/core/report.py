@@ -17,7 +17,8 @@ from .base import RunError, outputs
 from .engine import labelled, make_plan, span
 from .files import write_text
 from .keys import is_analysis
-from .runs import Run, environment
+from .folders import Run
+from .provenance import environment
 from .sweeps import Planned, Sweep
 
 # %% ../../nbs/core/5_report.ipynb #report-active

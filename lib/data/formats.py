@@ -23,7 +23,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from ..core.base import DataError, outputs
-from ..core.runs import file_sha256
+from ..core.files import file_sha256
 from .lines import json_lines, table_lines, text_lines
 
 # %% ../../nbs/data/01_formats.ipynb #10239f4e

@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.base import DataError, data_dir, nearest, outputs, rng_for
-from ..core.runs import file_hashes, write_text
+from ..core.files import write_text
+from ..core.runs import file_hashes
 from .formats import FORMATS, Format, files_of, hub_files, hub_rows, read_file, read_pairs, row_ids
 from .groups import GROUP_SPLITS, RawRows, Sampling, cell_sizes, check_parts, check_sampling
 from .groups import hatexplain_parts, toxigen_parts

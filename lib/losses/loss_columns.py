@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 
 from ..core.base import DataError, data_dir
 from ..core.keys import digest
-from ..core.runs import Run, find_run
+from ..core.folders import Run, find_run
 from ..data.synthetic_nli import fill_settings
 from ..data.tasks import TASKS, Task
 from .bias_models import check_file

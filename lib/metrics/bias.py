@@ -20,7 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from ..core.base import DataError, data_dir, nearest, rng_for
-from ..data.formats import json_lines
+from ..data.lines import json_lines
 from .inference import TAILS, bootstrap
 
 # %% ../../nbs/metrics/5_bias.ipynb #03b-bias-tests-05

@@ -25,7 +25,7 @@ from transformers.activations import ACT2FN
 
 from ..core.arrays import read_array
 from ..core.base import RunError, nearest
-from ..core.runs import Run, find_run
+from ..core.folders import Run, find_run
 from .architectures import UnitError, parts
 from .units import factors, original, tensors
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from scipy import stats
 
 from ..core.base import ROOT
-from ..core.runs import find_run
+from ..core.folders import find_run
 from ..data.synthetic_attention import PATTERN_CLASSES as KINDS, synthetic_maps
 from ..metrics.inference import holm, members_test, permuted
 from .synthetic import synthetic

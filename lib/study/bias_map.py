@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..core.base import ROOT
-from ..core.runs import find_run
+from ..core.folders import find_run
 from ..models.masks import load_mask
 from .values import dots
 from .study import differences

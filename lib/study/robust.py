@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.base import ROOT
-from ..core.runs import find_run
+from ..core.folders import find_run
 from ..data.ood import OOD, OOD_SETS
 from ..data.tasks import TASKS, dev_sets
 from ..metrics.inference import summary

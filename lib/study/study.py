@@ -9,7 +9,7 @@ __all__ = ['WORDS', 'MARKS', 'CONTROLS', 'NO_SEARCH', 'NAME_PARTS', 'AGAIN', 'SA
 # %% ../../nbs/study/1_study.ipynb #study-02
 import pandas as pd
 
-from ..core.runs import find_run, run_folders
+from ..core.folders import find_run, run_folders
 from ..metrics.inference import compare, summary
 
 # %% ../../nbs/study/1_study.ipynb #study-05

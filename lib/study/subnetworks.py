@@ -11,7 +11,7 @@ __all__ = ['UNIT_NAMES', 'FAMILIES', 'UNIT_FAMILIES', 'ANSWERS', 'ORDER', 'REPOR
 import numpy as np
 import pandas as pd
 
-from ..core.runs import find_run
+from ..core.folders import find_run
 from ..metrics.agreement import super_table
 from ..metrics.inference import paired_bootstrap, summary
 from ..models.masks import TASK_ORDER, mask_info, released_masks, run_masks, run_survival

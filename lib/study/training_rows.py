@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from ..attribution.lds import lds
 from ..core.base import ROOT
-from ..core.runs import find_run
+from ..core.folders import find_run
 from .study import in_words, over_seeds
 from .synthetic import synthetic
 

@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from ..core.base import ROOT, DataError, nearest, rng_for
 from ..core.keys import is_run_key
-from ..core.runs import find_run
+from ..core.folders import find_run
 from ..data.formats import hub_reachable
 from ..data.tasks import Task, task_texts, tiny_tokenizer
 from ..models.architectures import ARCHITECTURES, architecture, model_class, parts

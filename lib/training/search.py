@@ -21,7 +21,7 @@ from ..maskers.passes import Masker, masked
 from ..maskers.thresholds import zero_counts
 from ..models.masks import load_mask, save_mask
 from .checkpoints import scratch
-from .loading import head_names
+from .weights import head_names
 from .trainer import Evaluation, Optim, Recipe, _evaluated, evaluator, train
 
 # %% ../../nbs/training/5_search.ipynb #search-04
