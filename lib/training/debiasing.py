@@ -13,14 +13,14 @@ from torch import Tensor
 from ..losses.debiasing import Debiasing, DebiasingBatches, DebiasingLoss
 from .trainer import Optim, Recipe
 
-# %% ../../nbs/training/4_debiasing.ipynb #debiasing-03
+# %% ../../nbs/training/4_debiasing.ipynb #debiasing-loss
 def _debiasing_loss(model, batch: dict, step: int) -> Tensor:
     "The loss of a pass; the first of an epoch renews the attribute vectors"
     if int(model.objective.epoch) != batch["epoch"]:
         model.objective.renew(model, batch["epoch"])
     return model.objective(model, batch)
 
-
+# %% ../../nbs/training/4_debiasing.ipynb #debiasing-03
 def debiasing(
     model,  # with an encoder, as it is before the training
     rows: dict[str, list],  # kind -> encoded sentences
