@@ -77,6 +77,12 @@ def _proposer(
 
     return propose
 
+
+def _steps(n: int) -> dict[str, dict[str, int]]:
+    "Units that a step of each phase removes, by kind; n heads in the first"
+    whole, half, one = {"head": n}, {"head": max(1, n // 2)}, {"mlp": 1}
+    return {"A": whole | one, "B": half, "C": one, "heads": whole, "mlps": one}
+
 # %% ../../nbs/maskers/8_iterative.ipynb #be06cf42
 def structured_search(
     start: dict[str, torch.Tensor],  # the full mask: entries head (L, H) and mlp (L,)
@@ -92,14 +98,7 @@ def structured_search(
     Without a positive score to keep a share of, nothing is pruned."""
     if mode not in MODES or restart not in ("accepted", "rejected"):
         raise ValueError(f"mode {mode!r} restart {restart!r}: choose {', '.join(MODES)}; accepted, rejected")
-    n = max(1, int(start["head"].numel() * amount))
-    steps = {
-        "A": {"head": n, "mlp": 1},
-        "B": {"head": max(1, n // 2)},
-        "C": {"mlp": 1},
-        "heads": {"head": n},
-        "mlps": {"mlp": 1},
-    }
+    steps = _steps(max(1, int(start["head"].numel() * amount)))
     seen = [replace(evaluate("full", start), accepted=True)]
     for phase in MODES[mode] if seen[0].score > 0 else ():
         origin = accepted(seen)

@@ -203,7 +203,7 @@ class Blocks:
                 f"Valid: ffn {', '.join(f for f in FFN if f != 'default')}"
             )
 
-# %% ../../nbs/maskers/5_layouts.ipynb #lay-block-layout
+# %% ../../nbs/maskers/5_layouts.ipynb #lay-places
 def _layer(model: PreTrainedModel, group: str, layer: int, row: dict, how: Blocks) -> list[tuple[Slot, dict]]:
     "Places of one attention or FFN, each with the shapes of its score tensors"
     scheme, block = getattr(how, group), how.block
@@ -220,7 +220,7 @@ def _layer(model: PreTrainedModel, group: str, layer: int, row: dict, how: Block
         found.append((Slot(name, bare.shape, group, layer, part, factors, biased), shapes))
     return found
 
-
+# %% ../../nbs/maskers/5_layouts.ipynb #lay-block-layout
 def _blocks(model: PreTrainedModel, **options) -> Layout:
     "A score for each block"
     how, scores = Blocks(**options), {}
@@ -237,7 +237,7 @@ def _blocks(model: PreTrainedModel, **options) -> Layout:
     slots = [slot for slot, _ in found]
     return Layout("block", tuple(slots), scores, _dtype(model, slots))
 
-# %% ../../nbs/maskers/5_layouts.ipynb #lay-units
+# %% ../../nbs/maskers/5_layouts.ipynb #lay-table
 LAYOUTS = {
     "head": _activations,
     "ffn": _activations,
@@ -246,7 +246,7 @@ LAYOUTS = {
     "block": _blocks,
 }
 
-
+# %% ../../nbs/maskers/5_layouts.ipynb #lay-units
 def check_layout(
     units: str,  # of LAYOUTS
     options: dict,  # of these units

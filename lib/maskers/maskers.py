@@ -550,6 +550,15 @@ def masker_row(
     except (ImportError, AttributeError) as error:
         raise ValueError(f"masker {name!r}: {error}") from error
 
+
+def _check_options(name: str, row: MaskerRow, options: dict) -> None:
+    "ValueError for an option that the row's policy has not, or a number that is none"
+    for option, value in options.items():
+        if option not in (valid := row.options()):
+            raise ValueError(f"masker {name} has no option {option!r}{nearest(option, valid)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"masker {name}: option {option} is {value}, and must be a number")
+
 # %% ../../nbs/maskers/7_maskers.ipynb #msk-check
 def check_masker(
     name: str,  # of MASKERS, or module:function
@@ -566,11 +575,7 @@ def check_masker(
     check_layout(units, unit_options or {})
     if units not in row.units:
         raise ValueError(f"masker {name} takes {', '.join(row.units)}, and not {units}: {row.why}")
-    for option in options:
-        if option not in (valid := row.options()):
-            raise ValueError(f"masker {name} has no option {option!r}{nearest(option, valid)}")
-        if isinstance(options[option], float) and not math.isfinite(options[option]):
-            raise ValueError(f"masker {name}: option {option} is {options[option]}, and must be a number")
+    _check_options(name, row, options)
     policy = row.policy(**(row.preset | options))
     policy.check(units, steps)
     return policy

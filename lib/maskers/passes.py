@@ -137,13 +137,13 @@ class Masker(nn.Module):
             return {self.layout.units: self.mask(self.layout.units)}
         return {f"weight/{s.name}": expand_mask(self.grid(s), s.shape) for s in self.layout.slots}
 
-# %% ../../nbs/maskers/6_passes.ipynb #msk-named
+# %% ../../nbs/maskers/6_passes.ipynb #msk-one-score
 @patch
 def score(self: Masker, key: str) -> Tensor:
     "A score tensor by its name (a parameter's name has no dots)"
     return self.scores[key.replace(".", "/")]
 
-
+# %% ../../nbs/maskers/6_passes.ipynb #msk-named
 @patch
 def named_scores(self: Masker) -> dict[str, Tensor]:
     return {key.replace("/", "."): s for key, s in self.scores.items()}
@@ -164,7 +164,7 @@ def check(
             check_scores(named[key], f"scores of {key}")
     self._sound |= stamps
 
-# %% ../../nbs/maskers/6_passes.ipynb #msk-scores
+# %% ../../nbs/maskers/6_passes.ipynb #msk-set-scores
 @patch
 @torch.no_grad()
 def set_scores(self: Masker, values: dict[str, Tensor]) -> None:
@@ -172,19 +172,19 @@ def set_scores(self: Masker, values: dict[str, Tensor]) -> None:
     for key, value in values.items():
         self.score(key).copy_(value)
 
-
+# %% ../../nbs/maskers/6_passes.ipynb #msk-weights
 @patch
 def weights(self: Masker) -> dict[str, Tensor]:
     "Of the model, as they are without a mask"
     return self._weights[0]
 
-
+# %% ../../nbs/maskers/6_passes.ipynb #msk-scores
 @patch
 def magnitudes(self: Masker) -> dict[str, Tensor]:
     "Mean |w| of what each score stands for, of the model as it is without a mask"
     return unit_magnitudes(self.layout, self._weights[0])
 
-# %% ../../nbs/maskers/6_passes.ipynb #msk-level
+# %% ../../nbs/maskers/6_passes.ipynb #msk-one-level
 @patch
 def level(self: Masker, key: str) -> float:
     "The threshold of a score tensor, a plain number: a GPU would be waited for at every use"
@@ -193,7 +193,7 @@ def level(self: Masker, key: str) -> float:
         self._levels = stamp, dict(zip(self.layout.scores, self.levels.tolist(), strict=True))
     return self._levels[1][key]
 
-
+# %% ../../nbs/maskers/6_passes.ipynb #msk-level
 @patch
 def set_level(self: Masker, key: str, value: float) -> None:
     "Set it, rounded to the scores' type; it is saved with them"
@@ -234,7 +234,7 @@ def _state(self: Masker, new: Tensor | None = None) -> Tensor | None:
     own = torch.cuda if device.type == "cuda" and self.policy.noisy == "device" else torch.random
     return own.get_rng_state() if new is None else own.set_rng_state(new)
 
-# %% ../../nbs/maskers/6_passes.ipynb #msk-once
+# %% ../../nbs/maskers/6_passes.ipynb #msk-made-once
 @patch
 def once(self: Masker, name: str, make: Callable[[], object]):
     "What a pass makes once for all score tensors"
@@ -244,20 +244,20 @@ def once(self: Masker, name: str, make: Callable[[], object]):
         self._live[name] = make()
     return self._live[name]
 
-
+# %% ../../nbs/maskers/6_passes.ipynb #msk-grid
 @patch
 def grid(self: Masker, slot: Slot) -> Tensor:
     "The mask of one place before it is spread, with its gradient"
     return slot.grid(self.mask) if self.shown is None else self.shown[slot.name]
 
-
+# %% ../../nbs/maskers/6_passes.ipynb #msk-once
 @patch
 def rows(self: Masker, slot: Slot) -> Tensor:
     "Whether each row of a matrix has a weight left, (out,)"
     kept = (self.grid(slot).detach() != 0).any(1)
     return kept.repeat_interleave(slot.shape[0] // len(kept))
 
-# %% ../../nbs/maskers/6_passes.ipynb #msk-advance
+# %% ../../nbs/maskers/6_passes.ipynb #msk-moved
 @patch
 def advance(
     self: Masker,
@@ -269,13 +269,13 @@ def advance(
         self.step, self._live = step, {}
         self.policy.advance(self, step)
 
-
+# %% ../../nbs/maskers/6_passes.ipynb #msk-penalty
 @patch
 def penalty(self: Masker) -> Tensor:
     "A scalar with its gradient, to be added to the loss as it is"
     return self.policy.cost(self)
 
-
+# %% ../../nbs/maskers/6_passes.ipynb #msk-advance
 @patch
 @torch.no_grad()
 def _final_masks(self: Masker) -> dict[str, Tensor]:
@@ -309,13 +309,13 @@ def final(self: Masker) -> dict[str, Tensor]:
             ]
     return found
 
-# %% ../../nbs/maskers/6_passes.ipynb #msk-report
+# %% ../../nbs/maskers/6_passes.ipynb #msk-finished
 @patch(as_prop=True)
 def finished(self: Masker) -> bool:
     "Whether what the schedule moves has reached its end: before, no mask may be kept as the best"
     return self.policy.finished(self)
 
-
+# %% ../../nbs/maskers/6_passes.ipynb #msk-report
 @patch
 def report(self: Masker) -> dict[str, float]:
     "What an evaluation writes beside its score: the number that moves; units kept, or the share removed"

@@ -45,8 +45,7 @@ class Schedule:
     def __post_init__(self):
         if self.shape not in SHAPES:
             raise ValueError(f"no schedule {self.shape!r}{nearest(self.shape, SHAPES)}")
-        ends = (self.initial, self.final)
-        if not all(map(math.isfinite, (*ends, self.first, self.last))):
+        if not all(map(math.isfinite, (*(ends := (self.initial, self.final)), self.first, self.last))):
             raise ValueError(f"a schedule needs numbers: {ends} from {self.first} to {self.last}")
         if self.shape == "geometric" and min(ends) <= 0:
             raise ValueError(f"from {ends[0]} to {ends[1]}: a geometric schedule needs values above 0")

@@ -92,7 +92,7 @@ def exact_level(
     value = kth_smallest(values, k, method) if k else -math.inf
     return value if len(flat) > 1 or value < values.max() else level
 
-# %% ../../nbs/maskers/2_thresholds.ipynb #c35e1509
+# %% ../../nbs/maskers/2_thresholds.ipynb #thr-counted
 @lru_cache(maxsize=64)
 def _sample(n: int, size: int, device: torch.device) -> Tensor:
     "Positions among n, always the same"
@@ -107,7 +107,7 @@ def _at_most(scores: list[Tensor], level: float, equal: bool = True) -> int:
     counted = [(v, torch if isinstance(v, Tensor) else np) for v in arrays]
     return sum(int(lib.count_nonzero(v <= level if equal else v < level)) for v, lib in counted)
 
-
+# %% ../../nbs/maskers/2_thresholds.ipynb #c35e1509
 def _newton(scores: list[Tensor], level: float, miss: float, n: int, size: int = 16384) -> float:
     "Where the sample says that `miss` more of the n entries would be at most the level"
     flat = [s.flatten() for s in scores]

@@ -167,7 +167,7 @@ def pair_scores(
     columns = {name: [p[name] for p in pairs] for name in ("direction", "bias_type")}
     return table[list(sides)].round(3).assign(**columns).reset_index(drop=True)
 
-# %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-13
+# %% ../../nbs/metrics/6_bias_scores.ipynb #bias-scores-sides
 def _sides(model, tokenizer, test: dict[str, list[str]], how: str) -> list[np.ndarray]:
     "Vectors of X, Y, A, B; a set of texts that are known already has the very same, in whatever order"
     known, sides = {}, []
@@ -177,7 +177,7 @@ def _sides(model, tokenizer, test: dict[str, list[str]], how: str) -> list[np.nd
         sides.append(np.stack([known[t] for t in texts]))
     return sides
 
-
+# %% ../../nbs/metrics/6_bias_scores.ipynb #08i-bias-scores-13
 def bias_rows(
     model,
     tokenizer,

@@ -206,8 +206,7 @@ def members_test(
     places = np.vstack([np.arange(units), permuted(units, draws, np.random.default_rng(seed), strata)])
     drawn = sum(table[places[:, v], v] for v in range(units))  # (1 + draws, C), the observed first
     kin = np.equal.outer(*[np.zeros(units) if strata is None else strata] * 2)  # may change places
-    p, p_all = _two_sided(
-        drawn, np.einsum("uv,uvc->c", kin / kin.sum(0), table)
-    )  # expected: 0 without strata
+    expected = np.einsum("uv,uvc->c", kin / kin.sum(0), table)  # 0 without strata
+    p, p_all = _two_sided(drawn, expected)
     low, high = np.quantile(drawn, TAILS, axis=0)
     return dict(difference=drawn[0], low=low, high=high, p=p, p_all=p_all, runs=int(mixed.sum()))

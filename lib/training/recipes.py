@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from ..data.ood import as_set
+from ..data.ood import EvaluationSet, as_set
 from ..core.base import DataError
 from ..data.tasks import Task, collator, tokenized
 from ..metrics.scores import accuracy_by, predictions, score
@@ -56,6 +56,14 @@ def criterion(model, tokenizer, dataset, task: Task, max_length: int = 128, metr
     name, logits = metric or task.criterion, predict(model, tokenizer, dataset, max_length=max_length)
     return score(logits, np.asarray(dataset["label"]), [name])[name]
 
+# %% ../../nbs/training/3_recipes.ipynb #recipes-scored
+def _scored(name: str, one: EvaluationSet, logits: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, dict]:
+    "Answers and scores of a set; ValueError with its name for what is no number"
+    try:
+        return predictions(logits, one.collapse), score(logits, y, one.metrics, one.collapse)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
 # %% ../../nbs/training/3_recipes.ipynb #recipes-16
 def score_sets(
     model,
@@ -73,8 +81,7 @@ def score_sets(
     for name, given in sets.items():
         one, shared = as_set(given, task), dict(split=name, task=task.name)
         logits, y = predict(model, tokenizer, one.rows, batch_size, max_length), np.asarray(one["label"])
-        answer, shared = predictions(logits, one.collapse), shared | dict(source=one.source, **labels)
-        values = score(logits, y, one.metrics, one.collapse)
+        (answer, values), shared = _scored(name, one, logits, y), shared | dict(source=one.source, **labels)
         rows += [dict(metric=m, value=float(v), n=len(y), **shared) for m, v in values.items()]
         rows += [row | shared for row in accuracy_by(answer, y, {c: one[c] for c in one.by})]
         columns = {f"logit_{c}": logits[:, c] for c in range(logits.shape[1])}
@@ -94,8 +101,10 @@ def with_columns(
                 f"column {name!r} of {len(values)} rows does not fit {len(rows)} rows "
                 f"with {', '.join(rows.column_names)}"
             )
+        if (bad := np.isnan(values := np.asarray(values, np.float32)).reshape(len(values), -1).any(1)).any():
+            raise DataError(f"column {name!r}: row {int(bad.argmax())} is NaN")
         fingerprint = f"{rows._fingerprint[:40]}-{name}"[:64]
-        rows = rows.add_column(name, list(np.asarray(values, np.float32)), new_fingerprint=fingerprint)
+        rows = rows.add_column(name, list(values), new_fingerprint=fingerprint)
     return rows
 
 # %% ../../nbs/training/3_recipes.ipynb #dfb85f47

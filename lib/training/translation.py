@@ -138,6 +138,14 @@ def summed_token_loss(model, batch: dict, smoothing: float = 0.1) -> Tensor:
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return token_loss(exact, labels, smoothing) * (labels != -100).sum()
 
+# %% ../../nbs/training/4_translation.ipynb #translation-generated
+def _generated(model, batch: dict, beams: int) -> list[list[int]]:
+    "The answers' tokens, without the mark that starts them"
+    inputs = {n: batch[n].to(model.device) for n in ("input_ids", "attention_mask")}
+    longest = int(1.2 * batch["input_ids"].shape[1] + 10.0)
+    search = dict(num_beams=beams, do_sample=False, length_penalty=1.0, early_stopping=True)
+    return model.generate(**inputs, **search, max_new_tokens=longest)[:, 1:].tolist()
+
 # %% ../../nbs/training/4_translation.ipynb #08g-translator-19
 @torch.no_grad()
 def translations(
@@ -153,18 +161,8 @@ def translations(
     ids, answers = tokenizer.rows(rows, max_length), {}
     order = np.argsort([len(x) for x in ids["input_ids"]], kind="stable")
     for at in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
-        batch = tokenizer.collate(ids[at])
-        found = model.generate(
-            input_ids=batch["input_ids"].to(model.device),
-            attention_mask=batch["attention_mask"].to(model.device),
-            num_beams=beams,
-            do_sample=False,
-            length_penalty=1.0,
-            early_stopping=True,
-            max_new_tokens=int(1.2 * batch["input_ids"].shape[1] + 10.0),
-        )
-        after_start = found[:, 1:].tolist()  # the first token is the mark that starts it
-        answers |= {int(i): tokenizer.text(out) for i, out in zip(at, after_start, strict=True)}
+        found = _generated(model, tokenizer.collate(ids[at]), beams)
+        answers |= {int(i): tokenizer.text(out) for i, out in zip(at, found, strict=True)}
     return [answers[i] for i in range(len(answers))]
 
 # %% ../../nbs/training/4_translation.ipynb #translation-04
