@@ -92,6 +92,8 @@ def _is_number(text: str) -> bool:
 # %% ../../nbs/data/00_lines.ipynb #formats-fields
 def _quoted_table(path: Path, sep: str) -> list[tuple[int, list[str]]] | None:
     "First line and fields of every record of a file written with quoting; None for any other"
+    if not any('"' in line for line in text_lines(path)):
+        return None
     records, held, odd = [], [], 0
     for n, line in enumerate(text_lines(path), 1):
         held += [line] if held or line.strip() else []

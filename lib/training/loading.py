@@ -297,6 +297,9 @@ def load_head(
     saved, own = load_file(path), head_names(model)
     if set(saved) != set(own):
         raise ValueError(f"{path} holds {', '.join(sorted(saved))}; this model's head is {', '.join(own)}")
+    for name, value in saved.items():
+        if value.shape != (own_shape := model.get_parameter(name).shape):  # else it would be spread out
+            raise ValueError(f"{path}: {name} is {tuple(value.shape)}, and this model's {tuple(own_shape)}")
     _set_parameters(model, saved)
 
 # %% ../../nbs/training/1_loading.ipynb #loading-15
