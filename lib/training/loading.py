@@ -124,7 +124,11 @@ def _fetched(model: str) -> str:
         if not any(Path(folder).glob("model*.safetensors*")):
             folder = snapshot_download(name, allow_patterns=[*kept, "pytorch_model*.bin"], **options)
     except (OSError, ValueError) as error:
-        state = "" if there else " (the hub does not answer, so only what is stored here counts)"
+        state = (
+            ""
+            if there
+            else " (the hub does not answer, or HF_HUB_OFFLINE is set: only what is stored here counts)"
+        )
         raise DataError(f"no model {model!r} on the hub: {str(error).splitlines()[0]}{state}") from None
     return folder
 
