@@ -55,14 +55,6 @@ def _draw_cells(frame: pd.DataFrame, want: dict[tuple, int], seed: int, where: s
     return pd.concat([cells[cell].sample(n, random_state=seed) for cell, n in sorted(want.items()) if n])
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-09
-def _csv(path: Path) -> pd.DataFrame:
-    "The rows of a file as they are: an empty field is no number, and NA is a text"
-    try:
-        return pd.read_csv(path, keep_default_na=False)
-    except (ValueError, OverflowError) as error:  # pandas' own are of the first kind
-        raise DataError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from None
-
-
 def _need(raw: pd.DataFrame, columns: str, where: str) -> None:
     for column in columns.split():
         if column not in raw:
@@ -95,6 +87,14 @@ def _whole(raw: pd.DataFrame, columns: str, where: str) -> None:
         empty = raw[column].isna() | (raw[column].astype(str).str.strip() == "")
         if empty.any():
             raise DataError(f"{where}, row {int(empty.to_numpy().argmax()) + 1}: column {column} is empty")
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    "The rows of a file as they are: an empty field is no number, and NA is a text"
+    try:
+        return pd.read_csv(path, keep_default_na=False)
+    except (ValueError, OverflowError) as error:  # pandas' own are of the first kind
+        raise DataError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from None
 
 # %% ../../nbs/data/07_groups.ipynb #groups-toxigen-train
 def _toxigen_train(raw: pd.DataFrame, size: int = 1000, seed: int = 42) -> tuple[pd.DataFrame, pd.DataFrame]:
