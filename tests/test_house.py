@@ -238,3 +238,10 @@ def test_every_published_command_has_a_stage_a_place_or_a_reason():
     assert all(what and places for what, places in covered.values())
     readme_rows = re.findall(r"(?m)^\| ([A-Z]\d+[a-z]?) \|", (ROOT / "docs" / "commands.md").read_text())
     assert sorted(readme_rows) == sorted(COMMANDS)
+
+
+def test_nothing_of_a_stranger_is_executed():
+    "Every automatic class of transformers refuses code of a model's own, instead of asking for leave."
+    calls = re.compile(r"\bAuto\w+\.from_pretrained\(([^()]*(?:\([^()]*\)[^()]*)*)\)")
+    found = [(p.name, m[1]) for p in modules() for m in calls.finditer(p.read_text())]
+    assert len(found) >= 3 and [f for f in found if "trust_remote_code=False" not in f[1]] == []

@@ -88,6 +88,14 @@ def _whole(raw: pd.DataFrame, columns: str, where: str) -> None:
         if empty.any():
             raise DataError(f"{where}, row {int(empty.to_numpy().argmax()) + 1}: column {column} is empty")
 
+
+def _csv(path: Path) -> pd.DataFrame:
+    "The rows of a file as they are: an empty field is no number, and NA is a text"
+    try:
+        return pd.read_csv(path, keep_default_na=False)
+    except (ValueError, OverflowError) as error:  # pandas' own are of the first kind
+        raise DataError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from None
+
 # %% ../../nbs/data/07_groups.ipynb #groups-toxigen-train
 def _toxigen_train(raw: pd.DataFrame, size: int = 1000, seed: int = 42) -> tuple[pd.DataFrame, pd.DataFrame]:
     "(training rows; the ordered frame they are from); size: rows of a group before the 80 %"
@@ -247,7 +255,7 @@ class RawRows:
     def frame(self, part: str) -> pd.DataFrame:
         "The rows of a file (or a configuration on the hub) as they are"
         if self.place != "hub":
-            return pd.read_csv(self.file(f"{part}.csv"), keep_default_na=False)
+            return _csv(self.file(f"{part}.csv"))
         self.files += hub_files(rows := hub_rows(self.repo, part, "train"))
         return rows.to_pandas()
 
@@ -256,7 +264,7 @@ def _prepared(raw: RawRows) -> pd.DataFrame | None:
     "The prepared training set; None when the folder has none"
     if raw.place == "hub" or not (raw.place / "thesis_train.csv").is_file():
         return None
-    rows = pd.read_csv(path := raw.file("thesis_train.csv"), keep_default_na=False)
+    rows = _csv(path := raw.file("thesis_train.csv"))
     _need(rows, "text label group", str(path))
     _whole(rows, "text group", str(path))
     rows = rows.assign(label=_labels(rows, "label", str(path)))

@@ -19,6 +19,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
 from ..core.base import DataError, rng_for
 from .formats import detokenised
+from .lines import json_file
 from .tasks import Task
 
 # %% ../../nbs/data/11_translation.ipynb #02b-translation-05
@@ -62,11 +63,15 @@ class PairTokenizer:
 
     def __init__(self, sides: list[PreTrainedTokenizerFast], sizes: list[int], languages: tuple):
         self.sides, self.sizes, self.languages = sides, list(sizes), tuple(languages)
-        self.pad = DataCollatorForSeq2Seq(sides[0])
+        self.pad, self.positions = DataCollatorForSeq2Seq(sides[0]), None  # of the model, where it is known
 
     def encode(self, texts: list[str], side: int, max_length: int) -> list[list[int]]:
-        "Numbers, the end mark last; longer texts are cut"
+        "Numbers, the end mark last; longer texts are cut. DataError for a length that no model reads"
+        if max_length < 2:
+            raise DataError(f"max_length {max_length} leaves no room for a piece beside the end mark")
         ids = self.sides[side](list(texts), truncation=True, max_length=max_length)["input_ids"]
+        if self.positions and (longest := max(map(len, ids), default=0)) > self.positions:
+            raise DataError(f"a text of {longest} pieces, and the model has {self.positions} positions")
         return [[i if i < self.sizes[side] else UNK for i in row] for row in ids]
 
     def text(self, ids) -> str:
@@ -116,9 +121,12 @@ def load_pair_tokenizer(folder: Path) -> PairTokenizer:
     "From a folder; DataError if it holds none."
     if not (about := Path(folder, "sides.json")).is_file():
         raise DataError(f"{folder} has no sides.json: it is no translation model of this project")
-    known = json.loads(about.read_text(encoding="utf-8"))
-    sides = [PreTrainedTokenizerFast.from_pretrained(Path(folder, n)) for n in ("source", "target")]
-    return PairTokenizer(sides, known["sizes"], known["languages"])
+    known = json_file(about)
+    try:
+        sides = [PreTrainedTokenizerFast.from_pretrained(Path(folder, n)) for n in ("source", "target")]
+        return PairTokenizer(sides, known["sizes"], known["languages"])
+    except Exception as error:  # a stranger's files: the tokenizers library raises nothing narrower
+        raise DataError(f"{folder}: its tokenizers cannot be read: {str(error).splitlines()[0]}") from None
 
 # %% ../../nbs/data/11_translation.ipynb #02b-translation-12
 def token_batches(

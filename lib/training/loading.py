@@ -125,47 +125,50 @@ def _local(model: str) -> str:
     return ""
 
 # %% ../../nbs/training/1_loading.ipynb #loading-fetched
-def _fetched(model: str) -> str:
-    "The folder in which a model of the hub is stored here; DataError where it is not"
+_SAYS = {  # an error of the hub's client -> what it means
+    "LocalEntryNotFoundError": "it does not answer, or HF_HUB_OFFLINE is set, and the model is not stored here",
+    "GatedRepoError": "who wants this model has to ask for it there",
+    "RepositoryNotFoundError": "there is no such model",
+    "RevisionNotFoundError": "the model has no such revision",
+}
+
+
+def _fetched(model: str, *patterns: str) -> str:
+    "The folder in which these files of a model of the hub are stored here; DataError with what the hub says"
     from huggingface_hub import snapshot_download
 
     name, revision = _ON_HUB.fullmatch(model).groups()
-    there, kept = hub_reachable(), ["*.json", "*.txt", "*.model"]
-    options = dict(revision=revision, local_files_only=not there, ignore_patterns=["*/*"])
+    options = dict(allow_patterns=[*patterns], ignore_patterns=["*/*"], local_files_only=not hub_reachable())
     try:
-        folder = snapshot_download(name, allow_patterns=[*kept, "model*.safetensors"], **options)
-        if not any(Path(folder).glob("model*.safetensors*")):
-            folder = snapshot_download(name, allow_patterns=[*kept, "pytorch_model*.bin"], **options)
-    except (OSError, ValueError) as error:
-        state = "" if there else " (the hub does not answer, so only what is stored here counts)"
-        raise DataError(f"no model {model!r} on the hub: {str(error).splitlines()[0]}{state}") from None
-    return folder
+        return snapshot_download(name, revision=revision, **options)
+    except Exception as error:  # the client raises whatever its connection does
+        known = [_SAYS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _SAYS]
+        why = known[0] if known else str(error).splitlines()[0]
+        said = f"not tiny, no run key, no folder, and the hub says: {why}"
+        raise DataError(f"no model {model!r}: {said}") from None
 
 # %% ../../nbs/training/1_loading.ipynb #loading-hub
 def model_place(
     model: str,  # run key, local folder or hub name
 ) -> str:
     "The folder of a model, fetched where it lies on the hub."
-    return _local(model) or _fetched(model)
+    if folder := _local(model):
+        return folder
+    words = "*.json", "*.txt", "*.model"
+    folder = _fetched(model, *words, "model*.safetensors")
+    whole = any(Path(folder).glob("model*.safetensors*"))
+    return folder if whole else _fetched(model, *words, "pytorch_model*.bin")
 
 # %% ../../nbs/training/1_loading.ipynb #loading-config
 def _config(model: str):
     "Configuration of a model by name; no code of the model's own is run"
-    if not (place := _local(model)):
-        hub_reachable()
-    name, revision = (place, None) if place else _ON_HUB.fullmatch(model).groups()
+    place = _local(model) or _fetched(model, "config.json")
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # a stranger's file: the library raises what it meets there
-        why = str(error).splitlines()[0]
-        if "trust_remote_code" in str(error):
-            why = "it needs code of its own, which is never run"
-        who = (
-            f"{place} holds none that can be read"
-            if place
-            else "not tiny, no run key, no folder, and the hub says"
-        )
-        raise DataError(f"no model {model!r}: {who}: {why}") from None
+        remote = "trust_remote_code" in str(error)
+        why = "it needs code of its own, which is never run" if remote else str(error).splitlines()[0]
+        raise DataError(f"no model {model!r}: {place} holds none that can be read: {why}") from None
 
 # %% ../../nbs/training/1_loading.ipynb #loading-08
 def check_model(
@@ -310,6 +313,9 @@ def load_head(
     saved, own = load_file(path), head_names(model)
     if set(saved) != set(own):
         raise ValueError(f"{path} holds {', '.join(sorted(saved))}; this model's head is {', '.join(own)}")
+    for name, value in saved.items():
+        if value.shape != (own_shape := model.get_parameter(name).shape):  # else it would be spread out
+            raise ValueError(f"{path}: {name} is {tuple(value.shape)}, and this model's {tuple(own_shape)}")
     _set_parameters(model, saved)
 
 # %% ../../nbs/training/1_loading.ipynb #loading-15

@@ -119,6 +119,7 @@ def load_translator(
         initialise(net, seed)
     else:
         net, tokenizer = _trained_translator(model, task, attn_implementation=attn)
+    tokenizer.positions = net.config.max_position_embeddings
     return net.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 # %% ../../nbs/training/4_translation.ipynb #08g-translator-11

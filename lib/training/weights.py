@@ -86,9 +86,10 @@ def _faults(net, info: dict) -> str:
     if wrong := sorted(info["mismatched_keys"]):
         name, theirs, ours = wrong[0]
         return f"{name} is {tuple(theirs)}, and by the configuration {tuple(ours)}"
-    missing, names = set(info["missing_keys"]), {}
+    names, sines = {}, [n for n, m in net.named_modules() if "Sinusoidal" in type(m).__name__]  # never stored
     for name, p in net.named_parameters(remove_duplicate=False):
         names.setdefault(p, set()).add(name)  # a tied one has several
+    missing = set(info["missing_keys"]) - {f"{n}.weight" for n in sines}
     head = [names[net.get_parameter(n)] for n in head_names(net)]
     pooler = {n for n in missing if re.search(r"(^|\.)pooler\.", n)}
     if lost := missing - (set().union(pooler, *head) if all(known & missing for known in head) else set()):
