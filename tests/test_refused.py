@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lib.core.base import notebooks_dir
 from lib.core.sweeps import SweepError, check_inputs, load_sweep
 
 KEYS = ["aaaaaaaaaa", "bbbbbbbbbb"]
@@ -173,6 +174,15 @@ def test_the_defaults_can_be_planned(notebook, tmp_path):
     if any("runs" in values for values in BAD[notebook]) and notebook not in ("draw_masks",):
         pytest.skip("an analysis needs runs")
     planned(notebook, {}, tmp_path)
+
+
+SYNTHETIC = ["attention", "d3m", "demo", "gender", "gender-synthetic", "head_gates", "lottery", "srnets"]
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_no_study_holds_such_a_value(name):
+    path = notebooks_dir() / "sweeps" / f"{name}.yaml"
+    check_inputs(load_sweep(path, smoke=True).planned, path)
 
 
 def test_there_are_enough_of_them():

@@ -21,13 +21,6 @@ from ..core.runs import start
 from .figures import marked, save_figure
 
 # %% ../../nbs/study/3_pages.ipynb #pages-05
-def _there(keys: list[str]) -> bool:
-    try:
-        return bool([find_run(key) for key in keys])
-    except CorruptRun:
-        return False
-
-
 def latest(
     notebook: str,  # name of an analysis
     asked: dict,  # its parameters; the others are defaults
@@ -39,9 +32,10 @@ def latest(
         same = sum(run.params.get(name) == value for name, value in others.items())
         return same, run.provenance.get("finished", 0)
 
+    there = {run.key for run in run_folders()}
     found = [run for run in run_folders(notebook) if run.params.get("runs")]
     found = sorted(found, key=likeness, reverse=True)
-    return next((r for r in found if not r.problem() and _there(r.params["runs"])), None)
+    return next((r for r in found if there >= set(r.params["runs"]) and not r.problem()), None)
 
 # %% ../../nbs/study/3_pages.ipynb #pages-08
 NO_RESULT = "invented example data, no result"
@@ -70,9 +64,11 @@ def figure(
     name: str,  # file in the run's folder, as `curves.svg`
     shown: bool = True,  # in the notebook too
 ) -> None:
-    "Show the figure and store it with the run; of invented data its title says so."
-    drawn = marked(drawn, NO_RESULT) if self.invented else drawn
-    save_figure(drawn, self.run.path(name))
+    "Show the figure and store it with the run; of invented data its title says so, and nothing is stored."
+    if self.invented:
+        drawn = marked(drawn, NO_RESULT)
+    else:
+        save_figure(drawn, self.run.path(name))
     if shown:
         display(drawn)
 
@@ -83,8 +79,9 @@ def save(
     frame: pd.DataFrame,
     name: str,  # file in the run's folder, as `scores.csv`
 ) -> None:
-    "Store the frame with the run, as CSV; of invented data with a column that says so."
-    self.table(frame).to_csv(self.run.path(name), index=False)
+    "Store the frame with the run, as CSV; invented data are not stored."
+    if not self.invented:
+        frame.to_csv(self.run.path(name), index=False)
 
 # %% ../../nbs/study/3_pages.ipynb #pages-12
 @patch
