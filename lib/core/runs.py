@@ -37,7 +37,9 @@ def _fingerprint(folder: Path, mtime_ns: int) -> str:
 
 def _fingerprint_now(run: str) -> str:  # of `notebook/key`; "" if it has no result
     path = outputs() / run / "result.json"
-    return _fingerprint(path.parent, path.stat().st_mtime_ns) if path.exists() else ""
+    with contextlib.suppress(OSError):
+        return _fingerprint(path.parent, path.stat().st_mtime_ns)
+    return ""
 
 
 def _upstream(
