@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]  # the project root
 
 @functools.cache  # asked for with every run of thousands
 def _resolved(place: str) -> Path:
-    return (ROOT / Path(place).expanduser()).resolve()
+    home = ROOT if (ROOT / "settings.ini").is_file() else Path.cwd()  # never below site-packages
+    return (home / Path(place).expanduser()).resolve()
 
 
 def _place(variable: str, default: str) -> Path:

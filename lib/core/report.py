@@ -14,9 +14,8 @@ from pathlib import Path
 
 from .base import RunError, outputs
 from .engine import labelled, make_plan, span
-from .files import write_text
 from .keys import is_analysis
-from .runs import Run, environment
+from .runs import Run, environment, write_text
 from .sweeps import Planned, Sweep
 
 # %% ../../nbs/core/5_report.ipynb #f512275c

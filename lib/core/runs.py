@@ -23,6 +23,7 @@ from fastcore.basics import patch
 
 from .base import RunError, data_dir, outputs
 from .files import broken, file_sha256, lock, read_json, seal, write_json
+from .files import write_text  # noqa: F401 (others take it from here)
 from .folders import OWN, SCHEMA, Run, _artefact_files, _named, _sealed, _sealed_params
 from .folders import find_run, identity_of, plain, run_folders
 from .keys import Parameter, code_hashes, digest, fill, in_key, is_run_key, parameters, run_key
