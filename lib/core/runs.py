@@ -107,8 +107,9 @@ def _changed_data(files: dict) -> list[str]:
     return found
 
 
-def _changed_models(models: dict) -> list[str]:  # a model that is not here may be somewhere else
-    return [f"model {name} changed" for name, was in models.items() if model_identity(name) not in ("", was)]
+def _changed_models(models: dict) -> list[str]:  # one that is not here, or was not then, says nothing
+    now = {name: model_identity(name) for name, was in models.items() if was}
+    return [f"model {name} changed" for name, identity in now.items() if identity not in ("", models[name])]
 
 # %% ../../nbs/core/2_runs.ipynb #runs-stale-because
 @patch
@@ -156,8 +157,8 @@ class AlreadyFinished(RunError):
 # %% ../../nbs/core/2_runs.ipynb #bd5c004b
 def _may_go_on(run: Run, made: dict) -> bool:  # from what an earlier attempt left
     before = run.provenance
-    same = all(before.get(k) == made[k] for k in ("code", "models", "upstream"))
-    return same and not _changed_data(before.get("data", {}))
+    same = all(before.get(k) == made[k] for k in ("code", "upstream"))
+    return same and not _changed_data(before.get("data", {})) + _changed_models(before.get("models", {}))
 
 
 def _clear(run: Run, kept: set) -> None:
