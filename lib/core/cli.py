@@ -132,6 +132,7 @@ def show(args) -> int:
     lists = {
         "parameters": [f"{name} = {value}" for name, value in r.params.items()],
         "artefacts": [f"{name} = {a['size']} bytes" for name, a in found.get("artefacts", {}).items()],
+        "models": [f"{name} = {value or 'unknown'}" for name, value in made.get("models", {}).items()],
         "upstream": [f"{name} = {value}" for name, value in made.get("upstream", {}).items()],
         "metrics": [
             ", ".join(f"{k}={v}" for k, v in row.items() if v is not None) for row in found.get("metrics", [])
