@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import psutil
 import pytest
@@ -227,6 +228,11 @@ def check_recovery(project, undisturbed, ended, whom):
     assert values == {
         json.dumps(json.loads(content), sort_keys=True) for content in undisturbed[0].results().values()
     }
+    assert not list((project.outputs / ".locks").iterdir())  # every lock file went with its owner
+    books = [Path(project.outputs, name, "run.ipynb") for name in project.results()]
+    assert all(
+        json.loads(p.read_text())["metadata"]["papermill"]["end_time"] for p in books
+    )  # written to the end
 
 
 def test_killed_and_started_again(tmp_path, undisturbed):

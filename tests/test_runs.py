@@ -230,8 +230,8 @@ def test_somebody_elses_outputs_are_read_and_never_written(project):
         "damaged, made again: draw/" in told.stdout
         and "n.txt cannot be read: permission denied" in told.stdout
     )
-    assert told.stderr.count("permission denied; set SIEVE_OUTPUTS to a folder of your own") == 3
-    assert told.stderr.split("Traceback")[0].count("sieve: cannot write") == 2
+    assert told.stderr.count("cannot be written; set SIEVE_OUTPUTS to a folder of your own") == 3
+    assert told.stderr.split("Traceback")[0].count("sieve: Permission denied: ") == 2
 
 
 KILLER = """import os, signal
@@ -271,9 +271,9 @@ def test_gc_beside_a_sweep_harms_nothing(tmp_path):
     project = Project(tmp_path, wait=0.3)
     sweep, asked = project.popen("run", project.sweep, "-j", "2"), []
     while sweep.poll() is None:
-        asked.append(project.sieve("gc")[1])
+        asked.append(project.sieve("gc"))
     assert sweep.returncode == 0, sweep.communicate()[0]
-    assert len(asked) > 5 and not any(asked)
+    assert len(asked) > 5 and [said for said, code in asked if code] == []
     assert len(project.results()) == len(project.made()) == len(set(project.made())) == 9
     assert not list((project.outputs / ".locks").iterdir())
 

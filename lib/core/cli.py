@@ -149,6 +149,7 @@ def show(args) -> int:
     lists = {
         "parameters": [f"{name} = {value}" for name, value in r.params.items()],
         "artefacts": [f"{name} = {a['size']} bytes" for name, a in found.get("artefacts", {}).items()],
+        "models": [f"{name} = {value or 'unknown'}" for name, value in made.get("models", {}).items()],
         "upstream": [f"{name} = {value}" for name, value in made.get("upstream", {}).items()],
         "metrics": [
             ", ".join(f"{k}={v}" for k, v in row.items() if v is not None) for row in found.get("metrics", [])
@@ -161,8 +162,23 @@ def show(args) -> int:
     return 0
 
 # %% ../../nbs/core/6_cli.ipynb #267eda01
+import time
+
+
+def _files(place: Path) -> list[str]:  # below it; what goes while we look is no error
+    return [os.path.join(top, name) for top, _, names in os.walk(place) for name in names]
+
+
+def _stat(path) -> tuple[int, float]:  # bytes, seconds since it was changed; nothing of what has gone
+    try:
+        s = os.stat(path)
+        return s.st_size, time.time() - s.st_mtime
+    except FileNotFoundError:
+        return 0, 0.0
+
+
 def _size(path: Path) -> int:  # bytes of a file or of everything below a folder
-    return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
+    return sum(_stat(file)[0] for file in (_files(path) if path.is_dir() else [path]))
 
 
 def du(args) -> int:
@@ -183,10 +199,9 @@ def _referenced() -> set[str]:  # runs that some sweep asks for
 
 
 def _can_go_on(r: Run) -> bool:  # from what it has finished
-    return any(
-        p.name == "complete" or p.suffix in (".safetensors", ".npy")
-        for p in r.folder.glob("checkpoints*/**/*")
-    )
+    left = (Path(p) for p in _files(r.folder))
+    kept = (p for p in left if p.relative_to(r.folder).parts[0].startswith("checkpoints"))
+    return any(p.name == "complete" or p.suffix in (".safetensors", ".npy") for p in kept)
 
 
 def _garbage(r: Run, kind: str, wanted: set | None) -> tuple[Path | None, bool]:
@@ -202,8 +217,8 @@ def _garbage(r: Run, kind: str, wanted: set | None) -> tuple[Path | None, bool]:
 
 # %% ../../nbs/core/6_cli.ipynb #cli-remove
 import contextlib
+import re
 import tempfile
-import time
 
 from .files import locked
 
@@ -216,16 +231,17 @@ def _sockets() -> list[Path]:  # folders of kernels whose job was killed long ag
     except OSError:  # not Linux
         return []
     there = [p for p in Path(tempfile.gettempdir()).glob("sieve-*") if p.is_dir()]
-    old = [p for p in there if time.time() - p.stat().st_mtime > 86400 and p.stat().st_uid == os.getuid()]
-    return [p for p in old if f"{p}/" not in used]
+    own = [p for p in there if _stat(p)[1] > 86400 and p.stat().st_uid == os.getuid()]
+    return [p for p in own if f"{p}/" not in used]
 
 
 def _left_behind() -> list[
     Path
 ]:  # by processes that are gone: folders of sweeps, drafts, lock files, sockets
-    found = [*outputs().glob(".engine/*"), *outputs().glob(".locks/*"), *outputs().rglob(".*.part")]
-    found = [p for p in found if p.exists() and time.time() - p.stat().st_mtime > _YOUNG]
-    return [p for p in found if not locked(p / "alive" if p.is_dir() else p)] + _sockets()
+    drafts = [Path(p) for p in _files(outputs()) if re.search(r"/\.[^/]+\.part$", p)]
+    found = [*outputs().glob(".engine/*"), *outputs().glob(".locks/*"), *drafts]
+    old = [p for p in found if _stat(p)[1] > _YOUNG]
+    return [p for p in old if not locked(p / "alive" if p.is_dir() else p)] + _sockets()
 
 # %% ../../nbs/core/6_cli.ipynb #cli-remove-run
 def _remove(r: Run, wanted: set | None, yes: bool) -> None:
@@ -257,7 +273,7 @@ def gc(args) -> int:
     for r, _ in now if really else []:
         _remove(r, wanted, args.yes)
     for p in left if really else []:
-        shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
+        shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
     return 0
 
 # %% ../../nbs/core/6_cli.ipynb #269d6fae

@@ -29,7 +29,7 @@ def _writing(path: Path):
     except OSError as e:
         own = "; set SIEVE_OUTPUTS to a folder of your own"
         cure = own if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST) else ""
-        raise WriteError(f"cannot write {path}: {(e.strerror or str(e)).lower()}{cure}") from e
+        raise WriteError(f"{e.strerror or e}: {path} cannot be written{cure}") from e
 
 # %% ../../nbs/core/1_files.ipynb #files-write-text
 def write_text(path: Path, text: str) -> None:

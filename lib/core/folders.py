@@ -79,7 +79,9 @@ def _sealed_params(made: dict) -> dict:  # and with a digest of what made the ru
 def _whole_params(found) -> dict:  # runs of earlier versions bear no checksum
     if not isinstance(found, dict) or not isinstance(found.get("parameters"), dict):
         return {}
-    return found if "checksum" not in found or _sealed_params(found) == found else {}
+    parts = all(isinstance(found.get(k, {}), dict) for k in (*_MADE_BY, "environment"))
+    times = all(isinstance(found.get(k, 0), (int, float)) for k in ("started", "finished", "seconds"))
+    return found if parts and times and ("checksum" not in found or _sealed_params(found) == found) else {}
 
 # %% ../../nbs/core/2_folders.ipynb #folders-load
 @patch

@@ -51,12 +51,13 @@ def model_folder(model: str) -> Path | None:
 
 # %% ../../nbs/core/1_provenance.ipynb #prov-hub-commit
 def _hub_commit(model: str) -> str:  # in the hub's cache, which is looked at and never asked for
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@\w[\w./-]*)?", model):
+    if not re.fullmatch(r"(datasets/)?[\w.-]+(/[\w.-]+)?(@\w[\w./-]*)?", model):
         return ""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     name, _, revision = model.partition("@")
-    place = Path(HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
+    kind = "datasets" if name.startswith("datasets/") else "models"
+    place = Path(HF_HUB_CACHE, f"{kind}--{name.removeprefix('datasets/').replace('/', '--')}")
     known = place / "refs" / (revision or "main")
     if known.is_file():
         return known.read_text().strip()
@@ -64,7 +65,7 @@ def _hub_commit(model: str) -> str:  # in the hub's cache, which is looked at an
 
 # %% ../../nbs/core/1_provenance.ipynb #runs-model-identity
 def model_identity(
-    model: str,  # a local folder or a hub name, perhaps with @revision
+    model: str,  # a local folder or a hub name, perhaps with @revision; of a data set `datasets/` and its name
 ) -> str:
     "sha256:... over a folder's files, commit:... of a hub model that was fetched; '' where there is none."
     if folder := model_folder(model):

@@ -16,8 +16,8 @@ from pathlib import Path
 from .base import RunError, outputs
 from .engine import labelled, make_plan, span
 from .files import write_text
-from .keys import is_analysis
 from .folders import Run
+from .keys import is_analysis
 from .provenance import environment
 from .sweeps import Planned, Sweep
 

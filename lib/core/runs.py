@@ -23,6 +23,7 @@ from fastcore.basics import patch
 
 from .base import RunError, data_dir, outputs
 from .files import broken, file_sha256, lock, read_json, seal, write_json
+from .files import write_text  # noqa: F401 (others take it from here)
 from .folders import OWN, SCHEMA, Run, _artefact_files, _named, _sealed, _sealed_params
 from .folders import find_run, identity_of, plain, run_folders
 from .keys import Parameter, code_hashes, digest, fill, in_key, is_run_key, parameters, run_key
@@ -37,7 +38,9 @@ def _fingerprint(folder: Path, mtime_ns: int) -> str:
 
 def _fingerprint_now(run: str) -> str:  # of `notebook/key`; "" if it has no result
     path = outputs() / run / "result.json"
-    return _fingerprint(path.parent, path.stat().st_mtime_ns) if path.exists() else ""
+    with contextlib.suppress(OSError):
+        return _fingerprint(path.parent, path.stat().st_mtime_ns)
+    return ""
 
 
 def _upstream(
@@ -104,8 +107,9 @@ def _changed_data(files: dict) -> list[str]:
     return found
 
 
-def _changed_models(models: dict) -> list[str]:  # a model that is not here may be somewhere else
-    return [f"model {name} changed" for name, was in models.items() if model_identity(name) not in ("", was)]
+def _changed_models(models: dict) -> list[str]:  # one that is not here, or was not then, says nothing
+    now = {name: model_identity(name) for name, was in models.items() if was}
+    return [f"model {name} changed" for name, identity in now.items() if identity not in ("", models[name])]
 
 # %% ../../nbs/core/2_runs.ipynb #runs-stale-because
 @patch
@@ -153,8 +157,8 @@ class AlreadyFinished(RunError):
 # %% ../../nbs/core/2_runs.ipynb #bd5c004b
 def _may_go_on(run: Run, made: dict) -> bool:  # from what an earlier attempt left
     before = run.provenance
-    same = all(before.get(k) == made[k] for k in ("code", "models", "upstream"))
-    return same and not _changed_data(before.get("data", {}))
+    same = all(before.get(k) == made[k] for k in ("code", "upstream"))
+    return same and not _changed_data(before.get("data", {})) + _changed_models(before.get("models", {}))
 
 
 def _clear(run: Run, kept: set) -> None:
