@@ -506,4 +506,7 @@ def check_inputs(
             try:
                 exec(compile(source, f"<checks of {r.notebook}>", "exec"), values)
             except Exception as e:
-                raise SweepError(f"{path}: stage {r.stage}: {e}") from e
+                kind = (
+                    "" if isinstance(e, (RunError, ValueError, AssertionError)) else f"{type(e).__name__}: "
+                )
+                raise SweepError(f"{path}: stage {r.stage}: {kind}{' '.join(str(e).split())}") from e
