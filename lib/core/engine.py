@@ -405,7 +405,8 @@ def span(seconds: float) -> str:
 # %% ../../nbs/core/4_engine.ipynb #engine-labelled
 def labelled(r: Planned) -> str:
     "The run's stage and labels, for people."
-    return " ".join([r.stage, *(f"{name}={value}" for name, value in r.labels.items())])
+    shown = {name: str(v) if str(v).isprintable() else repr(v) for name, v in r.labels.items()}
+    return " ".join([r.stage, *(f"{name}={text}" for name, text in shown.items())])
 
 # %% ../../nbs/core/4_engine.ipynb #96cb8b09
 def failure_lines(

@@ -105,12 +105,19 @@ def _parsed(text: str):  # what the YAML text holds
         raise DataError(f"{e.context or 'YAML'}: {e.problem}{line}") from None
 
 # %% ../../nbs/core/2_strict_yaml.ipynb #yaml-read
+_BYTES = 2_000_000
+
+
 def read_yaml(
     path: Path,  # a YAML file whose top level is a dict
 ) -> dict:
     "The file as a dict; DataError names file, line and what is wrong there."
     try:
-        found = _parsed(Path(path).read_bytes().decode("utf-8-sig"))
+        with open(path, "rb") as f:
+            raw = f.read(_BYTES + 1)
+        if len(raw) > _BYTES:
+            raise DataError(f"holds more than {_BYTES:,} bytes")
+        found = _parsed(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as e:
         raise DataError(f"{path}: is not UTF-8 text (byte {e.start} is {e.object[e.start]:#04x})") from None
     except (OSError, ValueError) as e:
