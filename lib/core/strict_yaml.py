@@ -72,7 +72,7 @@ def _inner(node) -> list:  # the values right below; DataError for a key that is
     return [part for pair in node.value for part in pair if part.tag != _MERGE]
 
 # %% ../../nbs/core/2_strict_yaml.ipynb #yaml-unfolded
-_DEEPEST, _LARGEST = 40, 100_000  # levels, and values with all aliases unfolded
+_DEEPEST, _LARGEST, _BYTES = 40, 100_000, 2_000_000  # levels, values with all aliases unfolded, of the file
 
 
 def _unfolded(
@@ -105,9 +105,6 @@ def _parsed(text: str):  # what the YAML text holds
         raise DataError(f"{e.context or 'YAML'}: {e.problem}{line}") from None
 
 # %% ../../nbs/core/2_strict_yaml.ipynb #yaml-read
-_BYTES = 2_000_000
-
-
 def read_yaml(
     path: Path,  # a YAML file whose top level is a dict
 ) -> dict:

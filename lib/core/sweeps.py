@@ -475,8 +475,7 @@ def load_sweep(
     raw, place, done = read_yaml(path), str(path), {}
     file = _model(_File, raw, place)
     stages = _stages(file, place)
-    if smoke:
-        stages = _smoke_stages(file, stages, place)
+    stages = _smoke_stages(file, stages, place) if smoke else stages
     given = _model(_Resources, resources or {}, "resources").model_dump(exclude_unset=True)
     for name in _ordered(stages, place):
         stages[name].resources = stages[name].resources.model_copy(update=given)
