@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import random
+import re
 import signal
 import time
 
@@ -163,8 +164,9 @@ def outcome(arguments: list) -> tuple[str, str]:
     said = err.getvalue()
     if code == 0:
         return "planned", out.getvalue()
-    clear = code == 2 and said.startswith("sieve: ") and said.count("\n") == 1 and len(said) > 20
-    return ("refused" if clear and len(said) < 2000 else "unclear"), said
+    clear = code == 2 and said.startswith("sieve: ") and said.count("\n") == 1 and 20 < len(said) < 2000
+    unforeseen = re.search(r"stage \w+: [A-Z]\w*(Error|Exception): ", said)
+    return ("refused" if clear and not unforeseen else "unclear"), said
 
 
 def told(wrong: list) -> str:
