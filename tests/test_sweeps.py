@@ -1,10 +1,16 @@
 """Sweeps: whatever is wrong with a file is refused before anything starts, with the place and the valid choices."""
 
+import functools
+
 import pytest
 from toys import STUDY, Project
 
 from lib.core.base import ROOT
+from lib.core.keys import parameters
+from lib.core.strict_yaml import read_yaml
 from lib.core.sweeps import load_sweep
+
+planned = functools.cache(load_sweep)  # of the project's own studies, which take seconds
 
 
 @pytest.fixture
@@ -171,13 +177,13 @@ def test_what_only_the_data_can_tell_is_asked_before_anything_starts(project, ca
 @pytest.mark.parametrize("smoke", [False, True], ids=["full", "smoke"])
 @pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_study_of_the_project_can_be_planned(path, smoke):
-    sweep = load_sweep(path, smoke)
+    sweep = planned(path, smoke)
     assert sweep.runs and all(set(r.upstream) <= set(sweep.runs) for r in sweep.planned)
 
 
 def test_mask_training_of_the_robust_study_looks_as_often_as_published():
     sweep, often = (
-        load_sweep(ROOT / "nbs" / "sweeps" / "srnets.yaml"),
+        planned(ROOT / "nbs" / "sweeps" / "srnets.yaml", False),
         {"MNLI": 1000, "QQP": 1000, "FEVER": 500},
     )
     looks = {
@@ -189,7 +195,7 @@ def test_mask_training_of_the_robust_study_looks_as_often_as_published():
 
 
 def test_every_run_of_the_robust_study_is_read_by_an_analysis():
-    sweep = load_sweep(ROOT / "nbs" / "sweeps" / "srnets.yaml")
+    sweep = planned(ROOT / "nbs" / "sweeps" / "srnets.yaml", False)
     curves = [r for r in sweep.planned if r.notebook == "sparsity_curves"]
     read, start = {u for r in curves for u in r.upstream}, {u for r in sweep.planned for u in r.upstream}
     unread = {
@@ -211,7 +217,15 @@ def test_every_loss_of_the_library_is_trained_in_the_robust_study():
 
     losses = lambda smoke: {
         r.params["loss"]
-        for r in load_sweep(ROOT / "nbs" / "sweeps" / "srnets.yaml", smoke).planned
+        for r in planned(ROOT / "nbs" / "sweeps" / "srnets.yaml", smoke).planned
         if r.notebook == "finetune"
     }
     assert losses(False) == set(LOSSES) and losses(True) == set(LOSSES) - {"permuted_confreg"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_trainings_of_paper_scale_can_be_resumed(path):
+    raw = read_yaml(path)
+    large = any(stage.get("resources", {}).get("gpus") for stage in raw["stages"].values())
+    saves = any("save_steps" in parameters(stage["notebook"]) for stage in raw["stages"].values())
+    assert not (large and saves) or 100 <= raw["set"]["save_steps"] <= 1000

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 
 from .base import ROOT, RunError, notebooks_dir, outputs
-from .engine import Plan, labelled, make, make_plan, profile_folder, snakemake_command, write_plan
+from .cluster import profile_folder
+from .engine import Plan, labelled, make, make_plan, snakemake_command, write_plan
 from .files import lock, locked
 from .folders import Run, run_folders
 from .strict_yaml import read_yaml

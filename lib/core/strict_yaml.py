@@ -72,7 +72,7 @@ def _inner(node) -> list:  # the values right below; DataError for a key that is
     return [part for pair in node.value for part in pair if part.tag != _MERGE]
 
 # %% ../../nbs/core/2_strict_yaml.ipynb #yaml-unfolded
-_DEEPEST, _LARGEST = 40, 100_000  # levels, and values with all aliases unfolded
+_DEEPEST, _LARGEST, _BYTES = 40, 100_000, 2_000_000  # levels, values with all aliases unfolded, of the file
 
 
 def _unfolded(
@@ -110,7 +110,11 @@ def read_yaml(
 ) -> dict:
     "The file as a dict; DataError names file, line and what is wrong there."
     try:
-        found = _parsed(Path(path).read_bytes().decode("utf-8-sig"))
+        with open(path, "rb") as f:
+            raw = f.read(_BYTES + 1)
+        if len(raw) > _BYTES:
+            raise DataError(f"holds more than {_BYTES:,} bytes")
+        found = _parsed(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as e:
         raise DataError(f"{path}: is not UTF-8 text (byte {e.start} is {e.object[e.start]:#04x})") from None
     except (OSError, ValueError) as e:

@@ -482,8 +482,7 @@ def load_sweep(
     raw, place, done = read_yaml(path), str(path), {}
     file = _model(_File, raw, place)
     stages = _stages(file, place)
-    if smoke:
-        stages = _smoke_stages(file, stages, place)
+    stages = _smoke_stages(file, stages, place) if smoke else stages
     given = _model(_Resources, resources or {}, "resources").model_dump(exclude_unset=True)
     for name in _ordered(stages, place):
         stages[name].resources = stages[name].resources.model_copy(update=given)
@@ -513,4 +512,7 @@ def check_inputs(
             try:
                 exec(compile(source, f"<checks of {r.notebook}>", "exec"), values)
             except Exception as e:
-                raise SweepError(f"{path}: stage {r.stage}: {e}") from e
+                kind = (
+                    "" if isinstance(e, (RunError, ValueError, AssertionError)) else f"{type(e).__name__}: "
+                )
+                raise SweepError(f"{path}: stage {r.stage}: {kind}{' '.join(str(e).split())}") from e

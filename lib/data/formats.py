@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'Format', 'files_of', 'unquoted', 'read_file', 'row_ids', 'detokenised', 'read_pairs', 'hub_reachable',
-           'hub_rows', 'hub_files']
+           'hub_says', 'hub_rows', 'hub_files']
 
 # %% ../../nbs/data/01_formats.ipynb #3d91c4a1
 import ast
@@ -393,17 +393,36 @@ def read_pairs(
     return {"text_a": [a for a, _ in pairs], "text_b": [b for _, b in pairs], "label": [0] * len(pairs)}
 
 # %% ../../nbs/data/01_formats.ipynb #99accce3
+import http.client
+
+_PATIENCE = 5  # seconds
+_UNHEARD = []  # why nobody answered, where that was so
+
+
 def hub_reachable() -> bool:
-    "Whether the hub answers within five seconds; its clients are set to offline when it does not."
+    "Whether the hub answers a question within five seconds; its clients are set to offline when it does not."
     import datasets
     import huggingface_hub.constants as hub
 
     if not hub.HF_HUB_OFFLINE:
         try:
-            urllib.request.urlopen(urllib.request.Request(hub.ENDPOINT, method="HEAD"), timeout=5).close()
-        except OSError:
-            hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+            urllib.request.urlopen(f"{hub.ENDPOINT}/api/models?limit=1", timeout=_PATIENCE).close()
+        except (OSError, ValueError, http.client.HTTPException) as e:
+            if getattr(e, "code", 500) >= 500:  # a smaller one is an answer too
+                _UNHEARD.append(f"{hub.ENDPOINT} does not answer ({getattr(e, 'reason', '') or e})")
+                hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     return not hub.HF_HUB_OFFLINE
+
+# %% ../../nbs/data/01_formats.ipynb #formats-hub-says
+def hub_says(
+    error: Exception,  # of its client
+) -> str:
+    "Why it gave nothing, whole and on one line: where nobody answers, that, and not that its client is offline."
+    import huggingface_hub.constants as hub
+
+    if hub.HF_HUB_OFFLINE and _UNHEARD:
+        return f"{_UNHEARD[-1]}, and nothing is stored here"
+    return " ".join(str(error).split())
 
 # %% ../../nbs/data/01_formats.ipynb #formats-hub-rows
 _HUB_SPLITS = {"dev": "validation", "matched": "validation_matched", "mismatched": "validation_mismatched"}

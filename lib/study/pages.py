@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ..core.base import RunError, nearest
 from ..core.keys import fill, in_key, parameters
-from ..core.folders import CorruptRun, Run, find_run, run_folders
+from ..core.folders import Run, find_run, run_folders
 from ..core.runs import start
 from .figures import marked, save_figure
 
