@@ -329,7 +329,7 @@ def finish(
 def leave(self: Run) -> None:
     "Take away what the run has written, and let its lock go: nothing of it is kept."
     shutil.rmtree(self.folder, ignore_errors=True)
-    _release(self.notebook, self.key)
+    _release(self)
 
 # %% ../../nbs/core/2_runs.ipynb #start-2
 def start_of(
