@@ -109,17 +109,23 @@ def _check_types(stored: dict[str, Tensor], where: str) -> None:
             f"{where}: {name} holds {kind} numbers, and weights are fractions: it may be quantised"
         )
 
+# %% ../../nbs/training/1_weights.ipynb #weights-zeros
+def _check_zeros(net, new: list[str], where: str) -> None:
+    "DataError for words, a head or all layers of zeros"
+    some = {n: bool(p.any()) for n, p in net.named_parameters() if p.dim() > 1 and n not in new}
+    words = [n for n in some if net.get_parameter(n) is net.get_input_embeddings().weight]
+    layers = [n for n in some if re.search(r"\.\d+\.", n)]
+    for names in (words, *([n] for n in head_names(net) if n in some), layers):
+        if names and not any(some[n] for n in names):
+            raise DataError(f"{where}: {_listed(names)}: all zero, so nothing was trained there")
 
-def _check_values(net, new: list[str], where: str, zeros: bool) -> None:
-    "DataError for a parameter that holds NaN or infinity, or (unless `zeros`) a matrix of nothing but zeros"
+
+def _check_values(net, new: list[str], where: str) -> None:
+    "DataError for a parameter that holds NaN or infinity"
     for name, p in net.named_parameters():
-        if name in new or not p.numel():
-            continue
-        if not torch.isfinite(p).all():
+        if name not in new and not torch.isfinite(p).all():
             what = "NaN" if torch.isnan(p).any() else "an infinite number"
             raise DataError(f"{where}: {name} holds {what}")
-        if p.dim() > 1 and not (zeros or "token_type" in name or p.any()):
-            raise DataError(f"{where}: {name} is all zero, so nothing was trained there")
 
 # %% ../../nbs/training/1_weights.ipynb #weights-load
 def _concrete(cls, config):
@@ -144,7 +150,7 @@ def load_whole(
     place: str,  # folder of a model
     cls,  # class of the model, perhaps an automatic one
     config,  # of the model
-    zeros: bool = False,  # a matrix of zeros may be
+    zeros: bool = False,  # all may be zero
     **options,  # of from_pretrained; attn_implementation gives way where the architecture has but one
 ):
     "(model, names of its new parameters: none, or all of a head); DataError names what does not fit"
@@ -157,7 +163,9 @@ def load_whole(
         for given in [None, state] if not i else [state]:
             net, info = _opened(cls, place, given, options | {"config": config})
             if not (wrong := _faults(net, info)):
-                _check_values(net, new := sorted(info["missing_keys"]), place, zeros)
+                _check_values(net, new := sorted(info["missing_keys"]), place)
+                if not zeros:
+                    _check_zeros(net, new, place)
                 return net.eval(), new
             first = first or wrong
     raise DataError(f"{place}: {first}")
