@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from ..core.base import RunError, nearest
-from ..core.folders import Run, find_run, plain
+from ..core.runs import Run, find_run
 from .architectures import parts
 from .units import original, tensors
 
@@ -67,6 +67,9 @@ def _stored(mask: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return stored
 
 # %% ../../nbs/models/3_masks.ipynb #masks-seal
+from ..core.folders import plain
+
+
 def _seal(header: dict, stored: dict[str, Tensor]) -> str:
     "SHA-256 of the entries and of what the header says of them: shapes, kind, sparsity"
     says = {k: v for k, v in header.items() if k != "sha256"}

@@ -471,7 +471,8 @@ def train(
 ) -> Trained:
     """Train a model, or a masker on it; the model is left in evaluation mode and without the mask.
 
-    FloatingPointError, with the step, for a loss that is no number, or such a score to choose the best by."""
+    FloatingPointError, with the step, for a loss, a masker's score or a weight that is no number, for an infinite
+    evaluation, and for NaN to choose the best by."""
     moves = masker if isinstance(masker, nn.Module) else None
     steps, callback = recipe.steps(optim), None
     with (
