@@ -72,6 +72,9 @@ def _stored(mask: dict[str, Tensor], path: Path, kind: str) -> dict[str, Tensor]
     return stored
 
 # %% ../../nbs/models/3_masks.ipynb #masks-seal
+from ..core.folders import plain
+
+
 def _seal(header: dict, stored: dict[str, Tensor]) -> str:
     "SHA-256 of the entries and of what the header says of them: shapes, kind, sparsity"
     says = {k: v for k, v in header.items() if k != "sha256"}
@@ -107,8 +110,8 @@ def save_mask(
     dtypes = {k: str(v.dtype).removeprefix("torch.") for k, v in mask.items()}
     entries = {k: {"shape": list(v.shape), "dtype": dtypes[k]} for k, v in mask.items()}
     header = {"model": model, "family": family, "kind": kind, "kept": unit_counts(mask), "entries": entries}
-    header |= {"provenance": provenance}
-    header |= {"sha256": _seal(header, stored)}
+    header = plain(header | {"provenance": provenance})  # as it will be read
+    header["sha256"] = _seal(header, stored)
     part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     save_file(stored, part, metadata={"sieve_mask": json.dumps(header, sort_keys=True)})
     os.replace(part, path)
@@ -291,14 +294,8 @@ def _tidy(rows: list[tuple]) -> pd.DataFrame:
         task, seed, family, kind, _, run, _ = row
         known = task in TASK_ORDER
         task = (TASK_ORDER.index(task), "") if known else (len(TASK_ORDER), task)
-        return (
-            task,
-            SEED_ORDER.index(seed) if seed in SEED_ORDER else len(SEED_ORDER),
-            seed,
-            family,
-            kind,
-            run,
-        )
+        order = SEED_ORDER.index(seed) if seed in SEED_ORDER else len(SEED_ORDER)
+        return task, order, seed, family, kind, run
 
     return pd.DataFrame(sorted(rows, key=place), columns=MASK_COLUMNS)
 
@@ -322,10 +319,9 @@ def _released(place: Path, family: str, kind: str) -> tuple:
         raise MaskError(f"{place}: {file.name} is missing, which other seeds of {family} have")
     if not np.isin(mask := _array(file, kind), (0, 1)).all():
         raise MaskError(f"{file}: a mask holds 0 and 1 only")
-    seed, importance = (
-        int(place.name.removeprefix("seed_")),
-        _array(scores, kind) if scores.is_file() else None,
-    )
+    seed, importance = int(place.name.removeprefix("seed_")), None
+    if scores.is_file():
+        importance = _array(scores, kind)
     return place.parent.name, seed, family, kind, mask, "", importance
 
 # %% ../../nbs/models/3_masks.ipynb #masks-released-2
