@@ -59,7 +59,7 @@ def read_json(path: Path):
 
 # %% ../../nbs/core/1_files.ipynb #files-hash
 _LATELY = 2 * 10**9  # nanoseconds: two changes this near may bear the same time
-_known: dict = {}  # (path, size, time of change, inode) -> SHA-256
+_known: dict = {}  # (path, size, time of its contents, of any change, inode) -> SHA-256
 
 
 def _hash(path) -> str:
@@ -69,23 +69,30 @@ def _hash(path) -> str:
 
 def _remembered(path: str, stamp: list) -> str:  # of a large file, between processes
     memory = outputs() / ".cache" / "hashes" / f"{hashlib.sha256(path.encode()).hexdigest()[:20]}.json"
-    known = read_json(memory)
-    if not isinstance(known, dict) or known.get("stamp") != stamp or known.get("path") != path:
-        known = {"path": path, "stamp": stamp, "sha256": _hash(path)}
+    found = read_json(memory)
+    sha = found.get("sha256") if isinstance(found, dict) else ""
+    known = {"path": path, "stamp": stamp, "sha256": sha}
+    if found != known | {"checksum": _sum_of(known)}:
+        known["sha256"] = _hash(path)
         with contextlib.suppress(WriteError):  # somebody else's outputs
-            write_json(memory, known)
+            write_json(memory, known | {"checksum": _sum_of(known)})
     return known["sha256"]
+
+
+def _sum_of(known: dict) -> str:
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 # %% ../../nbs/core/1_files.ipynb #files-sha256
 def file_sha256(path: Path) -> str:
     "SHA-256 of a file's bytes."
     path = os.fspath(path)
     s = os.stat(path)
-    key = path, s.st_size, s.st_mtime_ns, s.st_ino
-    if key in _known:
+    # the time of any change, unlike that of the contents, cannot be set back
+    stamp = [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
+    if (key := (path, *stamp)) in _known:
         return _known[key]
-    found = _hash(path) if s.st_size < 2**20 else _remembered(path, [s.st_size, s.st_mtime_ns])
-    if time.time_ns() - s.st_mtime_ns > _LATELY:
+    found = _hash(path) if s.st_size < 2**20 else _remembered(path, stamp)
+    if time.time_ns() - s.st_ctime_ns > _LATELY:
         _known[key] = found
     return found
 
