@@ -227,8 +227,7 @@ def write_plan(
         if group not in groups:
             groups.append(group)
         r["group"] = groups.index(group)
-    folders = {"SIEVE_OUTPUTS": outputs(), "SIEVE_DATA": data_dir(), "SIEVE_NBS": notebooks_dir()}
-    places = {variable: str(path) for variable, path in folders.items()}
+    places = dict(SIEVE_OUTPUTS=str(outputs()), SIEVE_DATA=str(data_dir()), SIEVE_NBS=str(notebooks_dir()))
     found = {"runs": runs, "groups": groups, "outputs": str(outputs()), "places": places}
     found |= {"gpus": devices, "redo": redo, "helps": not cluster, "warm": warm}
     write_json(folder / "plan.json", found)
