@@ -132,11 +132,18 @@ def _scratch(folder: Path, cluster: bool):
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
+# %% ../../nbs/core/4_engine.ipynb #engine-tidy
+def _in_flight(folder: Path) -> bool:  # on a cluster jobs outlive a killed driver, and still write here
+    told = folder / "events.jsonl"
+    events = map(json.loads, told.read_text().splitlines()) if told.is_file() else ()
+    last = {event["run"]: event["kind"] for event in events}
+    return any(kind == "start" and locked(Run(*name.split("/")).lock_files[1]) for name, kind in last.items())
+
 
 def _tidy() -> None:
     # after invocations whose driver was killed, and those that left a log: it is kept until the next invocation
     for log in (outputs() / ".engine").glob("*/snakemake.log"):
-        if not locked(log.parent / "alive"):
+        if not locked(log.parent / "alive") and not _in_flight(log.parent):
             shutil.rmtree(_temporary(log.parent), ignore_errors=True)
             shutil.rmtree(log.parent, ignore_errors=True)
 
@@ -220,8 +227,7 @@ def write_plan(
         if group not in groups:
             groups.append(group)
         r["group"] = groups.index(group)
-    folders = {"SIEVE_OUTPUTS": outputs(), "SIEVE_DATA": data_dir(), "SIEVE_NBS": notebooks_dir()}
-    places = {variable: str(path) for variable, path in folders.items()}
+    places = dict(SIEVE_OUTPUTS=str(outputs()), SIEVE_DATA=str(data_dir()), SIEVE_NBS=str(notebooks_dir()))
     found = {"runs": runs, "groups": groups, "outputs": str(outputs()), "places": places}
     found |= {"gpus": devices, "redo": redo, "helps": not cluster, "warm": warm}
     write_json(folder / "plan.json", found)

@@ -447,7 +447,7 @@ def hub_rows(
             return datasets.load_dataset_builder(repo, config, revision=revision)
         return load(repo, config, split=_HUB_SPLITS.get(split, split), revision=revision)
     except Exception as error:
-        name, why = f"{repo}{f' ({config})' if config else ''} on the hub", str(error).splitlines()[0]
+        name, why = f"{repo}{f' ({config})' if config else ''} on the hub", hub_says(error)
         raise DataError(f"{name}{f', split {split}' if split else ''}: {why}") from None
 
 # %% ../../nbs/data/01_formats.ipynb #formats-hub-code

@@ -27,7 +27,7 @@ from transformers.utils import logging
 from ..core.base import ROOT, DataError, nearest, rng_for
 from ..core.keys import is_run_key
 from ..core.folders import find_run
-from ..data.formats import hub_reachable
+from ..data.formats import hub_reachable, hub_says
 from ..data.tasks import Task, task_texts, tiny_tokenizer
 from ..models.architectures import ARCHITECTURES, architecture, model_class, parts
 from ..models.shrink import is_shrunken, shrunken_class
@@ -143,7 +143,7 @@ def _fetched(model: str, *patterns: str) -> str:
         return snapshot_download(name, revision=revision, **options)
     except Exception as error:  # the client raises whatever its connection does
         known = [_SAYS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _SAYS]
-        why = known[0] if known else str(error).splitlines()[0]
+        why = known[0] if known else hub_says(error)
         said = f"not tiny, no run key, no folder, and the hub says: {why}"
         raise DataError(f"no model {model!r}: {said}") from None
 
