@@ -11,15 +11,15 @@ import sizes
 # What is still over the budget: tables and records of fields, classes whose methods are patched on in turn, and rooms
 # that are not yet small enough. These numbers may fall and never rise.
 LEFT = {
-    "attribution": 17,
+    "attribution": 15,
     "core": 11,
     "data": 5,
     "losses": 2,
-    "maskers": 38,
-    "metrics": 7,
+    "maskers": 20,
+    "metrics": 4,
     "models": 0,
     "study": 2,
-    "training": 24,
+    "training": 17,
 }
 
 
@@ -29,12 +29,16 @@ def test_a_room_keeps_its_budget(room):
     assert len(over) <= LEFT[room], "\n".join(over)
 
 
-def test_no_function_has_more_than_40_lines_and_six_take_more_than_six_parameters():
+def test_no_function_has_more_than_40_lines_and_three_take_more_than_six_parameters():
     found = [f for p in (sizes.ROOT / "lib").glob("*/*.py") for f in sizes.functions(p)]
     assert [name for name, lines, _ in found if lines > 40] == []
-    assert len([name for name, _, parameters in found if parameters > 6]) <= 6
+    assert len([name for name, _, parameters in found if parameters > 6]) <= 3
 
 
 def test_a_public_name_stands_once():
     twice = {n: where for n, where in sizes.public_names().items() if len(where) > 1}
     assert twice == {}
+
+
+def test_few_names_are_public():
+    assert len(sizes.public_names()) <= 685
