@@ -10,6 +10,7 @@ import ast
 import contextlib
 import functools
 import itertools
+import math
 import os
 import random
 import re
@@ -292,6 +293,16 @@ def _entry(path: Path) -> dict:
     return {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
+def _check_finite(metrics: list) -> None:
+    for row in plain(metrics):
+        for name, value in row.items():
+            if isinstance(value, float) and math.isinf(value):
+                where = ", ".join(f"{k} {v}" for k, v in row.items() if isinstance(v, str))
+                raise RunError(
+                    f"{name} is {value} in the row of {where or row}: no number that a result can hold"
+                )
+
+
 def _record(run: Run, metrics: list, identity: dict, extra: dict) -> dict:  # what result.json holds
     made = run.provenance
     who = identity_of(made["parameters"], identity)
@@ -313,7 +324,10 @@ def finish(
     identity: dict | None = None,  # what the run is, keys of `IDENTITY`; a row's own value wins
     **extra,  # more for result.json, the same each time the run is made
 ) -> dict:
-    "Write the checksums of all artefacts into result.json, in one step, and let the run's lock go."
+    """Write the checksums of all artefacts into result.json, in one step, and let the run's lock go.
+
+    RunError for an infinite number, with its row; NaN stands as null."""
+    _check_finite(metrics)
     made, ended = self.provenance, time.time()
     fetched = {name: model_identity(name) for name, was in made["models"].items() if not was}
     self.note(models=made["models"] | fetched, finished=ended, seconds=ended - made["started"])
