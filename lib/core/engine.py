@@ -165,7 +165,7 @@ def kernel(connection):
 run_forge(int(sys.argv[1]), sys.argv[2:], {"job": job, "kernel": kernel})
 """
 
-
+# %% ../../nbs/core/4_engine.ipynb #engine-imported
 def _imported_by(notebooks: set[str]) -> list[str]:
     # what the notebooks import at their top level, and what a job and a kernel need themselves
     modules = {"papermill", "ipykernel.kernelapp", "lib.core.engine"}

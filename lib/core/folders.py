@@ -252,6 +252,16 @@ IDENTITY = {  # columns of every metric row
     "seed": "of everything random",
 }
 
+# %% ../../nbs/core/2_folders.ipynb #folders-finite
+def _check_finite(metrics: list) -> None:
+    for row in plain(metrics):
+        for name, value in row.items():
+            if isinstance(value, float) and math.isinf(value):
+                where = ", ".join(f"{k} {v}" for k, v in row.items() if isinstance(v, str))
+                raise RunError(
+                    f"{name} is {value} in the row of {where or row}: no number that a result can hold"
+                )
+
 # %% ../../nbs/core/2_folders.ipynb #identity-2
 def identity_of(
     params: dict,  # of the run: its task, loss and seed are taken

@@ -10,7 +10,6 @@ import ast
 import contextlib
 import functools
 import itertools
-import math
 import os
 import random
 import re
@@ -24,9 +23,8 @@ from fastcore.basics import patch
 
 from .base import RunError, data_dir, outputs
 from .files import broken, file_sha256, lock, read_json, seal, write_json
-from .files import write_text  # noqa: F401 (others take it from here)
 from .folders import OWN, SCHEMA, Run, _artefact_files, _named, _sealed, _sealed_params
-from .folders import find_run, identity_of, plain, run_folders
+from .folders import _check_finite, find_run, identity_of, plain, run_folders
 from .keys import Parameter, code_hashes, digest, fill, in_key, is_run_key, parameters, run_key
 from .provenance import environment, model_identity
 
@@ -291,16 +289,6 @@ def _readable(path: Path) -> None:  # by whom the umask lets: safetensors writes
 def _entry(path: Path) -> dict:
     _readable(path)
     return {"size": path.stat().st_size, "sha256": file_sha256(path)}
-
-
-def _check_finite(metrics: list) -> None:
-    for row in plain(metrics):
-        for name, value in row.items():
-            if isinstance(value, float) and math.isinf(value):
-                where = ", ".join(f"{k} {v}" for k, v in row.items() if isinstance(v, str))
-                raise RunError(
-                    f"{name} is {value} in the row of {where or row}: no number that a result can hold"
-                )
 
 
 def _record(run: Run, metrics: list, identity: dict, extra: dict) -> dict:  # what result.json holds

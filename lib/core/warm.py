@@ -114,19 +114,9 @@ class Forge:
                 if request is not None:
                     return request
 
-# %% ../../nbs/core/3_warm.ipynb #warm-accept
-def _accept(self) -> Request | None:
-    client, _ = self.listener.accept()
-    try:
-        request, streams = _receive(client)
-    except (EOFError, OSError, ValueError):
-        client.close()
-        return None
-    if code_stamp(self.folder) != self.stamp:
-        client.sendall(b"changed\n")
-        pid = None
-    else:
-        pid = os.fork()
+# %% ../../nbs/core/3_warm.ipynb #warm-copy
+def _copy(self, client: socket.socket, request: Request, streams: list[int]) -> Request | None:
+    pid = os.fork()
     if pid == 0:
         tie()
         self.close()
@@ -135,10 +125,26 @@ def _accept(self) -> Request | None:
         return request
     for stream in streams:
         os.close(stream)
-    if pid is None:
+    self._watch(pid, client)
+    return None
+
+
+Forge._copy = _copy
+
+# %% ../../nbs/core/3_warm.ipynb #warm-accept
+def _accept(self) -> Request | None:
+    client, _ = self.listener.accept()
+    try:
+        request, streams = _receive(client)
+    except (EOFError, OSError, ValueError):
         client.close()
-    else:
-        self._watch(pid, client)
+        return None
+    if code_stamp(self.folder) == self.stamp:
+        return self._copy(client, request, streams)
+    client.sendall(b"changed\n")
+    for stream in (client.fileno(), *streams):
+        os.close(stream)
+    client.detach()
     return None
 
 
@@ -154,6 +160,9 @@ def _watch(self, pid: int, client: socket.socket) -> None:
     self.wait.register(client, selectors.EVENT_READ, lambda: self._heard(pid))
 
 
+Forge._watch = _watch
+
+# %% ../../nbs/core/3_warm.ipynb #warm-heard
 def _heard(self, pid: int) -> None:
     # a signal's number to pass on, or nothing more: the client is gone
     if pid not in self.copies:  # its end was heard a moment before
@@ -173,7 +182,7 @@ def _heard(self, pid: int) -> None:
         self.wait.unregister(client)
 
 
-Forge._watch, Forge._heard = _watch, _heard
+Forge._heard = _heard
 
 # %% ../../nbs/core/3_warm.ipynb #warm-ended
 def _ended(self, pid: int) -> None:
@@ -200,6 +209,19 @@ def _close(self) -> None:
 
 Forge._ended, Forge.close = _ended, _close
 
+# %% ../../nbs/core/3_warm.ipynb #warm-follow
+def _follow(forge: socket.socket, answers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: forge.sendall(bytes([number])))
+    ended = answers.readline()
+    code = int(ended) if ended else -signal.SIGKILL  # the forge is gone, and the copy with it
+    if code >= 0:
+        sys.stdout.flush()
+        os._exit(code)
+    with contextlib.suppress(OSError):  # SIGKILL has no handler to take away
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+
 # %% ../../nbs/core/3_warm.ipynb #warm-ask
 def ask(
     place: str,  # path of the forge's socket
@@ -219,16 +241,7 @@ def ask(
         said = ""
     if said != "copied\n":
         os.execv(instead[0], instead)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: forge.sendall(bytes([number])))
-    ended = answers.readline()
-    code = int(ended) if ended else -signal.SIGKILL  # the forge is gone, and the copy with it
-    if code >= 0:
-        sys.stdout.flush()
-        os._exit(code)
-    with contextlib.suppress(OSError):  # SIGKILL has no handler to take away
-        signal.signal(-code, signal.SIG_DFL)
-    os.kill(os.getpid(), -code)
+    _follow(forge, answers)
 
 # %% ../../nbs/core/3_warm.ipynb #warm-command
 def client_command(
