@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .base import ROOT, RunError, notebooks_dir, outputs
 from .cluster import profile_folder
-from .engine import Plan, labelled, make, make_plan, snakemake_command, write_plan
+from .engine import Plan, _dead, labelled, make, make_plan, snakemake_command, write_plan
 from .files import lock, locked
 from .folders import Run, run_folders
 from .strict_yaml import read_yaml
@@ -242,7 +242,7 @@ def _left_behind() -> list[
     drafts = [Path(p) for p in _files(outputs()) if re.search(r"/\.[^/]+\.part$", p)]
     found = [*outputs().glob(".engine/*"), *outputs().glob(".locks/*"), *drafts]
     old = [p for p in found if _stat(p)[1] > _YOUNG]
-    return [p for p in old if not locked(p / "alive" if p.is_dir() else p)] + _sockets()
+    return [p for p in old if (_dead(p) if p.is_dir() else not locked(p))] + _sockets()
 
 # %% ../../nbs/core/6_cli.ipynb #cli-remove-run
 def _remove(r: Run, wanted: set | None, yes: bool) -> None:

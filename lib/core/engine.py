@@ -135,15 +135,19 @@ def _scratch(folder: Path, cluster: bool):
 # %% ../../nbs/core/4_engine.ipynb #engine-tidy
 def _in_flight(folder: Path) -> bool:  # on a cluster jobs outlive a killed driver, and still write here
     told = folder / "events.jsonl"
-    events = map(json.loads, told.read_text().splitlines()) if told.is_file() else ()
-    last = {event["run"]: event["kind"] for event in events}
+    lines = told.read_text().split("\n")[:-1] if told.is_file() else []  # the last may be cut
+    last = {event["run"]: event["kind"] for event in map(json.loads, lines)}
     return any(kind == "start" and locked(Run(*name.split("/")).lock_files[1]) for name, kind in last.items())
+
+
+def _dead(folder: Path) -> bool:  # an invocation that has ended, with all its jobs
+    return not locked(folder / "alive") and not _in_flight(folder)
 
 
 def _tidy() -> None:
     # after invocations whose driver was killed, and those that left a log: it is kept until the next invocation
     for log in (outputs() / ".engine").glob("*/snakemake.log"):
-        if not locked(log.parent / "alive") and not _in_flight(log.parent):
+        if _dead(log.parent):
             shutil.rmtree(_temporary(log.parent), ignore_errors=True)
             shutil.rmtree(log.parent, ignore_errors=True)
 
