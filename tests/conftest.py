@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from toys import Project
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,3 +39,12 @@ def real(real_data, monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     return folder
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "A project of toy notebooks; this process's environment points there."
+    project = Project(tmp_path)
+    for name in ("SIEVE_OUTPUTS", "SIEVE_NBS", "SIEVE_DATA"):
+        monkeypatch.setenv(name, project.env[name])
+    return project

@@ -21,14 +21,6 @@ from lib.core.runs import runs, start
 from lib.core.testing import write_notebook
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    project = Project(tmp_path)
-    for name in ("SIEVE_OUTPUTS", "SIEVE_NBS", "SIEVE_DATA"):
-        monkeypatch.setenv(name, project.env[name])
-    return project
-
-
 def finished(**scope):
     run = start("draw", scope)
     run.path("n.txt").write_text("1011")

@@ -3,7 +3,7 @@
 import functools
 
 import pytest
-from toys import STUDY, Project
+from toys import STUDY
 
 from lib.core.base import ROOT
 from lib.core.keys import parameters
@@ -11,14 +11,6 @@ from lib.core.strict_yaml import read_yaml
 from lib.core.sweeps import load_sweep
 
 planned = functools.cache(load_sweep)  # of the project's own studies, which take seconds
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    project = Project(tmp_path)
-    for name in ("SIEVE_OUTPUTS", "SIEVE_NBS", "SIEVE_DATA"):
-        monkeypatch.setenv(name, project.env[name])
-    return project
 
 
 REFUSED = {  # what is changed in the study: (old, new, words of the message)

@@ -6,12 +6,9 @@ import json
 import os
 import random
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from toys import Project
 
 from lib.core.cli import main

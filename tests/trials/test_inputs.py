@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from toys import STUDY, Project
+from toys import STUDY
 
 from lib.core.base import ROOT
 from lib.core.cli import main
@@ -171,14 +171,6 @@ def outcome(arguments: list) -> tuple[str, str]:
 
 def told(wrong: list) -> str:
     return "\n".join(f"{what}\n  of {given}\n  said {said[-300:]}" for what, said, given in wrong)
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    project = Project(tmp_path)
-    for name in ("SIEVE_OUTPUTS", "SIEVE_NBS", "SIEVE_DATA"):
-        monkeypatch.setenv(name, project.env[name])
-    return project
 
 
 def try_sweeps(project, seed: int, n: int) -> dict:

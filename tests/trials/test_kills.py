@@ -4,7 +4,6 @@ import contextlib
 import json
 import random
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -12,8 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from toys import Project
 
 
