@@ -549,9 +549,9 @@ def make(
     say=print,  # takes a line
 ) -> int:
     "Make all missing runs of the plan; 0 if none is left, 1 otherwise."
+    _tidy()
     if not plan.missing:
         return 0
-    _tidy()
     folder = outputs() / ".engine" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     alive, _ = lock(folder / "alive")  # `sieve gc` leaves the folder alone
     progress = Progress(plan, jobs or 1)
@@ -566,6 +566,7 @@ def make(
         devices = write_plan(plan, folder, redo, bool(profile), warm)["gpus"]
         command = [*snakemake_command(folder, jobs, devices, profile), *options]
         own = {"start_new_session": True, "preexec_fn": _tied, "env": os.environ | _SAFE | own_places}
+        own["pass_fds"] = [alive.file.fileno()]  # the folder is nobody else's until snakemake too has ended
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **own)
         try:
             for event in events(folder, process):

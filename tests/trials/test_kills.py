@@ -34,7 +34,8 @@ def gone(processes, seconds: float = 15) -> bool:
     return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def kill_once(project, rng: random.Random) -> None:
+def kill_once(project, rng: random.Random) -> list:
+    "The processes that were there at the kill."
     process = project.popen("run", project.sweep, "-j", "2")
     time.sleep(rng.uniform(0.5, 8))
     everyone, how = below(process), rng.choice([signal.SIGKILL, signal.SIGTERM])
@@ -46,7 +47,7 @@ def kill_once(project, rng: random.Random) -> None:
             with contextlib.suppress(psutil.Error):
                 victim.send_signal(how)
     process.communicate(timeout=180)
-    assert gone(everyone), "somebody lives on"
+    return everyone
 
 
 def left_behind(project) -> list[str]:
@@ -65,7 +66,7 @@ def trial(folder: Path, undisturbed: dict, seed: int) -> None:
 
 
 def kill_and_go_on(project, rng: random.Random, undisturbed: dict, seed: int) -> None:
-    kill_once(project, rng)
+    everyone = kill_once(project, rng)
     finished, attempted = project.results(), Counter(project.made())
     for run in finished:
         book = project.outputs / run / "run.ipynb"
@@ -74,11 +75,13 @@ def kill_and_go_on(project, rng: random.Random, undisturbed: dict, seed: int) ->
         )
     said, code = project.sieve("run", project.sweep, "-j", "2")
     assert code == 0, said
+    assert gone(everyone), f"seed {seed}: somebody lives on"
     again = Counter(project.made()) - attempted
     assert not set(again) & set(finished), f"seed {seed}: a finished run was made again"
     bodies = {json.dumps(json.loads(content), sort_keys=True) for content in project.results().values()}
     assert bodies == {json.dumps(json.loads(content), sort_keys=True) for content in undisturbed.values()}
     assert all(project.results()[run] == content for run, content in finished.items())
+    assert project.sieve("run", project.sweep)[1] == 0  # nothing to make: it only tidies up
     assert left_behind(project) == [], f"seed {seed}"
 
 
