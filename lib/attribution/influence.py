@@ -8,6 +8,7 @@ __all__ = ['STRATEGIES', 'gradient_dot', 'last_layer_influence', 'kronfluence_in
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-02
 import copy
+import importlib.util
 import math
 import re
 import tempfile
@@ -32,7 +33,7 @@ from lib.attribution.per_example import (
     set_features,
 )
 from .trak import one_minus_p, trak
-from ..core.base import nearest
+from ..core.base import RunError, nearest
 from ..training.recipes import batches, head_input
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-05
@@ -167,6 +168,12 @@ def _stacked(rows: list[dict]) -> dict:
     return {k: torch.stack([torch.as_tensor(r[k]) for r in rows]) for k in rows[0]}
 
 # %% ../../nbs/attribution/6_influence.ipynb #influence-pairwise
+def _check_kronfluence() -> None:
+    if not importlib.util.find_spec("kronfluence"):
+        how = "pip install --no-deps kronfluence==1.0.1 (its metadata asks for torchvision, which nothing here uses)"
+        raise RunError(f"kronfluence is not installed: {how}")
+
+
 def _pairwise(net, task, data: RowData, strategy: str, damping: float | None) -> np.ndarray:
     "What kronfluence says of training rows by queries, by factors that are fitted in a folder of their own."
     from kronfluence import Analyzer, FactorArguments, ScoreArguments, prepare_model
@@ -196,6 +203,7 @@ def kronfluence_influence(
     "(N, Q) float32: influence on the queries' margins."
     if strategy not in STRATEGIES:
         raise ValueError(f"no strategy {strategy!r}{nearest(strategy, STRATEGIES)}")
+    _check_kronfluence()
     task, net = _task(_linear_names(model, patterns)), copy.deepcopy(model).float().eval()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
