@@ -59,6 +59,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
     for n, line in _lines(path):
         try:
             row = json.loads(line)
+            if "\\ud" in line.lower():  # half a character can be written, but in no encoding
+                json.dumps(row, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {n}: not JSON ({error})") from None
         if not isinstance(row, dict):
