@@ -233,6 +233,8 @@ REFUSED = [
     ("finetune", dict(loss="poe"), "loss poe needs bias, a run of bias_model"),
     ("train_mask", dict(loss="peo"), "did you mean 'poe'|poe"),
     ("train_mask", dict(metric="f2"), "no metric 'f2'"),
+    ("train_mask", dict(metric="bleu"), "no metric 'bleu'"),
+    ("finetune", dict(metric="bleu"), "no metric 'bleu'"),
     ("train_mask", dict(loss="poe", bias="{bias}", ood_training=True), "choose ce"),
     ("finetune", dict(mask="{imp}", sparsity=0.25), "no mask at sparsity 0.25: choose 0.1, 0.2"),
     ("finetune", dict(mask="{mask}", sparsity=0.7), "choose 0.5"),

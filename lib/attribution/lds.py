@@ -74,11 +74,13 @@ def lds(
     if masks.shape[1] != n or outputs.shape[0] != len(masks) or outputs.shape[2] != q:
         shapes = f"scores {n, q}, subsets {masks.shape} and outputs {outputs.shape}"
         raise ValueError(f"{shapes} do not fit: (N, Q), (m, N), (m, seeds, Q)")
+    if draws < 1 or not np.isfinite(masks := np.asarray(masks, float)).all():
+        raise ValueError(f"{draws} draws, and subsets that must be of 0 and 1: give one draw at least")
     _check_outputs(outputs)
     if not n or (bad := ~np.isfinite(scores)).any():
         at = "no training rows" if not n else "training row {}, query {}".format(*np.argwhere(bad)[0])
         raise ValueError(f"{at}: there must be scores, and finite ones")
-    each = _spearman(masks.astype(float) @ np.asarray(scores, float), outputs.mean(1))
+    each = _spearman(masks @ np.asarray(scores, float), outputs.mean(1))
     resampled = each[rng_for(seed, "queries").integers(0, q, (draws, q))].mean(1)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return {"value": float(each.mean()), "low": float(low), "high": float(high), "ceiling": ceiling(outputs)}

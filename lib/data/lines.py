@@ -59,6 +59,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
     for n, line in _lines(path):
         try:
             row = json.loads(line)
+            if "\\ud" in line.lower():  # half a character can be written, but in no encoding
+                json.dumps(row, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {n}: not JSON ({error})") from None
         if not isinstance(row, dict):
@@ -103,9 +105,13 @@ def _quoted_table(path: Path, sep: str) -> list[tuple[int, list[str]]] | None:
                 return None
             records.append((n + 1 - len(held), fields))
             held = []
+    split = any("\n" in f for _, fields in records for f in fields)
+    counts = {line.count(sep) for line in text_lines(path) if line.strip()} if split else {0}
+    if len(counts) == 1 and counts != {0}:
+        return None  # every line is a record as it stands: two lonely marks are no pair
     found = [f for _, fields in records for f in fields]
     quoted = [f[1:-1] for f in found if f.startswith('"')]
-    needed = all(sep in f or "\n" in f or '"' in f for f in quoted)
+    needed = all(sep in f or "\n" in f or "\r" in f or '"' in f for f in quoted)
     whole = all(f.startswith('"') or _is_number(f) for f in found)
     if held or not quoted or not (needed or whole):
         return None

@@ -361,6 +361,8 @@ def evaluation_sets(
         raise DataError(f"no protocol {protocol!r}{nearest(protocol, valid)}")
     first, *others = task.dev_sets
     full = task.splits[first]
+    if protocol == "split" and len(full) < 2:
+        raise DataError(f"{task.name}: {first} has {len(full)} row, which has no halves: take protocol paper")
     select, report = _halves(full, seed) if protocol == "split" else (full, full)
     return {"select": select, "report": {first: report} | {name: task.splits[name] for name in others}}
 

@@ -324,4 +324,7 @@ def read_crows(
     if lost := [c for c in _CROWS.values() if c not in rows[0]]:
         raise DataError(f"{path}: no column {lost[0]}. There: {', '.join(rows[0])}")
     pairs = [{name: row[column] for name, column in _CROWS.items()} for row in rows]
-    return [_filled(pair, f"{path}, row {i}") for i, pair in enumerate(pairs)]
+    for i, pair in enumerate(pairs):
+        if _filled(pair, f"{path}, row {i}")["direction"] not in ("stereo", "antistereo"):
+            raise DataError(f"{path}, row {i}: {pair['direction']!r} is neither stereo nor antistereo")
+    return pairs

@@ -84,6 +84,10 @@ def holm(
 ) -> np.ndarray:  # corrected p values, same order
     "Holm's step-down correction."
     corrected = np.array(p, float)
+    if (wrong := (corrected < 0) | (corrected > 1)).any():
+        raise ValueError(
+            f"p value {wrong.argmax()} is {corrected[wrong.argmax()]:g}, and must be from 0 to 1"
+        )
     if (known := np.isfinite(corrected)).any():
         corrected[known] = multipletests(corrected[known], method="holm")[1]
     return corrected

@@ -209,6 +209,9 @@ def _order(config, task: Task, model: str) -> list[int]:
     said = f"{model} answers {', '.join(theirs)}, but the labels of {task.name} are {', '.join(ours)}"
     if all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):
         raise DataError(f"{said}: write into id2label of its config.json which is which")
+    told = getattr(config, "label2id", None) or {}
+    if set(told) == set(theirs) and any(told[name] != i for i, name in enumerate(theirs)):
+        raise DataError(f"{said}: id2label and label2id of its config.json contradict each other")
     plain = [re.sub(r"[\W_]+", "_", name.strip().lower()) for name in theirs]
     asked = [re.sub(r"[\W_]+", "_", name.strip().lower()) for name in ours]
     if len(set(plain)) < len(plain) or sorted(plain) != sorted(asked):
