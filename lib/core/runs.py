@@ -31,7 +31,8 @@ from .provenance import environment, model_identity
 # %% ../../nbs/core/2_runs.ipynb #c53acdb9
 @functools.cache
 def _fingerprint(folder: Path, mtime_ns: int) -> str:
-    made, found = read_json(folder / "params.json") or {}, read_json(folder / "result.json") or {}
+    stored = (read_json(folder / name) for name in ("params.json", "result.json"))
+    made, found = (one if isinstance(one, dict) else {} for one in stored)  # whoever edited them
     return digest([made.get("code"), made.get("data"), made.get("upstream"), found.get("checksum")])[:16]
 
 

@@ -157,6 +157,8 @@ def _check_weights(model: PreTrainedModel, mask: dict[str, Tensor]) -> None:
     "UnitError for an entry that is no mask over a parameter of the model, in its shape: it would not be counted"
     if other := [key for key in mask if not key.startswith("weight/")]:
         raise UnitError(f"mask {other[0]!r} is not over weights; valid: weight/<parameter>")
+    if wrong := [key for key, value in mask.items() if not ((value >= 0) & (value <= 1)).all()]:
+        raise UnitError(f"mask {wrong[0]!r} holds NaN, or numbers that are not from 0 to 1")
     factors(model, mask)
 
 
