@@ -217,7 +217,7 @@ def path(
     "Where to write an artefact; its folder exists. RunError for a name that is the run's own, or leads out of it."
     if name in OWN:
         raise RunError(f"{name} is written by the run itself")
-    place = self.folder / name
+    place = self.folder / name.replace("\0", "/../../")  # no name of a file
     if not place.resolve().is_relative_to(self.folder.resolve()) or place.resolve() == self.folder.resolve():
         raise RunError(f"{self}: {name!r} is no file inside the run's folder")
     if long := [part for part in place.parts if len(part.encode()) > 200]:

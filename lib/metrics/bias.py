@@ -21,7 +21,7 @@ from scipy import stats
 
 from ..core.base import DataError, data_dir, nearest, rng_for
 from ..data.lines import json_lines
-from .inference import TAILS, bootstrap
+from .inference import TAILS, _check_draws, bootstrap
 
 # %% ../../nbs/metrics/5_bias.ipynb #03b-bias-tests-05
 def _unit(name: str, vectors: np.ndarray) -> np.ndarray:
@@ -91,6 +91,7 @@ def association_test(
 ) -> dict[str, float]:
     "value (d), low, high (95 % bootstrap over targets), p (permutation), p_normal (of sampled halves), n."
     X, Y, A, B = sets
+    _check_draws(draws)
     n, s = len(X), associations(np.r_[X, Y], A, B)
     x, y, rng = s[:n], s[n:], rng_for(seed, "targets")
     # our own draws: both sides in turn, which SciPy takes one after the other

@@ -59,12 +59,18 @@ def summary(
     return pd.DataFrame(rows, columns=[*by, "n", "mean", "population_sd", "sd", "low", "high"])
 
 # %% ../../nbs/metrics/2_inference.ipynb #c32f38e4
+def _check_draws(draws: int) -> None:
+    if draws < 1:
+        raise ValueError(f"draws is {draws}: give at least 1")
+
+
 def permutation_test(
     differences: list,  # paired differences, one per seed (or per example)
     draws: int = 10000,  # random sign choices, where there are too many to list
     seed: int = 0,  # of those draws
 ) -> float:  # two-sided p
     "Sign-flip test of a zero mean difference: exact up to 14 pairs, drawn beyond (the observed included); nan for nan."
+    _check_draws(draws)
     d, n = np.asarray(differences, float), len(differences)
     if not n or not np.isfinite(d).all():
         return np.nan
@@ -125,6 +131,7 @@ def bootstrap(
     rng: np.random.Generator | int = 0,  # or its seed
 ) -> np.ndarray:  # (draws,)
     "The statistic of rows drawn with replacement; its quantiles at `TAILS` are the 95 % interval."
+    _check_draws(draws)
     if n < 2:
         return np.array([statistic(np.zeros(n, int))] * draws)  # SciPy refuses a single row
     options = dict(vectorized=False, method="percentile", batch=max(1, 10**7 // n))

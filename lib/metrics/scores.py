@@ -88,6 +88,17 @@ def predictions(
     return counts_as[logits.argmax(1)]
 
 # %% ../../nbs/metrics/1_scores.ipynb #623a340a
+def _check_labels(labels: np.ndarray, classes: bool) -> None:
+    wrong = np.array([not isinstance(v, (int, float)) for v in labels.tolist()])
+    if not wrong.any():
+        wrong = (labels < 0) if classes else ~np.isfinite(labels.astype(float))
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise ValueError(
+            f"row {at} has the label {labels.tolist()[at]!r}: " + ("no class" if classes else "no number")
+        )
+
+
 def score(
     logits: np.ndarray,  # model outputs, (N, C), or (N, 1) for a regression
     labels: np.ndarray,  # class positions or values, (N,)
@@ -100,6 +111,7 @@ def score(
     if len(logits) != len(labels):
         raise ValueError(f"{len(logits)} predictions for {len(labels)} labels")
     answer, labels = predictions(logits, collapse), np.asarray(labels)
+    _check_labels(labels, np.ndim(logits) == 2 and np.shape(logits)[1] > 1)
     return {name: METRICS[name](answer, labels) for name in names}
 
 # %% ../../nbs/metrics/1_scores.ipynb #ea540f6f

@@ -134,7 +134,7 @@ def newest(
             return str(path)
         if (path / "complete").exists():
             warnings.warn(f"{path} {wrong}: training goes on from what was saved before it", stacklevel=2)
-        shutil.rmtree(path)
+        path.unlink() if path.is_file() else shutil.rmtree(path)
     return None
 
 # %% ../../nbs/training/1_checkpoints.ipynb #846492b4
