@@ -91,6 +91,13 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
 
+# %% ../../nbs/data/00_lines.ipynb #lines-is-quoted
+def _is_quoted(found: list[str], sep: str) -> bool:
+    "Whether fields are quoted as writers do it: those that need it, or all but numbers"
+    quoted = [f[1:-1] for f in found if f.startswith('"')]
+    needed = all(sep in f or "\n" in f or "\r" in f or '"' in f for f in quoted)
+    return bool(quoted) and (needed or all(f.startswith('"') or _is_number(f) for f in found))
+
 # %% ../../nbs/data/00_lines.ipynb #formats-fields
 def _quoted_table(path: Path, sep: str) -> list[tuple[int, list[str]]] | None:
     "First line and fields of every record of a file written with quoting; None for any other"
@@ -109,11 +116,7 @@ def _quoted_table(path: Path, sep: str) -> list[tuple[int, list[str]]] | None:
     counts = {line.count(sep) for line in text_lines(path) if line.strip()} if split else {0}
     if len(counts) == 1 and counts != {0}:
         return None  # every line is a record as it stands: two lonely marks are no pair
-    found = [f for _, fields in records for f in fields]
-    quoted = [f[1:-1] for f in found if f.startswith('"')]
-    needed = all(sep in f or "\n" in f or "\r" in f or '"' in f for f in quoted)
-    whole = all(f.startswith('"') or _is_number(f) for f in found)
-    if held or not quoted or not (needed or whole):
+    if held or not _is_quoted([f for _, fields in records for f in fields], sep):
         return None
     return [(n, [f[1:-1].replace('""', '"') if f.startswith('"') else f for f in fs]) for n, fs in records]
 

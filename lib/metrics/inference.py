@@ -58,12 +58,12 @@ def summary(
         rows.append([*group, len(x), x.mean(), x.std(), sd, *interval(x)])
     return pd.DataFrame(rows, columns=[*by, "n", "mean", "population_sd", "sd", "low", "high"])
 
-# %% ../../nbs/metrics/2_inference.ipynb #c32f38e4
+# %% ../../nbs/metrics/2_inference.ipynb #inference-draws
 def _check_draws(draws: int) -> None:
     if draws < 1:
         raise ValueError(f"draws is {draws}: give at least 1")
 
-
+# %% ../../nbs/metrics/2_inference.ipynb #c32f38e4
 def permutation_test(
     differences: list,  # paired differences, one per seed (or per example)
     draws: int = 10000,  # random sign choices, where there are too many to list

@@ -87,7 +87,7 @@ def predictions(
     counts_as = np.array([(collapse or {}).get(c, c) for c in range(logits.shape[1])])
     return counts_as[logits.argmax(1)]
 
-# %% ../../nbs/metrics/1_scores.ipynb #623a340a
+# %% ../../nbs/metrics/1_scores.ipynb #scores-labels
 def _check_labels(labels: np.ndarray, classes: bool) -> None:
     wrong = np.array([not isinstance(v, (int, float)) for v in labels.tolist()])
     if not wrong.any():
@@ -98,7 +98,7 @@ def _check_labels(labels: np.ndarray, classes: bool) -> None:
             f"row {at} has the label {labels.tolist()[at]!r}: " + ("no class" if classes else "no number")
         )
 
-
+# %% ../../nbs/metrics/1_scores.ipynb #623a340a
 def score(
     logits: np.ndarray,  # model outputs, (N, C), or (N, 1) for a regression
     labels: np.ndarray,  # class positions or values, (N,)

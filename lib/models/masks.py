@@ -172,6 +172,9 @@ def _share(mask: dict[str, Tensor], slices: list[tuple[str, bool]], groups: int)
     return (kept.double() / total).numpy()
 
 # %% ../../nbs/models/3_masks.ipynb #masks-shares-0
+_TENSORS = "weight", "bias"
+
+
 def surviving_shares(
     mask: dict[str, Tensor],  # entries weight/<parameter>
     model: PreTrainedModel,  # for the names; a skeleton will do
@@ -180,12 +183,10 @@ def surviving_shares(
     _check_weights(model, mask)
     p, rows = parts(model), []
     for i, row in enumerate(p.attention):
-        slices = [
-            (f"{row[part]}.{t}", part == "out" and t == "weight") for part in row for t in ("weight", "bias")
-        ]
+        slices = [(f"{row[part]}.{t}", (part, t) == ("out", "weight")) for part in row for t in _TENSORS]
         rows += [("head", i, h, share) for h, share in enumerate(_share(mask, slices, p.heads))]
     for i, row in enumerate(p.ffn):
-        slices = [(f"{path}.{t}", False) for path in row.values() for t in ("weight", "bias")]
+        slices = [(f"{path}.{t}", False) for path in row.values() for t in _TENSORS]
         rows.append(("mlp", i, -1, _share(mask, slices, 1)[0]))
     return pd.DataFrame(rows, columns=["kind", "layer", "head", "share"])
 
@@ -202,9 +203,7 @@ def _kept_weights(model: PreTrainedModel, mask: dict[str, Tensor], path: str) ->
     return (n if value is None else int((value != 0).sum())), n
 
 # %% ../../nbs/models/3_masks.ipynb #density-heads-0
-def _kept_by_head(
-    model: PreTrainedModel, mask: dict[str, Tensor], row: dict[str, str], heads: int
-) -> list[tuple[int, int]]:
+def _kept_by_head(model: PreTrainedModel, mask: dict, row: dict, heads: int) -> list[tuple[int, int]]:
     "(kept, total) of every head of an attention: rows of query, key and value and columns of the output"
     kept, total = torch.zeros(heads, dtype=torch.long), 0
     for part, path in row.items():
