@@ -15,6 +15,8 @@ import psutil
 import pytest
 from toys import STUDY, Project
 
+from lib.core.testing import write_notebook
+
 TRUE = [("sum", 200)] + [
     ("n", value) for value in (10, 20, 30, 40, 20, 40, 60, 80)
 ]  # of the study, undisturbed
@@ -309,3 +311,15 @@ def test_a_full_disk_is_named(tmp_path):
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
     assert process.returncode and "no space left on device" in said.lower() and "was killed" not in said, said
+
+
+def test_kernels_that_begin_as_copies_show_figures(tmp_path):
+    project = Project(tmp_path, study="stages: {look: {notebook: look, grid: {seed: [1, 2]}}}")
+    draw = "import matplotlib.pyplot as plt\nfrom lib.core.runs import start\nrun = start('look', globals())"
+    show = "figure, axes = plt.subplots()\naxes.plot([seed, 2])\ndisplay(figure)\nplt.close()\nrun.finish([])"
+    write_notebook(tmp_path / "experiments" / "look.ipynb", "seed: int = 0  # of all", draw, show)
+    said, code = project.sieve("run", project.sweep, "-j", "2")
+    assert code == 0, said
+    for book in project.outputs.glob("look/*/run.ipynb"):
+        outputs = [o for cell in json.loads(book.read_text())["cells"] for o in cell.get("outputs", [])]
+        assert sorted(outputs[0]["data"]) == ["image/png", "text/plain"]

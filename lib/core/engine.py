@@ -164,7 +164,11 @@ def job(name):
 
 def kernel(connection):
     from ipykernel.kernelapp import IPKernelApp
-    IPKernelApp.launch_instance(argv=["-f", connection])
+    app = IPKernelApp.instance()
+    app.initialize(["-f", connection])
+    if "matplotlib" in sys.modules:  # imported where there was no kernel to show figures in
+        app.shell.run_line_magic("matplotlib", "inline")
+    app.start()
 
 run_forge(int(sys.argv[1]), sys.argv[2:], {"job": job, "kernel": kernel})
 """
