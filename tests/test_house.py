@@ -1,6 +1,7 @@
 """The house rules that no single notebook can check."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -245,3 +246,12 @@ def test_nothing_of_a_stranger_is_executed():
     calls = re.compile(r"\bAuto\w+\.from_pretrained\(([^()]*(?:\([^()]*\)[^()]*)*)\)")
     found = [(p.name, m[1]) for p in modules() for m in calls.finditer(p.read_text())]
     assert len(found) >= 3 and [f for f in found if "trust_remote_code=False" not in f[1]] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "analyses").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_an_analysis_is_saved_with_its_figures(path):
+    cells = json.loads(path.read_text())["cells"]
+    outputs = [o for cell in cells if cell["cell_type"] == "code" for o in cell["outputs"]]
+    assert any("image/png" in o.get("data", {}) for o in outputs), "run it on its defaults and save it"
+    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+    assert "Invented example data, no result" in json.dumps(outputs)  # no result is kept in the repository

@@ -176,7 +176,18 @@ def test_the_defaults_can_be_planned(notebook, tmp_path):
     planned(notebook, {}, tmp_path)
 
 
-SYNTHETIC = ["attention", "d3m", "demo", "gender", "gender-synthetic", "head_gates", "lottery", "srnets"]
+SYNTHETIC = [
+    "attention",
+    "d3m",
+    "d3m-synthetic",
+    "srnets-synthetic",
+    "demo",
+    "gender",
+    "gender-synthetic",
+    "head_gates",
+    "lottery",
+    "srnets",
+]
 
 
 @pytest.mark.parametrize("name", SYNTHETIC)
