@@ -142,9 +142,9 @@ def _accept(self) -> Request | None:
     if code_stamp(self.folder) == self.stamp:
         return self._copy(client, request, streams)
     client.sendall(b"changed\n")
-    for stream in (client.fileno(), *streams):
+    client.close()
+    for stream in streams:
         os.close(stream)
-    client.detach()
     return None
 
 

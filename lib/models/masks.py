@@ -193,8 +193,7 @@ def surviving_shares(
 # %% ../../nbs/models/3_masks.ipynb #05g-density-05
 def _layer_of(kinds: list[str], row: int) -> int:
     "The layer of an attention, the encoder's first; a decoder's self- and cross-attention share one"
-    n = kinds.count("encoder")
-    return row if row < n else n + (row - n) % kinds.count("decoder")
+    return row if row < (n := kinds.count("encoder")) else n + (row - n) % kinds.count("decoder")
 
 
 def _kept_weights(model: PreTrainedModel, mask: dict[str, Tensor], path: str) -> tuple[int, int]:
@@ -241,8 +240,7 @@ def density(
     for by in ("layer", "group"):
         levels.append(matrices.groupby(by, sort=False, as_index=False)[counts].sum().assign(level=by))
     levels.append(matrices[counts].sum().to_frame().T.assign(level="total"))
-    frame = pd.concat(levels, ignore_index=True).astype({"layer": "Int64"})
-    return frame.assign(density=frame.kept / frame.total)
+    return pd.concat(levels, ignore_index=True).astype({"layer": "Int64"}).eval("density = kept / total")
 
 # %% ../../nbs/models/3_masks.ipynb #05g-density-08
 def _zeros(model: PreTrainedModel, mask: dict[str, Tensor], path: str, out: bool = False) -> Tensor:

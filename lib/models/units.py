@@ -138,14 +138,17 @@ def factors(
     "(parameter name, mask entry, its expansion over the parameter); the whole mask is checked first"
     found = []
     for key, value in mask.items():
+        if value.isnan().any():  # it would count as kept
+            raise UnitError(f"mask {key!r} holds NaN")
         kind, _, name = key.partition("/")
         if key in UNITS:
             found += [(n, value, expand) for n, expand in _structured(model, key, value)]
         elif kind in ("weight", "block") and name:
             found.append((name, value, _tiled(original(model, name, key).shape, key, value)))
         else:
-            valid = "head, ffn, mlp, weight/<parameter>, block/<parameter>"
-            raise UnitError(f"unknown mask key {key!r}; valid: {valid}")
+            raise UnitError(
+                f"unknown mask key {key!r}; valid: head, ffn, mlp, weight/<parameter>, block/<parameter>"
+            )
     return found
 
 # %% ../../nbs/models/2_units.ipynb #08060d37
