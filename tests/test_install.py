@@ -63,7 +63,7 @@ def test_a_wheel_declares_its_dependencies(installed):
 
 def test_outside_a_checkout_the_command_says_what_to_do(installed, tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("SIEVE_")} | {"PYTHONPATH": str(installed)}
-    code = "from lib.core.base import outputs; print(outputs())\nfrom lib.core.cli import main; "
+    code = "from lib.core.base import outputs; print(outputs())\nfrom lib.commands.cli import main; "
     for verb in (["status"], ["run", "s.yaml"], ["gc"]):
         command = [sys.executable, "-P", "-c", code + f"raise SystemExit(main({verb}))"]
         done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)

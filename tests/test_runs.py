@@ -205,7 +205,7 @@ def test_somebody_elses_outputs_are_read_and_never_written(project):
     finished(seed=2)
     sweep = project.write("stages: {draw: {notebook: draw, grid: {seed: [1, 2, 3]}}}")
     verbs = [["status"], ["show", run.key], ["run", sweep, "--dry-run"], ["run", sweep], ["gc"]]
-    code = f"from lib.core.cli import main; print([main(verb) for verb in {verbs}]); "
+    code = f"from lib.commands.cli import main; print([main(verb) for verb in {verbs}]); "
     code += "from lib.core.folders import find_run; from lib.core.runs import runs; from lib.core.runs import start; "
     code += f"print(len(runs()), find_run('{run.key}').artefact('n.txt').read_text()); start('draw', {{'seed': 9}})"
     places = [project.outputs, *project.outputs.rglob("*")]

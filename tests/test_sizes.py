@@ -12,6 +12,7 @@ import sizes
 # that are not yet small enough. These numbers may fall and never rise.
 LEFT = {
     "attribution": 16,
+    "commands": 0,
     "core": 8,
     "data": 5,
     "losses": 2,

@@ -92,7 +92,7 @@ REFUSED = {  # what is changed in the study: (old, new, words of the message)
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_with_place_and_choices(project, case, capsys):
-    from lib.core.cli import main
+    from lib.commands.cli import main
 
     old, new, *words = REFUSED[case]
     path = project.write(STUDY.replace(old, new, 1).replace("WAIT", "0"), "wrong.yaml")
@@ -146,7 +146,7 @@ def test_one_value_has_one_key_however_it_is_written(project):
 
 
 def test_what_only_the_data_can_tell_is_asked_before_anything_starts(project, capsys):
-    from lib.core.cli import main
+    from lib.commands.cli import main
     from lib.core.testing import write_notebook
 
     write_notebook(

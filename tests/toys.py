@@ -70,7 +70,7 @@ class Project:
             sys.executable,
             "-P",  # as the installed command: the working directory is not on its path
             "-c",
-            "import sys; from lib.core.cli import main; sys.exit(main())",
+            "import sys; from lib.commands.cli import main; sys.exit(main())",
             *arguments,
         ]
         return subprocess.Popen(

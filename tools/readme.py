@@ -19,6 +19,7 @@ ROOMS = {
     "training": "one loop, and recipes for it",
     "attribution": "how much each unit, and each training row, matters: importance, TRAK, EK-FAC, LDS",
     "study": "one tidy frame of what runs found; every figure a function of a frame",
+    "commands": "the `sieve` command: what each of its verbs does",
     "experiments": "named by operation: compute, export nothing",
     "analyses": "read finished runs, never train; each ends in figures",
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from toys import Project
 
-from lib.core.cli import main
+from lib.commands.cli import main
 
 
 def flip(content: bytes, rng: random.Random) -> bytes:

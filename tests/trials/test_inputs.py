@@ -12,7 +12,7 @@ import pytest
 from toys import STUDY
 
 from lib.core.base import ROOT
-from lib.core.cli import main
+from lib.commands.cli import main
 from lib.core.keys import parameters
 
 SECONDS = 20  # after which an input counts as hanging
