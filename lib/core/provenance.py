@@ -13,7 +13,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from .base import ROOT
+from .base import ROOT, data_dir
 from .files import file_sha256
 from .keys import digest
 
@@ -45,9 +45,9 @@ def environment() -> dict:
 
 # %% ../../nbs/core/1_provenance.ipynb #runs-model-folder
 def model_folder(model: str) -> Path | None:
-    "The folder of a local model; None if the name is of no folder with a config.json."
-    folder = ROOT / Path(model).expanduser()
-    return folder if model and (folder / "config.json").is_file() else None
+    "The folder of a local model, as given or below the data folder; None if no such folder has a config.json."
+    places = [ROOT / Path(model).expanduser(), data_dir() / model] if model else []
+    return next((p for p in places if (p / "config.json").is_file()), None)
 
 # %% ../../nbs/core/1_provenance.ipynb #prov-hub-commit
 def _hub_commit(model: str) -> str:  # in the hub's cache, which is looked at and never asked for

@@ -27,6 +27,7 @@ from transformers.utils import logging
 from ..core.base import ROOT, DataError, nearest, rng_for
 from ..core.keys import is_run_key
 from ..core.folders import find_run
+from ..core.provenance import model_folder
 from ..data.formats import hub_reachable, hub_says
 from ..data.tasks import Task, task_texts, tiny_tokenizer
 from ..models.architectures import ARCHITECTURES, architecture, model_class, parts
@@ -112,10 +113,9 @@ def _local(model: str) -> str:
             made = "it was made with keep_model none. Valid: a run with keep_model last or best"
             raise DataError(f"run {model} kept no model: {made}")
         return str(folder)
-    folder = ROOT / Path(model).expanduser()
-    if model and (folder / "config.json").is_file():
+    if folder := model_folder(model):
         return str(folder)
-    if model and folder.is_dir():
+    if model and (ROOT / Path(model).expanduser()).is_dir():
         raise DataError(f"{model} is a folder without config.json, so no model")
     if not _ON_HUB.fullmatch(model):
         valid = "Valid: tiny, a run key, a folder, a name on the hub, or name@revision"
