@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUP_RATES', 'as_array', 'group_codes', 'row_losses', 'group_losses', 'auc', 'group_metrics', 'worst_group',
-           'fairness_gaps', 'group_rows']
+           'group_rows', 'group_report']
 
 # %% ../../nbs/metrics/4_groups.ipynb #03d-group-metrics-02
 import numpy as np
@@ -160,7 +160,7 @@ def _gap(values) -> float:
     return float(there.max() - there.min()) if len(there) > 1 else np.nan
 
 
-def fairness_gaps(
+def _fairness_gaps(
     answer,  # (N,) class positions
     labels,  # (N,)
     groups,  # (N,)
@@ -178,7 +178,7 @@ def fairness_gaps(
 # %% ../../nbs/metrics/4_groups.ipynb #groups-rows-0
 def group_rows(
     table: pd.DataFrame,  # of `group_metrics`
-    gaps: dict | None = None,  # of `fairness_gaps`
+    gaps: dict | None = None,  # of `_fairness_gaps`
     **columns,  # of every row, e.g. split="test"
 ) -> list[dict]:
     "Metric rows: accuracy, loss ... in total and by group, accuracy/worst, gaps; without undefined ones."
@@ -191,3 +191,20 @@ def group_rows(
     rows += [(f"{m}/gap", _gap(groups[m]), n) for m in (first, "fpr", "fnr")]
     rows += [(m, value, n) for m, value in (gaps or {}).items()]
     return [dict(metric=m, value=float(v), n=int(n), **columns) for m, v, n in rows if np.isfinite(v)]
+
+# %% ../../nbs/metrics/4_groups.ipynb #groups-report
+def group_report(
+    logits,  # (N, C); C = 1: a regression
+    labels,  # (N,)
+    groups=None,  # (N,); None: there are none
+    answer=None,  # (N,) what the answers count as; None: the largest logits
+    **columns,  # of every row, e.g. split="test"
+) -> list[dict]:
+    "Metric rows of `group_metrics` with the fairness gaps; without groups in total only."
+    if groups is None:
+        return group_rows(group_metrics(logits, labels, ["all"] * len(labels), answer)[:1], **columns)
+    logits = as_array(logits).astype(float)
+    table = group_metrics(logits, labels, groups, answer)
+    said = logits.argmax(1) if answer is None else answer
+    gaps = _fairness_gaps(said, labels, groups) if logits.shape[1] > 1 else None
+    return group_rows(table, gaps, **columns)

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from ..data.ood import EvaluationSet, as_set
 from ..core.base import DataError
 from ..data.tasks import Task, collator, tokenized
-from ..metrics.groups import fairness_gaps, group_metrics, group_rows
+from ..metrics.groups import group_report
 from ..metrics.scores import accuracy_by, predictions, score
 from .trainer import Recipe
 
@@ -70,9 +70,7 @@ def _by_group(one: EvaluationSet, logits: np.ndarray, y: np.ndarray, answer: np.
     "Metric rows by group, of the worst one and of the gaps, where the set's rows have groups"
     if "group" not in one.rows.column_names:
         return []
-    groups, counted = one["group"][:], answer if one.collapse else None
-    gaps = fairness_gaps(answer, y, groups) if logits.shape[1] > 1 else None
-    return group_rows(group_metrics(logits, y, groups, counted), gaps)
+    return group_report(logits, y, one["group"][:], answer if one.collapse else None)
 
 # %% ../../nbs/training/3_recipes.ipynb #recipes-16
 def score_sets(
