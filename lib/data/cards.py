@@ -6,13 +6,21 @@
 __all__ = ['TASKS', 'task_format']
 
 # %% ../../nbs/data/07_cards.ipynb #cards-imports
+import codecs
+import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
-from ..core.base import DataError, card_file, nearest
-from ..core.strict_yaml import read_yaml
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..core.base import DataError, card_file, nearest, rng_for
+from ..core.strict_yaml import read_yaml, yaml_places
 from .formats import FORMATS, Format
 from .groups import hatexplain_parts, toxigen_parts
+from .records import Tables
 from .synthetic_gender import GENDER_LABELS, GENDER_SETTINGS, synthetic_gender
 from .synthetic_nli import NLI_LABELS, NLI_SETTINGS, synthetic_nli
 from .synthetic_toxicity import TOXIC_LABELS, TOXICITY_SETTINGS, synthetic_toxicity
@@ -59,28 +67,253 @@ TASKS["synthetic-translation"] = _generated(
 )
 TASKS["synthetic-toxicity"] = _generated(synthetic_toxicity, TOXIC_LABELS, TOXICITY_SETTINGS, **_POISONED)
 
+# %% ../../nbs/data/07_cards.ipynb #cards-model
+_Text = Annotated[str, Field(min_length=1)]
+_Column = _Text | Annotated[int, Field(ge=1)]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    header: bool = True
+    delimiter: Annotated[str, Field(pattern='^[^"\\r\\n]$')] = ""
+    quoting: bool | None = None
+    encoding: _Text = "utf-8"
+    empty: bool = False
+
+# %% ../../nbs/data/07_cards.ipynb #cards-model-card
+class _Card(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    train: _Text = ""
+    dev: _Text | Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    test: _Text = ""
+    ood: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], _Text] = {}
+    hub: Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")] = ""
+    configuration: _Text = ""
+    revision: Annotated[str, Field(pattern=r"^[\w./-]+$")] = ""
+    text: _Column | Annotated[list[_Column], Field(min_length=1, max_length=2)]
+    label: _Column
+    labels: Annotated[list[str | int], Field(min_length=2)] | dict[str | int, _Text] = {}
+    regression: bool = False
+    group: _Column | Annotated[list[_Column], Field(min_length=1)] = []
+    id: _Column = ""
+    metrics: Annotated[list[_Text], Field(min_length=1)] = []
+    format: _Options = _Options()
+
+# %% ../../nbs/data/07_cards.ipynb #cards-words
+_NAME = "a column's name, or (format: {header: false}) its number from 1"
+_WANTED = {
+    "train": "the name of a file (of a hub card: of a split), as text",
+    "dev": "the name of a file, or the share of the training rows that it is, above 0 and at most 0.5",
+    "ood": "names of sets with their files, as {name: file}; a name is of letters, digits, _, . and -",
+    "hub": "the name of a data set on the hub, as org/name",
+    "configuration": "the name of a configuration of the data set, as text",
+    "revision": "a commit, tag or branch of the data set, as text",
+    "text": f"{_NAME}; or a list of two of them",
+    "label": _NAME,
+    "labels": "a list of two names or more in the order of their numbers, or {value in the file: name}; "
+    "yes, no, true and false are names only in quotes",
+    "group": f"{_NAME}; or a list of them",
+    "id": _NAME,
+    "metrics": "a list of names",
+    "format": "a dict of header, delimiter, quoting, encoding, empty",
+    "delimiter": "one character, no quotation mark",
+    "encoding": "the name of an encoding, as utf-8",
+}
+_WANTED |= {"test": _WANTED["train"]} | dict.fromkeys(
+    ("regression", "header", "quoting", "empty"), "true or false"
+)
+
+# %% ../../nbs/data/07_cards.ipynb #cards-fault
+class _Place:
+    "A card's file, and where in it each key stands"
+
+    def __init__(self, path: Path):
+        self.path, self.places = path, yaml_places(path)
+
+    def fault(self, what: str, *keys) -> DataError:
+        "The error that names file, line and column of the last of the keys that is there"
+        known = [keys[:n] for n in range(len(keys), 0, -1) if tuple(map(str, keys[:n])) in self.places]
+        where = self.places[tuple(map(str, known[0]))] if known else "line 1"
+        return DataError(f"{self.path}, {where}: {what}")
+
+# %% ../../nbs/data/07_cards.ipynb #cards-checked
+def _checked(path: Path) -> tuple[_Card, _Place]:
+    "The card with the types of all its values checked"
+    raw, place = read_yaml(path), _Place(path)
+    try:
+        return _Card.model_validate(raw), place
+    except ValidationError as e:
+        errors = sorted(e.errors(), key=lambda error: error["type"] != "extra_forbidden")
+    keys = errors[0]["loc"]
+    if errors[0]["type"] == "extra_forbidden":
+        known = _Options.model_fields if keys[0] == "format" else _Card.model_fields
+        raise place.fault(f"unknown key {keys[-1]!r}{nearest(keys[-1], known)}", *keys)
+    if errors[0]["type"] == "missing":
+        raise place.fault(f"no {keys[0]}: it must be {_WANTED[keys[0]]}", "")
+    key = keys[1] if keys[0] == "format" and len(keys) > 1 else keys[0]
+    value = raw["format"][key] if keys[0] == "format" and len(keys) > 1 else raw[key]
+    raise place.fault(f"{key} must be {_WANTED[key]}, not {value!r}", *keys[: 1 + (key != keys[0])])
+
+# %% ../../nbs/data/07_cards.ipynb #cards-sources
+_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".parquet", ".csv.gz", ".tsv.gz", ".txt.gz", ".jsonl.gz")
+
+
+def _check_name(name: str, seen: dict, keys: tuple, place: _Place) -> None:
+    "Refuse a file of another form, and one that stands twice"
+    if not name.lower().endswith(_SUFFIXES):
+        raise place.fault(f"{name!r} ends in none of {', '.join(_SUFFIXES)}", *keys)
+    if (other := seen.setdefault((place.path.parent / name).resolve(), keys[-1])) != keys[-1]:
+        raise place.fault(f"{keys[-1]} and {other} are one file, {name}", *keys)
+
+# %% ../../nbs/data/07_cards.ipynb #cards-names
+def _check_keys(card: _Card, place: _Place) -> None:
+    "Refuse names of sets that mean something else, and keys that are of another kind of card"
+    for name in card.ood:
+        if name in ("train", "dev", "test", "select", "align", "report", "ood", *TASKS):
+            raise place.fault(
+                f"a set out of distribution cannot be called {name}: that is taken", "ood", name
+            )
+    for key in ("configuration", "revision") if not card.hub else ():
+        if getattr(card, key):
+            raise place.fault(f"{key} is of a data set on the hub, which `hub` would name", key)
+
+# %% ../../nbs/data/07_cards.ipynb #cards-splits
+def _check_split(name: str, seen: dict, keys: tuple, place: _Place) -> None:
+    "Refuse a split of the hub that stands twice"
+    if (other := seen.setdefault(name, keys[-1])) != keys[-1]:
+        raise place.fault(f"{keys[-1]} and {other} are one split, {name}", *keys)
+
+
+def _sources(card: _Card, place: _Place) -> dict[str, str]:
+    "Split -> file, or split on the hub"
+    named = {"train": card.train or ("train" if card.hub else ""), "dev": card.dev, "test": card.test}
+    files, seen = {s: name for s, name in named.items() if name and isinstance(name, str)}, {}
+    if "train" not in files:
+        raise place.fault(f"no train: it must be {_WANTED['train']}", "")
+    for split, name in [*files.items(), *card.ood.items()]:
+        keys = ("ood", split) if split in card.ood else (split,)
+        (_check_split if card.hub else _check_name)(name, seen, keys, place)
+    dev = {} if "dev" in files else {"dev": files["train"]}
+    return {"train": files.pop("train")} | dev | files | card.ood
+
+# %% ../../nbs/data/07_cards.ipynb #cards-columns
+def _as_list(value) -> list:
+    return value if isinstance(value, list) else [value] if value != "" else []
+
+
+def _columns(card: _Card, place: _Place) -> dict[str, list]:
+    "Key -> names of its columns, or positions from 0"
+    found = {key: _as_list(getattr(card, key)) for key in ("text", "label", "group", "id")}
+    seen = {}
+    for key, column in [(key, c) for key, columns in found.items() for c in columns]:
+        if column in seen:
+            also = f" and {seen[column]}" if seen[column] != key else ""
+            raise place.fault(f"column {column!r} stands twice, for {key}{also}", key)
+        seen[column] = key
+        if isinstance(column, str) != card.format.header:
+            by = (
+                "named by the first line: quote a name that is a number" if card.format.header else "numbered"
+            )
+            raise place.fault(f"{key}: {column!r}: columns are {by} (format: header)", key)
+    return {key: [c if isinstance(c, str) else c - 1 for c in columns] for key, columns in found.items()}
+
+# %% ../../nbs/data/07_cards.ipynb #cards-layout
+def _check_encoding(encoding: str, place: _Place) -> None:
+    "Refuse an encoding that is none, or in which a line feed is more than that byte"
+    try:
+        plain = "\n,a".encode(encoding) == b"\n,a" and codecs.lookup(encoding)._is_text_encoding
+    except (LookupError, UnicodeError):
+        plain = False
+    if not plain:
+        some = ["utf-8", "latin-1", "cp1252", "iso-8859-15", "cp1251", "gb18030", "shift_jis"]
+        raise place.fault(
+            f"no encoding {encoding!r}{nearest(encoding, some)} and others", "format", "encoding"
+        )
+
+# %% ../../nbs/data/07_cards.ipynb #cards-tables
+_TABLES = tuple(s for s in _SUFFIXES if not re.search("jsonl|parquet", s))
+
+
+def _layout(card: _Card, files: dict, place: _Place) -> Tables:
+    "How the tables are written, checked"
+    others = [f for f in files.values() if card.hub or not f.lower().endswith(_TABLES)]
+    for key in ("header", "delimiter", "quoting"):
+        if key in card.format.model_fields_set and len(others) == len(files):
+            raise place.fault(f"{key} is of tables (.csv, .tsv, .txt), and there is none", "format", key)
+    if not card.format.header and others:
+        raise place.fault(
+            f"header: false is of tables, and {others[0]} has named columns", "format", "header"
+        )
+    _check_encoding(card.format.encoding, place)
+    return Tables(**card.format.model_dump())
+
+# %% ../../nbs/data/07_cards.ipynb #cards-labels
+def _labels(card: _Card, place: _Place) -> dict[str, str]:
+    "Value in the file -> name of the label; {} of a regression"
+    if card.regression == bool(card.labels):
+        both = "labels and regression exclude each other" if card.labels else "neither labels nor regression"
+        wanted = "labels: [...] in the order of their numbers, or regression: true"
+        raise place.fault(f"{both}: say {wanted}", "labels" if card.labels else "label")
+    pairs = card.labels.items() if isinstance(card.labels, dict) else [(name, name) for name in card.labels]
+    found = [(str(value), str(name)) for value, name in pairs]
+    for one in (0, 1):
+        values = [pair[one] for pair in found]
+        if twice := [v for v in values if values.count(v) > 1 or not v.strip()]:
+            raise place.fault(f"label {twice[0]!r} stands twice or is empty", "labels")
+    if len(found) == 1:
+        raise place.fault("one label only: there must be two or more", "labels")
+    return dict(found)
+
+# %% ../../nbs/data/07_cards.ipynb #cards-metrics
+_OF_NUMBERS = ("corr", "pearson", "spearman")
+_OF_LABELS = ("accuracy", "mcc", "f1_weighted")
+_OF_TWO = ("f1", "acc_and_f1", "f1_negative", "recall", "specificity")
+
+
+def _metrics(card: _Card, labels: dict, place: _Place) -> list[str]:
+    "What answers are scored by, the first being what choices are made by"
+    valid = [*_OF_LABELS, *(_OF_TWO if len(labels) == 2 else ())] if labels else list(_OF_NUMBERS)
+    for i, name in enumerate(card.metrics):
+        if name not in valid:
+            of = f"of {len(labels)} labels" if labels else "of numbers"
+            raise place.fault(f"no metric {name!r} {of}{nearest(name, valid)}", "metrics", i)
+        if name in card.metrics[:i]:
+            raise place.fault(f"metric {name!r} stands twice", "metrics", i)
+    return card.metrics or (["accuracy"] if labels else list(_OF_NUMBERS))
+
 # %% ../../nbs/data/07_cards.ipynb #cards-read
-def read_card(
-    path: Path,  # a file of YAML
-) -> Format:
-    "A task card as a row of the table."
-    raw = read_yaml(path)
-    text = raw["text"] if isinstance(raw["text"], list) else [raw["text"]]
-    labels = raw.get("labels") or {}
-    labels = labels if isinstance(labels, dict) else {name: name for name in labels}
-    files = {s: raw[s] for s in ("train", "dev", "test") if s in raw} | raw.get("ood", {})
-    group = raw.get("group", ())
+@lru_cache(64)
+def _read(path: Path, stamp: tuple) -> Format:
+    card, place = _checked(path)
+    _check_keys(card, place)
+    files, labels, columns = _sources(card, place), _labels(card, place), _columns(card, place)
+    text = columns["text"]
+    hub = dict(hub=card.configuration or None, hub_repo=card.hub + f"@{card.revision}" * bool(card.revision))
     return Format(
         "",
-        (*text, *[None] * (2 - len(text)), raw["label"]),
+        (*text, *[None] * (2 - len(text)), *columns["label"]),
         labels,
-        raw.get("metrics") or ["accuracy"],
+        _metrics(card, labels, place),
         files,
         root=str(path.parent),
         card=str(path),
-        ood=tuple(raw.get("ood", {})),
-        group=tuple(group) if isinstance(group, list) else (group,),
+        layout=_layout(card, files, place),
+        share=0.0 if isinstance(card.dev, str) else card.dev,
+        ood=tuple(card.ood),
+        group=tuple(columns["group"]),
+        id=(columns["id"] or [""])[0],
+        **hub if card.hub else dict(hub_repo=""),
     )
+
+# %% ../../nbs/data/07_cards.ipynb #cards-read-card
+def read_card(
+    path: Path,  # a file of YAML
+) -> Format:
+    "A task card as a row of the table; DataError names file, line and column of what is wrong in the card."
+    s = path.stat()
+    return _read(path, (s.st_mtime_ns, s.st_ctime_ns, s.st_size))
 
 # %% ../../nbs/data/07_cards.ipynb #cards-task-format
 def task_format(
@@ -92,3 +325,37 @@ def task_format(
     if name not in TASKS:
         raise DataError(f"no task {name!r}{nearest(name, TASKS)}; or a card, a path ending in .yaml")
     return TASKS[name]
+
+# %% ../../nbs/data/07_cards.ipynb #cards-files
+def check_files(form: Format) -> None:
+    "Refuse a card whose files are not there, before any is read"
+    path = Path(form.card)
+    for split, name in form.files.items():
+        if not form.hub_repo and not (path.parent / name).is_file():
+            place, keys = _Place(path), ("ood", split) if split in form.ood else (split,)
+            there = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(_SUFFIXES))
+            raise place.fault(f"no file {path.parent / name}{nearest(name, there)}", *keys)
+
+# %% ../../nbs/data/07_cards.ipynb #cards-dev-rows
+def dev_rows(
+    columns: dict[str, list],  # of the training file
+    share: float,  # of the texts
+) -> np.ndarray:
+    "Which training rows are the dev set, (N,) boolean"
+    pairs = zip(columns["text_a"], columns.get("text_b") or [""] * len(columns["label"]))
+    keys = [f"{a.strip().lower()}\0{b.strip().lower()}" for a, b in pairs]
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    rows = np.sort(list(first.values()))  # one of each text
+    label = np.asarray(columns["label"])[rows]
+    label = np.zeros(len(rows)) if label.dtype.kind == "f" else label
+    group = np.asarray(columns.get("group") or [""] * len(keys), str)[rows]
+    order = np.lexsort((rng_for(0, "dev").permutation(len(rows)), group, label))
+    steps = np.floor(np.arange(len(rows) + 1) * share + 0.5)
+    chosen = np.zeros(len(rows), bool)
+    chosen[order[np.diff(steps) > 0]] = True
+    for y in set(label[order]) - set(label[chosen]):
+        chosen[order[label[order] == y][:1]] = True
+    for y in set(label[order]):
+        chosen &= (label != y) | ((label == y).sum() > 1)  # the only text of a label is trained on
+    texts = {keys[i] for i in rows[chosen]}
+    return np.array([key in texts for key in keys])
