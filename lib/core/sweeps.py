@@ -184,7 +184,7 @@ def _known(s: Stage) -> dict:
     except RunError as e:
         raise SweepError(f"{s._place}: {e}") from None
 
-# %% ../../nbs/core/3_sweeps.ipynb #5a125978
+# %% ../../nbs/core/3_sweeps.ipynb #sweeps-card
 def _card(s: Stage, wanted):  # task cards as labels have them, also in a list and in {not: ...}
     if isinstance(wanted, dict):
         return {word: _card(s, inner) for word, inner in wanted.items()}
@@ -194,7 +194,7 @@ def _card(s: Stage, wanted):  # task cards as labels have them, also in a list a
         else card_name(wanted, s._folder)
     )
 
-
+# %% ../../nbs/core/3_sweeps.ipynb #5a125978
 def _cast(s: Stage) -> None:  # what the file sets, to the notebook's types
     def one(part: str, name: str, value):
         try:
