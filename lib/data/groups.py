@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BIASED_GROUPS', 'GROUP_SPLITS', 'GROUP_SIZES', 'cell_sizes', 'toxigen_annotated', 'hate_rows', 'hate_sample',
-           'same_text', 'stratified_split', 'RawRows', 'read_posts', 'Sampling', 'check_sampling', 'toxigen_parts',
-           'hatexplain_parts', 'check_parts']
+           'same_text', 'row_text', 'stratified_split', 'RawRows', 'read_posts', 'Sampling', 'check_sampling',
+           'toxigen_parts', 'hatexplain_parts', 'check_parts']
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-02
 import random
@@ -26,10 +26,13 @@ BIASED_GROUPS = {"toxigen": ("black", "jewish", "lgbtq", "women"), "hatexplain":
 _COLUMNS = ["id", "text_a", "label", "group"]
 
 
-def cell_sizes(frame: pd.DataFrame) -> dict[tuple, int]:
-    "Rows in each (group, label), for every group of the frame and both labels."
+def cell_sizes(
+    frame: pd.DataFrame,
+    classes: int = 2,
+) -> dict[tuple, int]:
+    "Rows in each (group, label), for every group of the frame and all labels."
     found = frame.groupby(["group", "label"]).size()
-    return {(g, y): int(found.get((g, y), 0)) for g in sorted(frame.group.unique()) for y in (0, 1)}
+    return {(g, y): int(found.get((g, y), 0)) for g in sorted(frame.group.unique()) for y in range(classes)}
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-06
 def _even_cells(groups, n: int, biased: tuple = (), share: float = 0.25) -> dict[tuple, int]:
@@ -211,6 +214,12 @@ def same_text(texts: pd.Series) -> pd.Series:
     return texts.astype(str).str.strip().str.lower()
 
 
+def row_text(frame: pd.DataFrame) -> pd.Series:
+    "The same of rows: of pairs both texts"
+    first = same_text(frame.text_a)
+    return first + "\n" + same_text(frame.text_b) if "text_b" in frame else first
+
+
 def _unseen(rows: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
     "Without the texts of other frames, and each text of a group and label once"
     key, seen = same_text(rows.text_a), {t for other in others for t in same_text(other.text_a)}
@@ -218,15 +227,15 @@ def _unseen(rows: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/data/07_groups.ipynb #groups-split
 def stratified_split(
-    frame: pd.DataFrame,
+    frame: pd.DataFrame,  # with label, and perhaps group
     shares: dict[str, float],  # part -> its size, in any unit
     seed: int,
 ) -> dict[str, pd.DataFrame]:
-    "The rows, all of them, in parts that share no text, in proportion within each cell."
-    key, part = same_text(frame.text_a), {}
+    "The rows, all of them, in parts that share no text (no pair), in proportion within each cell."
+    key, part = row_text(frame), {}
     ends = np.cumsum([0, *shares.values()]) / sum(shares.values())
     first = frame.assign(key=key).drop_duplicates("key")
-    for cell, rows in first.groupby(["group", "label"]):
+    for cell, rows in first.groupby([c for c in ("group", "label") if c in frame]):
         cuts = np.round(ends * len(rows)).astype(int)
         keys = rng_for(seed, "deal", *cell).permutation(rows.key.to_numpy())
         for name, a, b in zip(shares, cuts, cuts[1:]):
@@ -315,7 +324,9 @@ GROUP_SIZES = {
 class Sampling:
     "How the rows of a task with groups become train, align, select and test."
 
-    sizes: dict | None = None  # split -> rows of each group; those that differ from `GROUP_SIZES`
+    sizes: dict | None = (
+        None  # split -> rows of each group, those that differ from `GROUP_SIZES`; of other tasks in all
+    )
     protocol: str = "split"  # split: disjoint in texts; thesis: as published, targets = report
     seed: int = 42  # of all draws
 
@@ -325,18 +336,28 @@ class Sampling:
         return GROUP_SIZES[name] | thesis | (self.sizes or {})
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-39
-def check_sampling(name: str, sampling: Sampling) -> None:
+def check_sampling(
+    name: str,
+    sampling: Sampling,
+    generated: bool = False,  # the task's rows are made as its settings say
+) -> None:
     "Refuse protocols and sizes that do not exist."
     if sampling.protocol not in (valid := ["split", "thesis"]):
         raise DataError(f"no protocol {sampling.protocol!r}{nearest(sampling.protocol, valid)}")
-    if sampling.sizes and name not in GROUP_SIZES:
+    if sampling.sizes and generated:
         raise DataError(f"{name} has no sizes: its settings train, dev and test say how many rows there are")
     for split, n in (sampling.sizes or {}).items():
         if split not in GROUP_SPLITS:
             raise DataError(f"{name}: no split {split!r} to have a size{nearest(split, GROUP_SPLITS)}")
-        open_size = n is None and GROUP_SIZES[name][split] is None
-        if not open_size and (not isinstance(n, int) or isinstance(n, bool) or n < 2 or n % 2):
-            must = "an even number of rows for each group, 2 at least"
+        each = name in GROUP_SIZES  # of other tasks the rows in all
+        open_size = each and n is None and GROUP_SIZES[name][split] is None
+        least, step = (2, 2) if each else (1, 1)
+        if not open_size and (not isinstance(n, int) or isinstance(n, bool) or n < least or n % step):
+            must = (
+                "an even number of rows for each group, 2 at least"
+                if each
+                else "a number of rows, 1 at least"
+            )
             raise DataError(f"{name}: size of {split} = {n!r} must be {must}")
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-32
