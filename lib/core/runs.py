@@ -26,6 +26,7 @@ from .files import broken, file_sha256, lock, read_json, seal, write_json
 from .folders import OWN, SCHEMA, Run, _artefact_files, _named, _sealed, _sealed_params
 from .folders import _check_finite, find_run, identity_of, plain, run_folders
 from .keys import Parameter, code_hashes, digest, fill, in_key, is_run_key, parameters, run_key
+from .progress import begin_progress, end_progress
 from .provenance import environment, model_identity
 
 # %% ../../nbs/core/2_runs.ipynb #c53acdb9
@@ -206,6 +207,7 @@ def start(
     made = _made(run, params)
     _clear(run, {"run.ipynb"} | ({"checkpoints"} if _may_go_on(run, made) else set()))
     write_json(run.folder / "params.json", _sealed_params(made))
+    begin_progress(run)
     return run
 
 # %% ../../nbs/core/2_runs.ipynb #c8da1f39
@@ -317,6 +319,7 @@ def finish(
 
     RunError for an infinite number, with its row; NaN stands as null."""
     _check_finite(metrics)
+    end_progress(self)
     made, ended = self.provenance, time.time()
     fetched = {name: model_identity(name) for name, was in made["models"].items() if not was}
     self.note(models=made["models"] | fetched, finished=ended, seconds=ended - made["started"])
@@ -331,6 +334,7 @@ def finish(
 @patch
 def leave(self: Run) -> None:
     "Take away what the run has written, and let its lock go: nothing of it is kept."
+    end_progress(self)
     shutil.rmtree(self.folder, ignore_errors=True)
     _release(self)
 
