@@ -248,13 +248,10 @@ def gates(
 ) -> Iterator[dict[str, torch.Tensor]]:
     "Per-example gates that require grad: `{'head': (B, L, H), 'mlp': (B, L), 'ffn': (B, L, F)}`, live inside the context"
     p, live = parts(model), {kind: _live(model, kind, batch_size, mask or {}) for kind in kinds}
+    places = {"head": (p.attention, "out"), "ffn": (p.ffn, "down"), "mlp": (p.ffn, "down")}
     with ExitStack() as stack:
-        for kind, rows, part in (
-            ("head", p.attention, "out"),
-            ("ffn", p.ffn, "down"),
-            ("mlp", p.ffn, "down"),
-        ):
-            for i, row in enumerate(rows if kind in kinds else []):
+        for kind, (rows, part) in ((kind, places[kind]) for kind in kinds):
+            for i, row in enumerate(rows):
                 module = model.get_submodule(row[part])
                 add = module.register_forward_hook if kind == "mlp" else module.register_forward_pre_hook
                 stack.callback(add(_gate_hook(live, kind, i)).remove)
