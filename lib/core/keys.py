@@ -22,7 +22,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictStr, TypeAdapter
 
-from .base import ROOT, RunError, nearest, notebooks_dir
+from .base import ROOT, RunError, card_name, nearest, notebooks_dir
 
 # %% ../../nbs/core/1_keys.ipynb #9123a8ed
 def _number(value):  # for pydantic, to which True is 1
@@ -242,10 +242,12 @@ def _check_list(p: Parameter, values: list) -> None:
 def fitted(
     p: Parameter,
     value,  # as given
+    beside: Path | None = None,  # where else a task card is looked for
 ):
     "The value cast to the parameter's type; RunError says which type, choices or bounds exclude it."
     try:
         value = cast(_key_of(p, value), p.type)
+        value = [card_name(v, beside) for v in value] if isinstance(value, list) else card_name(value, beside)
     except ValueError:
         raise RunError(f"{p.name} takes {p.type}, not {value!r} ({type(value).__name__})") from None
     nothing = ("", [])

@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
-from .base import RunError, nearest
+from .base import RunError, card_name, nearest
 from .keys import checks, digest, fill, fitted, is_analysis, parameters, run_key
 from .runs import wrong_upstream
 from .strict_yaml import read_yaml
@@ -64,6 +64,7 @@ class Stage(_Strict):
     per: dict[Any, dict[Any, dict]] = {}  # label -> value -> what to set
     _name: str = PrivateAttr("")
     _place: str = PrivateAttr("")  # for messages
+    _folder: Path = PrivateAttr(Path("."))  # of the file, where task cards may lie
     _fallback: dict = PrivateAttr(default_factory=dict)  # the file's `set`
 
     @property
@@ -184,10 +185,20 @@ def _known(s: Stage) -> dict:
         raise SweepError(f"{s._place}: {e}") from None
 
 # %% ../../nbs/core/3_sweeps.ipynb #5a125978
+def _card(s: Stage, wanted):  # task cards as labels have them, also in a list and in {not: ...}
+    if isinstance(wanted, dict):
+        return {word: _card(s, inner) for word, inner in wanted.items()}
+    return (
+        [card_name(v, s._folder) for v in wanted]
+        if isinstance(wanted, list)
+        else card_name(wanted, s._folder)
+    )
+
+
 def _cast(s: Stage) -> None:  # what the file sets, to the notebook's types
     def one(part: str, name: str, value):
         try:
-            return fitted(_known(s)[name], value)
+            return fitted(_known(s)[name], value, s._folder)
         except RunError as e:
             raise SweepError(f"{s._place}: {part}: {e}") from None
 
@@ -201,7 +212,8 @@ def _cast(s: Stage) -> None:  # what the file sets, to the notebook's types
     used = _without(s._fallback, s.set, s.grid, s.sources, s.over)  # the stage's own values come first
     s.set, s._fallback = all_of("set", s.set), all_of("the file's set", used)
     for label, table in s.per.items():
-        s.per[label] = {value: all_of("per", values) for value, values in table.items()}
+        s.per[label] = {_card(s, value): all_of("per", values) for value, values in table.items()}
+    s.where = {label: _card(s, wanted) for label, wanted in s.where.items()}
 
 # %% ../../nbs/core/3_sweeps.ipynb #dbc04c8a-p1
 def _without(values: dict, *others) -> dict:
@@ -458,7 +470,7 @@ def _stages(file: _File, place: str) -> dict[str, Stage]:
     if not stages:
         raise SweepError(f"{place}: holds no `stages:`")
     for name, s in stages.items():
-        s._name, s._place = name, f"{place}: stage {name}"
+        s._name, s._place, s._folder = name, f"{place}: stage {name}", Path(place).parent
         s._fallback = {p: v for p, v in file.set.items() if p in _known(s)}
     everything = {p for s in stages.values() for p in _known(s)}
     _check_known(file.set, everything, f"{place}: set", "parameter of any stage")

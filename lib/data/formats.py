@@ -50,6 +50,9 @@ class Format:
     every: int = 0  # one file for all splits: each n-th line is for evaluation, the others for training
     literals: bool = False  # texts may be Python literals of bytes: b'...'
     sides: tuple = ()  # languages of sentence pairs; {} in a file's name is the side, + joins files
+    card: str = ""  # the file that says all this; "": the row of a table
+    ood: tuple = ()  # splits that are sets out of distribution
+    group: tuple = ()  # columns whose values make the group of a row
     id: str = ""  # column with the number by which others' tables name the training rows; "": their position
     divide: Callable | None = None  # (raw rows, sampling) -> frames, where groups are told apart
     draw: Callable | None = None  # (name, split, settings) -> columns of a generated task

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BIASED_GROUPS', 'GROUP_SPLITS', 'GROUP_SIZES', 'cell_sizes', 'toxigen_annotated', 'hate_rows', 'hate_sample',
-           'same_text', 'stratified_split', 'RawRows', 'read_posts', 'Sampling', 'check_sampling', 'toxigen_parts',
-           'hatexplain_parts', 'check_parts']
+           'same_text', 'row_text', 'stratified_split', 'RawRows', 'read_posts', 'Sampling', 'check_sampling',
+           'toxigen_parts', 'hatexplain_parts', 'check_parts']
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-02
 import random
@@ -26,10 +26,13 @@ BIASED_GROUPS = {"toxigen": ("black", "jewish", "lgbtq", "women"), "hatexplain":
 _COLUMNS = ["id", "text_a", "label", "group"]
 
 
-def cell_sizes(frame: pd.DataFrame) -> dict[tuple, int]:
-    "Rows in each (group, label), for every group of the frame and both labels."
+def cell_sizes(
+    frame: pd.DataFrame,
+    classes: int = 2,
+) -> dict[tuple, int]:
+    "Rows in each (group, label), for every group of the frame and all labels."
     found = frame.groupby(["group", "label"]).size()
-    return {(g, y): int(found.get((g, y), 0)) for g in sorted(frame.group.unique()) for y in (0, 1)}
+    return {(g, y): int(found.get((g, y), 0)) for g in sorted(frame.group.unique()) for y in range(classes)}
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-06
 def _even_cells(groups, n: int, biased: tuple = (), share: float = 0.25) -> dict[tuple, int]:
@@ -211,6 +214,12 @@ def same_text(texts: pd.Series) -> pd.Series:
     return texts.astype(str).str.strip().str.lower()
 
 
+def row_text(frame: pd.DataFrame) -> pd.Series:
+    "The same of rows: of pairs both texts"
+    first = same_text(frame.text_a)
+    return first + "\n" + same_text(frame.text_b) if "text_b" in frame else first
+
+
 def _unseen(rows: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
     "Without the texts of other frames, and each text of a group and label once"
     key, seen = same_text(rows.text_a), {t for other in others for t in same_text(other.text_a)}
@@ -218,15 +227,15 @@ def _unseen(rows: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/data/07_groups.ipynb #groups-split
 def stratified_split(
-    frame: pd.DataFrame,
+    frame: pd.DataFrame,  # with label, and perhaps group
     shares: dict[str, float],  # part -> its size, in any unit
     seed: int,
 ) -> dict[str, pd.DataFrame]:
-    "The rows, all of them, in parts that share no text, in proportion within each cell."
-    key, part = same_text(frame.text_a), {}
+    "The rows, all of them, in parts that share no text (no pair), in proportion within each cell."
+    key, part = row_text(frame), {}
     ends = np.cumsum([0, *shares.values()]) / sum(shares.values())
     first = frame.assign(key=key).drop_duplicates("key")
-    for cell, rows in first.groupby(["group", "label"]):
+    for cell, rows in first.groupby([c for c in ("group", "label") if c in frame]):
         cuts = np.round(ends * len(rows)).astype(int)
         keys = rng_for(seed, "deal", *cell).permutation(rows.key.to_numpy())
         for name, a, b in zip(shares, cuts, cuts[1:]):

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from ..core.base import DataError, nearest, rng_for
 from .synthetic_nli import fill_settings
-from .tasks import TASKS, Splits, Task, check_source, dev_sets
+from .cards import TASKS, task_format
+from .tasks import Splits, Task, check_source, dev_sets
 from .tasks import evaluation_sets, label_names, load_task, to_dataset
 
 # %% ../../nbs/data/09_ood.ipynb #2ef661a1
@@ -111,12 +112,17 @@ def _fits(name: str, task: str) -> bool:
         return False
 
 
+def ood_names(name: str) -> list[str]:
+    "The sets out of distribution that belong to a task, by table or card"
+    return list(OOD.get(name) or task_format(name).ood)
+
+
 def set_names(
     name: str,  # a task
     asked: list[str] | None = None,  # none: those that are reported
 ) -> list[str]:
     "The names asked for, groups spelt out. Raises DataError on a name that is no set of the task."
-    own, groups = dev_sets(name), {"report": dev_sets(name), "ood": OOD.get(name, [])}
+    own, groups = dev_sets(name), {"report": dev_sets(name), "ood": ood_names(name)}
     valid = ["select", "train", *own, *groups, *(n for n in OOD_SETS if _fits(n, name))]
     out = [n for a in asked or own for n in groups.get(a, [a])]
     for n in [*(asked or []), *out]:
@@ -179,8 +185,8 @@ def _ood_parts(name: str) -> list[tuple]:
 # %% ../../nbs/data/09_ood.ipynb #03f8e9cf
 def _other_rows(task: Task, name: str, split: str, source: str) -> tuple[dict[str, list], dict]:
     "Columns of training rows out of distribution, labels as the task's positions; and their files"
-    if TASKS[name].draw:
-        seed = fill_settings(name, TASKS[name].settings, task.settings)["seed"] + 1
+    if task_format(name).draw:
+        seed = fill_settings(name, task_format(name).settings, task.settings)["seed"] + 1
         return load_task(name, settings={**(task.settings or {}), "seed": seed}).splits[split][:], {}
     own, to = load_task(name, source, splits=[split]), list(ood_label_map(name, task.labels).values())
     rows = own.splits[split][:]
@@ -219,5 +225,5 @@ def check_sets(
     needed += [(task, "train")] * ("train" in names)
     needed += [(n, split) for n, split, _ in _ood_parts(task)] if ood_training else []
     for name, split in needed:
-        if not TASKS[name].draw:
+        if not task_format(name).draw:
             check_source(name, source, splits=[split])

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['GROUP_RATES', 'as_array', 'group_codes', 'row_losses', 'group_losses', 'auc', 'group_metrics', 'worst_group',
-           'group_rows']
+           'group_rows', 'group_report']
 
 # %% ../../nbs/metrics/4_groups.ipynb #03d-group-metrics-02
 import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
 from scipy.stats import rankdata
+
+from ..data.parts import RESERVED_GROUPS
 
 # %% ../../nbs/metrics/4_groups.ipynb #03d-group-metrics-05
 def as_array(
@@ -87,40 +89,56 @@ def _share(wrong: np.ndarray, rows: np.ndarray) -> float:
     return float(wrong[rows].mean()) if rows.any() else np.nan
 
 
-def _group_row(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> dict:
+def _group_row(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray, answer=None) -> dict:
     "Metrics of one set of rows"
-    answer, row = logits.argmax(1), {"n": len(labels)}
-    row |= {"accuracy": float((answer == labels).mean()), "loss": float(losses.mean())}
-    row |= {"fpr": _share(answer == 1, labels == 0), "fnr": _share(answer == 0, labels == 1)}
-    return row | {"auc": auc(logits[:, 1] - logits[:, 0], labels)}
+    given, two = answer is not None, logits.shape[1] == 2
+    row = {"n": len(labels)} | dict.fromkeys(GROUP_RATES, np.nan)
+    row |= {} if given else {"loss": float(losses.mean())}
+    answer = logits.argmax(1) if answer is None else answer
+    if logits.shape[1] > 1:
+        row |= {"accuracy": float((answer == labels).mean())}
+    if two:
+        row |= {"fpr": _share(answer == 1, labels == 0), "fnr": _share(answer == 0, labels == 1)}
+    return row | ({"auc": auc(logits[:, 1] - logits[:, 0], labels)} if two and not given else {})
+
+
+GROUP_RATES = ["accuracy", "loss", "fpr", "fnr", "auc"]
 
 # %% ../../nbs/metrics/4_groups.ipynb #groups-table-0
-_RESERVED = ("total", "worst", "gap")  # what is said of all groups beside the groups' own names
+def _errors(logits: np.ndarray, labels) -> np.ndarray:
+    "Cross-entropy of each row, of a regression the squared error"
+    if np.ndim(logits) != 2 or logits.shape[1] != 1:
+        return row_losses(logits, labels)
+    if len(wanted := as_array(labels).astype(float)) != len(logits):
+        raise ValueError(f"logits of shape {logits.shape} do not fit labels of shape {wanted.shape}")
+    if (bad := ~np.isfinite(found := (logits[:, 0] - wanted) ** 2)).any():
+        raise ValueError(
+            f"row {bad.argmax()} has output {logits[bad.argmax(), 0]}, label {wanted[bad.argmax()]}"
+        )
+    return found
 
 
 def group_metrics(
-    logits,  # (N, 2)
-    labels,  # (N,) of 0 and 1
+    logits,  # (N, C); C = 1: a regression
+    labels,  # (N,) class positions, or numbers
     groups,  # (N,)
+    answer=None,  # (N,) class positions that the answers count as; None: of the largest logits
 ) -> pd.DataFrame:
     "group, n, accuracy, loss (mean, nats), fpr, fnr, auc; the first row is the total, then sorted groups."
-    losses, (codes, names) = row_losses(logits, labels), group_codes(groups)
-    logits, labels = as_array(logits).astype(float), as_array(labels).astype(int)
-    if logits.shape[1] != 2:
-        raise ValueError(f"group metrics are for two classes, not {logits.shape[1]}")
+    logits, (codes, names) = as_array(logits).astype(float), group_codes(groups)
+    losses, labels = _errors(logits, labels), as_array(labels)
     if len(codes) != len(labels):
         raise ValueError(f"{len(codes)} groups for {len(labels)} labels")
-    if taken := [n for n in names if n in _RESERVED]:
+    if taken := [n for n in names if n in RESERVED_GROUPS]:
         raise ValueError(f"a group is named {taken[0]!r}, which has a row of its own: rename it")
     parts = {"total": slice(None)} | {name: codes == c for c, name in enumerate(names)}
-    return pd.DataFrame(
-        [{"group": n} | _group_row(logits[i], labels[i], losses[i]) for n, i in parts.items()]
-    )
+    own = {
+        n: (logits[i], labels[i], losses[i], answer if answer is None else as_array(answer)[i])
+        for n, i in parts.items()
+    }
+    return pd.DataFrame([{"group": n} | _group_row(*part) for n, part in own.items()])
 
 # %% ../../nbs/metrics/4_groups.ipynb #03d-group-metrics-15
-GROUP_RATES = ["accuracy", "loss", "fpr", "fnr", "auc"]
-
-
 def worst_group(
     table: pd.DataFrame,  # of `group_metrics`
     metric: str = "accuracy",  # of GROUP_RATES
@@ -134,9 +152,33 @@ def worst_group(
     name = values.idxmin() if metric in ("accuracy", "auc") else values.idxmax()
     return name, float(values[name])
 
+# %% ../../nbs/metrics/4_groups.ipynb #groups-gaps
+def _gap(values) -> float:
+    "Largest minus smallest; NaN of fewer than two"
+    values = np.asarray(values, float)
+    there = values[~np.isnan(values)]
+    return float(there.max() - there.min()) if len(there) > 1 else np.nan
+
+
+def _fairness_gaps(
+    answer,  # (N,) class positions
+    labels,  # (N,)
+    groups,  # (N,)
+) -> dict[str, float]:
+    "parity/gap and odds/gap, in [0, 1]; NaN where no two groups can be compared."
+    answer, labels, (codes, names) = as_array(answer), as_array(labels), group_codes(groups)
+    every, members = np.ones(len(labels), bool), [codes == c for c in range(len(names))]
+    parity, odds = [], []
+    for c in np.union1d(answer, labels):
+        for rows, found in ((every, parity), (labels == c, odds), (labels != c, odds)):
+            found.append(_gap([_share(answer == c, rows & own) for own in members]))
+    largest = [max((g for g in found if g == g), default=np.nan) for found in (parity, odds)]
+    return dict(zip(("parity/gap", "odds/gap"), largest))
+
 # %% ../../nbs/metrics/4_groups.ipynb #groups-rows-0
 def group_rows(
     table: pd.DataFrame,  # of `group_metrics`
+    gaps: dict | None = None,  # of `_fairness_gaps`
     **columns,  # of every row, e.g. split="test"
 ) -> list[dict]:
     "Metric rows: accuracy, loss ... in total and by group, accuracy/worst, gaps; without undefined ones."
@@ -144,7 +186,25 @@ def group_rows(
     for m in GROUP_RATES:
         names = [m if group == "total" else f"{m}/{group}" for group in table.group]
         rows += zip(names, table[m], table.n)
-    n = int(groups.n.sum())
-    rows.append(("accuracy/worst", worst_group(table)[1], n))
-    rows += [(f"{m}/gap", groups[m].max() - groups[m].min(), n) for m in ("accuracy", "fpr", "fnr")]
+    n, first = int(groups.n.sum()), "loss" if groups.accuracy.isna().all() else "accuracy"
+    rows.append((f"{first}/worst", worst_group(table, first)[1], n))
+    rows += [(f"{m}/gap", _gap(groups[m]), n) for m in (first, "fpr", "fnr")]
+    rows += [(m, value, n) for m, value in (gaps or {}).items()]
     return [dict(metric=m, value=float(v), n=int(n), **columns) for m, v, n in rows if np.isfinite(v)]
+
+# %% ../../nbs/metrics/4_groups.ipynb #groups-report
+def group_report(
+    logits,  # (N, C); C = 1: a regression
+    labels,  # (N,)
+    groups=None,  # (N,); None: there are none
+    answer=None,  # (N,) what the answers count as; None: the largest logits
+    **columns,  # of every row, e.g. split="test"
+) -> list[dict]:
+    "Metric rows of `group_metrics` with the fairness gaps; without groups in total only."
+    if groups is None:
+        return group_rows(group_metrics(logits, labels, ["all"] * len(labels), answer)[:1], **columns)
+    logits = as_array(logits).astype(float)
+    table = group_metrics(logits, labels, groups, answer)
+    said = logits.argmax(1) if answer is None else answer
+    gaps = _fairness_gaps(said, labels, groups) if logits.shape[1] > 1 else None
+    return group_rows(table, gaps, **columns)

@@ -13,8 +13,9 @@ import pandas as pd
 
 from ..core.base import ROOT
 from ..core.folders import find_run
-from ..data.ood import OOD, OOD_SETS
-from ..data.tasks import TASKS, dev_sets
+from ..data.ood import OOD_SETS, ood_names
+from ..data.cards import TASKS, task_format
+from ..data.tasks import dev_sets
 from ..metrics.inference import summary
 from .study import NAME_PARTS, differences, label, over_seeds
 from .subnetworks import _ordered
@@ -25,7 +26,7 @@ def side(
     split: str,  # evaluation set
 ) -> str:
     "ID, OOD, or nothing for what is no reported set of the task."
-    if split in OOD.get(task, []) or split in OOD_SETS:
+    if split in ood_names(task) or split in OOD_SETS:
         return "OOD"
     return "ID" if split in dev_sets(task) else ""
 
@@ -35,7 +36,7 @@ def judged_by(
     split: str,  # evaluation set
 ) -> str:
     "The measure of a set that counts."
-    return TASKS[split if split in OOD_SETS else task].metrics[0]
+    return task_format(split if split in OOD_SETS else task).metrics[0]
 
 # %% ../../nbs/study/5_robust.ipynb #sub-23-c
 ROBUST = ["task", "model", "side", "split", "metric"]  # what a score is of
@@ -47,7 +48,7 @@ def robust_scores(
 ) -> pd.DataFrame:
     "The rows of reported sets of full models and subnetworks, with their `side`, in order."
     asked = frame[~frame.role.isin(["majority", "test", "pre-trained"])].dropna(subset=["value"])
-    known = asked.task.isin([*TASKS])
+    known = asked.task.isin([*TASKS]) | asked.task.str.endswith((".yaml", ".yml"))
     sides = [side(t, s) if k else "" for t, s, k in zip(asked.task, asked.split, known)]
     asked = asked.assign(side=sides)[lambda f: f.side != ""]
     if (lost := asked.run[asked.sparsity.isna()]).any():

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from ..data.ood import EvaluationSet, as_set
 from ..core.base import DataError
 from ..data.tasks import Task, collator, tokenized
+from ..metrics.groups import group_report
 from ..metrics.scores import accuracy_by, predictions, score
 from .trainer import Recipe
 
@@ -64,6 +65,13 @@ def _scored(name: str, one: EvaluationSet, logits: np.ndarray, y: np.ndarray) ->
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
+# %% ../../nbs/training/3_recipes.ipynb #recipes-by-group
+def _by_group(one: EvaluationSet, logits: np.ndarray, y: np.ndarray, answer: np.ndarray) -> list[dict]:
+    "Metric rows by group, of the worst one and of the gaps, where the set's rows have groups"
+    if "group" not in one.rows.column_names:
+        return []
+    return group_report(logits, y, one["group"][:], answer if one.collapse else None)
+
 # %% ../../nbs/training/3_recipes.ipynb #recipes-16
 def score_sets(
     model,
@@ -76,7 +84,8 @@ def score_sets(
 ) -> tuple[list[dict], pd.DataFrame]:
     """Metric rows (metric, value, split, n, task, source), and a row for every example.
 
-    The second has split, idx, label, prediction, logit_0 ..."""
+    Of rows with groups also by group, of the worst one, and gaps. The second has split, idx, label, prediction,
+    logit_0 ... and group."""
     rows, frames = [], []
     for name, given in sets.items():
         one, shared = as_set(given, task), dict(split=name, task=task.name)
@@ -84,9 +93,11 @@ def score_sets(
         (answer, values), shared = _scored(name, one, logits, y), shared | dict(source=one.source, **labels)
         rows += [dict(metric=m, value=float(v), n=len(y), **shared) for m, v in values.items()]
         rows += [row | shared for row in accuracy_by(answer, y, {c: one[c] for c in one.by})]
+        rows += [row | shared for row in _by_group(one, logits, y, answer) if row["metric"] not in values]
         columns = {f"logit_{c}": logits[:, c] for c in range(logits.shape[1])}
         frame = pd.DataFrame(dict(split=name, idx=one["idx"][:], label=y, prediction=answer, **columns))
-        frames.append(frame.assign(**labels))
+        groups = {"group": one["group"][:]} if "group" in one.rows.column_names else {}
+        frames.append(frame.assign(**groups, **labels))
     return rows, pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/training/3_recipes.ipynb #729810af
@@ -197,7 +208,7 @@ def watched_rows(
     **labels,  # free columns of every row
 ) -> list[dict]:
     "The metric rows that were written flat"
-    found = [(*name.split("|"), value) for name, value in row.items() if name.count("|") == 1]
+    found = [(*name.split("|", 1), value) for name, value in row.items() if f"{name}|n" in row]
     shared = dict(task=task.name, **labels)
     return [
         dict(metric=metric, value=value, n=int(row[f"{split}|{metric}|n"]), split=split)
