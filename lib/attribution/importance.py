@@ -91,7 +91,7 @@ class Importance:
     def __post_init__(self):
         if self.form not in IMPORTANCE_FORMS:
             raise ValueError(f"accumulation {self.form!r}: choose {', '.join(IMPORTANCE_FORMS)}")
-        valid = ("head",) if self.form.startswith("context") else ("head", "mlp")
+        valid = ("head",) if self.form.startswith("context") else ("head", "mlp", "ffn")
         if unknown := set(self.kinds) - set(valid):
             raise ValueError(f"kinds {sorted(unknown)}: choose {', '.join(valid)}")
 
@@ -169,7 +169,7 @@ def importance(
     mask: dict[str, Tensor]
     | None = None,  # gates' values; removed units are scored too; the rest is attached
 ) -> dict[str, Tensor]:
-    "Importance of heads (L, H) and MLPs (L,), float64 on the CPU; ValueError without batches."
+    "Importance of heads (L, H), MLPs (L,) and neurons (L, F), float64 on the CPU; ValueError without batches."
     how = Importance(how) if isinstance(how, str) else how
     total, number, running = {}, 0.0, {}
     weights = {k: v for k, v in (mask or {}).items() if k not in how.kinds}

@@ -221,12 +221,12 @@ def bake(
 
 # %% ../../nbs/models/2_units.ipynb #3ccc4160
 def _gate_hook(live: dict[str, torch.Tensor], kind: str, i: int) -> Callable:
-    "Hook of a layer: heads gate the input of the output projection (B, T, D), an MLP its output (B, T, D)"
+    "Hook of a layer: heads and neurons gate the input of a projection (B, T, D), an MLP its output (B, T, D)"
     if kind == "mlp":
         return lambda _, args, out: out * live["mlp"][:, i][:, None, None]
-    H = live["head"].shape[2]
+    n = live[kind].shape[2]  # H or F
     return lambda _, args: (
-        (args[0].unflatten(-1, (H, -1)) * live["head"][:, i][:, None, :, None]).flatten(-2),
+        (args[0].unflatten(-1, (n, -1)) * live[kind][:, i][:, None, :, None]).flatten(-2),
     )
 
 
@@ -243,18 +243,18 @@ def gates(
     model: PreTrainedModel,
     batch_size: int,  # B
     mask: dict[str, torch.Tensor]
-    | None = None,  # values of the gates, head (L, H) and mlp (L,); default ones
+    | None = None,  # values of the gates, head (L, H), mlp (L,) and ffn (L, F); default ones
     kinds: tuple[str, ...] = ("head", "mlp"),
 ) -> Iterator[dict[str, torch.Tensor]]:
-    "Per-example gates that require grad: `{'head': (B, L, H), 'mlp': (B, L)}`, live inside the context"
+    "Per-example gates that require grad: `{'head': (B, L, H), 'mlp': (B, L), 'ffn': (B, L, F)}`, live inside the context"
     p, live = parts(model), {kind: _live(model, kind, batch_size, mask or {}) for kind in kinds}
+    places = {"head": (p.attention, "out"), "ffn": (p.ffn, "down"), "mlp": (p.ffn, "down")}
     with ExitStack() as stack:
-        for i, row in enumerate(p.attention if "head" in kinds else []):
-            module = model.get_submodule(row["out"])
-            stack.callback(module.register_forward_pre_hook(_gate_hook(live, "head", i)).remove)
-        for i, row in enumerate(p.ffn if "mlp" in kinds else []):
-            module = model.get_submodule(row["down"])
-            stack.callback(module.register_forward_hook(_gate_hook(live, "mlp", i)).remove)
+        for kind, (rows, part) in ((kind, places[kind]) for kind in kinds):
+            for i, row in enumerate(rows):
+                module = model.get_submodule(row[part])
+                add = module.register_forward_hook if kind == "mlp" else module.register_forward_pre_hook
+                stack.callback(add(_gate_hook(live, kind, i)).remove)
         yield live
 
 # %% ../../nbs/models/2_units.ipynb #06e7c89a
