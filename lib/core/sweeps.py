@@ -64,6 +64,7 @@ class Stage(_Strict):
     per: dict[Any, dict[Any, dict]] = {}  # label -> value -> what to set
     _name: str = PrivateAttr("")
     _place: str = PrivateAttr("")  # for messages
+    _folder: Path | None = PrivateAttr(None)  # of the file
     _fallback: dict = PrivateAttr(default_factory=dict)  # the file's `set`
 
     @property
@@ -382,7 +383,7 @@ def _planned(s: Stage, row: _Row, keys: dict) -> Planned:
         for value, values in table.items():
             per |= values if _same(row.labels.get(label), value) else {}
     try:
-        params = fill(s.notebook, s._fallback | inherited | s.set | per | row.given)
+        params = fill(s.notebook, s._fallback | inherited | s.set | per | row.given, s._folder)
         _check_shown(s.notebook, params)
         if wrong := wrong_upstream(s.notebook, params, keys):
             raise RunError(wrong)
@@ -458,7 +459,7 @@ def _stages(file: _File, place: str) -> dict[str, Stage]:
     if not stages:
         raise SweepError(f"{place}: holds no `stages:`")
     for name, s in stages.items():
-        s._name, s._place = name, f"{place}: stage {name}"
+        s._name, s._place, s._folder = name, f"{place}: stage {name}", Path(place).parent
         s._fallback = {p: v for p, v in file.set.items() if p in _known(s)}
     everything = {p for s in stages.values() for p in _known(s)}
     _check_known(file.set, everything, f"{place}: set", "parameter of any stage")
