@@ -27,11 +27,12 @@ from transformers.utils import logging
 from ..core.base import ROOT, DataError, nearest, rng_for
 from ..core.keys import is_run_key
 from ..core.folders import find_run
+from ..core.provenance import model_folder, split_model
 from ..data.formats import hub_reachable, hub_says
 from ..data.tasks import Task, task_texts, tiny_tokenizer
-from ..models.architectures import ARCHITECTURES, architecture, model_class, parts
+from ..models.architectures import ARCHITECTURES, architecture, parts
 from ..models.shrink import is_shrunken, shrunken_class
-from .weights import head_names, load_tokenizer, load_whole
+from .weights import concrete, head_names, load_tokenizer, load_whole
 
 logging.set_verbosity_error()  # a new head is no news
 
@@ -106,19 +107,21 @@ _ON_HUB = re.compile(r"([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@([\w][\w./-]*))?")  #
 
 def _local(model: str) -> str:
     "The folder of a run's or a local model; '' for a name on the hub"
+    name, _, stated = split_model(model)
+    if stated and is_run_key(name):
+        raise DataError(f"model {model!r}: a run knows its labels, and takes no other order")
     if is_run_key(model):
         folder = find_run(model).folder / "model"
         if not (folder / "config.json").is_file():
             made = "it was made with keep_model none. Valid: a run with keep_model last or best"
             raise DataError(f"run {model} kept no model: {made}")
         return str(folder)
-    folder = ROOT / Path(model).expanduser()
-    if model and (folder / "config.json").is_file():
+    if folder := model_folder(model):
         return str(folder)
-    if model and folder.is_dir():
-        raise DataError(f"{model} is a folder without config.json, so no model")
-    if not _ON_HUB.fullmatch(model):
-        valid = "Valid: tiny, a run key, a folder, a name on the hub, or name@revision"
+    if name and (ROOT / Path(name).expanduser()).is_dir():
+        raise DataError(f"{name} is a folder without config.json, so no model")
+    if not _ON_HUB.fullmatch(model.partition("?labels=")[0]):
+        valid = "Valid: tiny, a run key, a folder or a name on the hub, either with @revision or ?labels=A,B"
         raise DataError(
             f"no model {model!r}: no folder is there, and no model on the hub has such a name. {valid}"
         )
@@ -137,10 +140,10 @@ def _fetched(model: str, *patterns: str) -> str:
     "The folder in which these files of a model of the hub are stored here; DataError with what the hub says"
     from huggingface_hub import snapshot_download
 
-    name, revision = _ON_HUB.fullmatch(model).groups()
+    name, revision, _ = split_model(model)
     options = dict(allow_patterns=[*patterns], ignore_patterns=["*/*"], local_files_only=not hub_reachable())
     try:
-        return snapshot_download(name, revision=revision, **options)
+        return snapshot_download(name, revision=revision or None, **options)
     except Exception as error:  # the client raises whatever its connection does
         known = [_SAYS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _SAYS]
         why = known[0] if known else hub_says(error)
@@ -200,20 +203,28 @@ def has_head(config) -> bool:
     return any("ForSequenceClassification" in a for a in config.architectures or [])
 
 
+def _plain(names: list[str]) -> list[str]:
+    "Names of labels whatever their case, spaces and marks"
+    return [re.sub(r"[\W_]+", "_", name.strip().lower()) for name in names]
+
+
 def _order(config, task: Task, model: str) -> list[int]:
     "Position in a trained classifier of each label of the task; DataError unless its names say so"
+    name, _, stated = split_model(model)
     theirs = [str((config.id2label or {}).get(i, f"LABEL_{i}")) for i in range(config.num_labels)]
     ours = list(config_labels(task)["label2id"])
     if len(theirs) == len(ours) == 1:
         return [0]
     said = f"{model} answers {', '.join(theirs)}, but the labels of {task.name} are {', '.join(ours)}"
-    if all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):
-        raise DataError(f"{said}: write into id2label of its config.json which is which")
+    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in theirs)
+    if unnamed and not stated:
+        raise DataError(f"{said}: state their order as {name}?labels={','.join(ours)}, if it is this")
     told = getattr(config, "label2id", None) or {}
     if set(told) == set(theirs) and any(told[name] != i for i, name in enumerate(theirs)):
         raise DataError(f"{said}: id2label and label2id of its config.json contradict each other")
-    plain = [re.sub(r"[\W_]+", "_", name.strip().lower()) for name in theirs]
-    asked = [re.sub(r"[\W_]+", "_", name.strip().lower()) for name in ours]
+    if stated and (len(stated) != len(theirs) or not unnamed and _plain(stated) != _plain(theirs)):
+        raise DataError(f"{model} states {', '.join(stated)}, but its answers are {', '.join(theirs)}")
+    plain, asked = _plain(stated or theirs), _plain(ours)
     if len(set(plain)) < len(plain) or sorted(plain) != sorted(asked):
         raise DataError(said)
     return [plain.index(name) for name in asked]
@@ -233,7 +244,7 @@ def _trained(model: str, task: Task, seed: int, attn: str) -> tuple:
     "A classifier by name and its tokenizer"
     config = check_model(model)
     order, ours = _order(config, task, model) if has_head(config) else [], config_labels(task)
-    place, cls = model_place(model), model_class(config, named=False)
+    place, cls = model_place(model), concrete(AutoModelForSequenceClassification, config)
     config.update(ours)
     own = shrunken_class(cls) if is_shrunken(config) else cls
     options = dict(attn_implementation=attn, dtype=torch.float32)

@@ -128,7 +128,7 @@ def _check_values(net, new: list[str], where: str) -> None:
             raise DataError(f"{where}: {name} holds {what}")
 
 # %% ../../nbs/training/1_weights.ipynb #weights-load
-def _concrete(cls, config):
+def concrete(cls, config):
     "The class of an architecture, where an automatic one is given"
     try:
         return cls._model_mapping[type(config)] if hasattr(cls, "_model_mapping") else cls
@@ -154,7 +154,7 @@ def load_whole(
     **options,  # of from_pretrained; attn_implementation gives way where the architecture has but one
 ):
     "(model, names of its new parameters: none, or all of a head); DataError names what does not fit"
-    cls, first = _concrete(cls, config), ""
+    cls, first = concrete(cls, config), ""
     if not getattr(cls, "_supports_sdpa", True) and options.get("attn_implementation") == "sdpa":
         options["attn_implementation"] = "eager"
     stored = {n: tensor for file in _weight_files(Path(place)) for n, tensor in _tensors(file).items()}
