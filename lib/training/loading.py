@@ -37,16 +37,23 @@ from .weights import concrete, head_names, load_tokenizer, load_whole
 logging.set_verbosity_error()  # a new head is no news
 
 # %% ../../nbs/training/1_loading.ipynb #c237c73c
+def _spread(config) -> float:
+    "Standard deviation of a new head's matrices, as the architecture draws them"
+    named = [getattr(config, n) for n in ("initializer_range", "init_std") if hasattr(config, n)]
+    return named[0] if named else config.hidden_size**-0.5  # T5
+
+
 def _draw_head(model, names: list[str], seed: int) -> None:
-    "Draw parameters anew, in place: matrices from a normal (initializer_range), vectors zero."
+    "Draw parameters anew, in place: matrices from a normal, biases zero, scales of a norm one."
     generator = torch.Generator().manual_seed(int(rng_for(seed, "head").integers(2**31)))
     with torch.no_grad():
         for name in sorted(names):
             p = model.get_parameter(name)
+            owner = type(model.get_submodule(name.rpartition(".")[0])).__name__
             if p.dim() > 1:
-                p.copy_(torch.randn(p.shape, generator=generator) * model.config.initializer_range)
+                p.copy_(torch.randn(p.shape, generator=generator) * _spread(model.config))
             else:
-                p.zero_()
+                p.fill_(float("Norm" in owner and name.endswith("weight")))
 
 # %% ../../nbs/training/1_loading.ipynb #70e8cb15
 TINY = dict(layers=2, width=128, heads=4, ffn=512, vocab=2000, length=128, type="bert")
