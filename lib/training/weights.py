@@ -73,7 +73,12 @@ def head_names(
     return [name for name, _ in model.named_parameters() if not (inside or name.startswith(prefix))]
 
 # %% ../../nbs/training/1_weights.ipynb #weights-faults
-_UNTRAINED = re.compile(r"(^|\.)(position_ids|token_type_ids|version)$")  # counted, not learned
+_COUNTED = (
+    r"position_ids|token_type_ids|version|attn\.(masked_)?bias|attention\.(masked_)?bias|rotary_emb\.inv_freq"
+)
+_UNTRAINED = re.compile(
+    rf"(^|\.)({_COUNTED})$"
+)  # counted, not learned: GPT-2's `attn.bias` is its causal mask
 
 
 def _listed(names) -> str:
@@ -173,7 +178,7 @@ def load_whole(
 # %% ../../nbs/training/1_weights.ipynb #weights-positions
 def _positions(model) -> int | None:
     "Tokens that a model can tell apart by place; None where it counts without a table"
-    names = ("position_embeddings", "embed_positions")
+    names = ("position_embeddings", "embed_positions", "wpe")
     tables = [m for n, m in model.named_modules() if n.endswith(names) and hasattr(m, "num_embeddings")]
     # RoBERTa and MPNet count from the padding's number on, BART from 2
     before = [getattr(m, "offset", 0) + (-1 if m.padding_idx is None else m.padding_idx) + 1 for m in tables]
