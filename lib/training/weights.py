@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from ..core.base import DataError
+from ..models.reading import is_causal
 
 # %% ../../nbs/training/1_weights.ipynb #weights-shards
 def _weight_files(folder: Path) -> list[Path]:
@@ -184,6 +185,18 @@ def _positions(model) -> int | None:
     before = [getattr(m, "offset", 0) + (-1 if m.padding_idx is None else m.padding_idx) + 1 for m in tables]
     return min((m.num_embeddings - n for m, n in zip(tables, before, strict=True)), default=None)
 
+# %% ../../nbs/training/1_weights.ipynb #weights-padding
+def _pad_behind(tokenizer, model, place: str) -> None:
+    "Let a causal model and its tokenizer pad on the right with one token; DataError where there is none"
+    number = model.config.pad_token_id
+    if tokenizer.pad_token is None:
+        known = tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) and number >= 0 else None
+        if (token := known or tokenizer.eos_token) is None:
+            raise DataError(f"{place}: no token for padding, nor for the end of a text")
+        tokenizer.pad_token = token
+    tokenizer.padding_side = "right"
+    model.config.pad_token_id = tokenizer.pad_token_id
+
 # %% ../../nbs/training/1_weights.ipynb #weights-tokenizer
 def load_tokenizer(
     place: str,  # folder of a model
@@ -200,6 +213,8 @@ def load_tokenizer(
     if not set(words) - set(tokenizer.all_special_tokens):
         why = "holds no words of a tokenizer (tokenizer.json, vocab.txt or a .model file)"
         raise DataError(f"{place} {why}, so that every word is unknown")
+    if is_causal(model.config):
+        _pad_behind(tokenizer, model, place)
     last, rows = max(words, key=words.get), model.get_input_embeddings().num_embeddings
     if words[last] >= rows:
         raise DataError(
