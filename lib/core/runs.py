@@ -91,7 +91,9 @@ def wrong_upstream(
 
 # %% ../../nbs/core/2_runs.ipynb #daddc52a
 def _changed_code(made: dict, now: dict) -> list[str]:
-    return [f"{name} changed" for name in sorted(now | made) if now.get(name) != made.get(name)]
+    changed = [name for name in sorted(now | made) if now.get(name) != made.get(name)]
+    # of a file of one's own, which has its path as its name, the last part
+    return [f"{name.split('/')[-1]} {'is gone' if now.get(name) == '' else 'changed'}" for name in changed]
 
 
 def _changed_data(files: dict) -> list[str]:
@@ -118,7 +120,7 @@ def stale_because(self: Run) -> list[str]:
     "Every way in which today's code, data, models and upstream runs differ from those that made the run."
     made = self.provenance
     try:
-        reasons = _changed_code(made.get("code", {}), code_hashes(self.notebook, lately=True))
+        reasons = _changed_code(made.get("code", {}), code_hashes(self.notebook, True, self.params))
     except RunError:
         return ["its notebook is gone"]
     reasons += _changed_data(made.get("data", {})) + _changed_models(made.get("models", {}))
@@ -188,7 +190,7 @@ def _params_of(notebook: str, scope: dict) -> dict:
 
 def _made(run: Run, params: dict) -> dict:  # what params.json holds in the beginning
     made = {"notebook": run.notebook, "key": run.key, "parameters": params, "data": {}}
-    made |= {"code": code_hashes(run.notebook), "models": _models(run.notebook, params)}
+    made |= {"code": code_hashes(run.notebook, params=params), "models": _models(run.notebook, params)}
     return made | {"upstream": _upstream(params), "environment": environment(), "started": time.time()}
 
 # %% ../../nbs/core/2_runs.ipynb #runs-start

@@ -441,6 +441,7 @@ def token_key(dataset, tokenizer, max_length: int) -> str:
     "A fingerprint of texts, labels, tokenizer and length that does not depend on the process."
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     rules |= {"truncation": None, "padding": None}  # these two remember the last call
+    rules["inputs"] = list(tokenizer.model_input_names)  # one vocabulary, with or without token types
     rows = {c: v for c, v in dataset[:].items() if c in ("text_a", "text_b", "label")}
     return hashlib.sha256(json.dumps([rows, rules, max_length], sort_keys=True).encode()).hexdigest()[:24]
 
