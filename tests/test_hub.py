@@ -16,11 +16,12 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 ASK = """
 import json, sys
 from lib.core.base import DataError
+from lib.core.provenance import model_identity
 from lib.training.loading import check_model, model_place
 for name in sys.argv[1:]:
     try:
         place = model_place(name)
-        print(json.dumps([name, place, check_model(name).hidden_size]))
+        print(json.dumps([name, place, check_model(name).hidden_size, model_identity(name)]))
     except DataError as error:
         print(json.dumps([name, str(error)]))
 """
@@ -88,7 +89,7 @@ def hub():
 def test_models_are_fetched_at_the_commit_that_is_asked_for(hub, tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     env |= {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)}
-    names = ["org/net", "org/net@v1", f"org/net@{COMMITS['v1']}", "org/net@v2", "org/none"]
+    names = ["org/net", "org/net@v1?labels=a,b", f"org/net@{COMMITS['v1']}", "org/net@v2", "org/none"]
     done = subprocess.run(
         [sys.executable, "-c", ASK, *names],
         env=env,
@@ -101,6 +102,8 @@ def test_models_are_fetched_at_the_commit_that_is_asked_for(hub, tmp_path):
     assert len(told) == len(names), done.stderr[-2000:]
     assert [row[2] for row in told[:3]] == [16, 17, 17]
     assert [Path(row[1]).name for row in told[:3]] == [COMMITS["main"], COMMITS["v1"], COMMITS["v1"]]
+    wanted = [f"commit:{COMMITS[name]}" for name in ("main", "v1", "v1")]
+    assert [row[3] for row in told[:3]] == wanted  # what a run's provenance holds
     kept = {
         p.name for p in Path(told[0][1]).iterdir()
     }  # one form of the weights, and nothing of folders below

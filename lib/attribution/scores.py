@@ -92,6 +92,13 @@ SCORES = {
     "random": Score(_random_rows, "row", "nothing"),
     "random_units": Score(_random_units, "unit", "nothing", ("kinds", "seed")),
 }
+
+# %% ../../nbs/attribution/9_scores.ipynb #scores-influence
+from .conjugate import conjugate_influence
+
+SCORES["ekfac_cg"] = Score(
+    conjugate_influence, "row", "gradients", ("patterns", "damping", "iterations", "tolerance")
+)
 for _name in STRATEGIES:
     _influence = partial(kronfluence_influence, strategy=_name)
     SCORES[_name] = Score(_influence, "row", "gradients", ("patterns", "damping"))

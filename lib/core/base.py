@@ -60,16 +60,16 @@ def card_file(
     name: str,  # of a card, as given
     beside: Path | None = None,  # one more folder to look in
 ) -> Path | None:
-    "The file of a task card, whole path; None for any other name. RunError where it is not there, or twice."
+    "The file of a task card, whole path; None for any other name. DataError where it is not there, or twice."
     if not isinstance(name, str) or not name.endswith(_CARDS):
         return None
     places = [Path.cwd(), ROOT, data_dir(), *([beside] if beside else [])]
     tried = dict.fromkeys((p / Path(name).expanduser()).resolve() for p in places)
     found = [p for p in tried if p.is_file()]
     if len(found) > 1:
-        raise RunError(f"{name} is {' and '.join(map(str, found))}: give its whole path")
+        raise DataError(f"{name} is {' and '.join(map(str, found))}: give its whole path")
     if not found:
-        raise RunError(f"no task card {name}. Looked for: {', '.join(map(str, tried))}")
+        raise DataError(f"no task card {name}. Looked for: {', '.join(map(str, tried))}")
     return found[0]
 
 # %% ../../nbs/core/0_base.ipynb #base-card-name
@@ -78,7 +78,7 @@ def card_name(
     beside: Path | None = None,
 ) -> str:
     "The name by which parameters and keys know a task card; anything else, and a card that is not there, as it is."
-    with contextlib.suppress(RunError):
+    with contextlib.suppress(DataError):
         if file := card_file(name, beside):
             home = next((h for h in (data_dir(), ROOT) if file.is_relative_to(h)), Path("/"))
             return str(file if home == Path("/") else file.relative_to(home))

@@ -470,7 +470,7 @@ def events(
     folder: Path,  # the invocation's
     process,  # of snakemake
 ):
-    "Events of the invocation as they come, until the process has ended."
+    "Events of the invocation as they come, {} where there is none, until the process has ended."
     offset, path, ended = 0, folder / "events.jsonl", False
     while not ended:
         ended = process.poll() is not None
@@ -478,6 +478,7 @@ def events(
         lines = text[: text.rfind(b"\n") + 1]
         offset += len(lines)
         yield from map(json.loads, lines.splitlines())
+        yield {}
         if not ended:
             time.sleep(0.1)
 
@@ -515,6 +516,11 @@ class Progress:
     outcome: dict = field(default_factory=dict)  # notebook/key -> kind of its last event
     took: dict = field(default_factory=dict)  # notebook -> seconds of its runs
 
+    def running(self) -> dict:
+        "Those that have begun and not ended"
+        missing = self.plan.missing
+        return {n: missing[n] for n, kind in self.outcome.items() if kind == "start" and n in missing}
+
     def left(self) -> float:
         "Seconds to go, as far as one can tell."
         every = [s for seconds in self.took.values() for s in seconds]
@@ -526,7 +532,7 @@ class Progress:
 
     def lines(self, event: dict) -> list[str]:
         "The lines to print for an event; [] if it is no news."
-        name, kind, missing = event["run"], event["kind"], self.plan.missing
+        name, kind, missing = event.get("run"), event.get("kind"), self.plan.missing
         if name not in missing or self.outcome.get(name, "start") != "start":
             return []
         self.outcome[name], r = kind, missing[name]
@@ -550,7 +556,7 @@ def make(
     jobs: int,  # cores, or cluster jobs at a time
     profile: str = "",  # of profiles/, for a cluster
     redo: bool = False,  # as in `make_plan`
-    say=print,  # takes a line
+    say=print,  # takes a line; its `tick`, if it has one, takes the running ones, again and again
 ) -> int:
     "Make all missing runs of the plan; 0 if none is left, 1 otherwise."
     _tidy()
@@ -576,6 +582,7 @@ def make(
             for event in events(folder, process):
                 for line in progress.lines(event):
                     say(line)
+                getattr(say, "tick", bool)(progress.running())
         except BaseException:
             _stop(process, folder, say)
             raise

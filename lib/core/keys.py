@@ -23,6 +23,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictStr, TypeAdapter
 
 from .base import ROOT, RunError, card_name, nearest, notebooks_dir
+from .own import own_code, own_name
 
 # %% ../../nbs/core/1_keys.ipynb #9123a8ed
 def _number(value):  # for pydantic, to which True is 1
@@ -214,6 +215,10 @@ def _key_of(p: Parameter, value):  # the key of the one run that a number stands
     return found[0] if found else value
 
 # %% ../../nbs/core/1_keys.ipynb #4b3d5d1d
+def _own(p: Parameter) -> bool:  # it names a method, perhaps one of somebody's own
+    return "module:function" in p.meaning
+
+
 def _besides(p: Parameter) -> float | None:
     "A number outside the bounds that has a meaning of its own."
     found = re.search(r"\bin [\[(][^\])]*[\])] or (-?\d[\d.]*)", p.meaning)
@@ -265,6 +270,7 @@ class UnknownParameter(RunError):
 def fill(
     notebook: str,  # notebook name
     given: dict,  # parameter values; the rest are defaults
+    beside: Path | None = None,  # folder where files of own methods are looked for first: a sweep's
 ) -> dict:
     "All parameters of the notebook, cast to their types; UnknownParameter or RunError names what is wrong."
     known = parameters(notebook)
@@ -272,7 +278,8 @@ def fill(
         if name not in known:
             raise UnknownParameter(f"{notebook} has no parameter {name!r}{nearest(name, known)}")
     try:
-        return {name: fitted(p, given.get(name, p.default)) for name, p in known.items()}
+        params = {name: fitted(p, given.get(name, p.default)) for name, p in known.items()}
+        return params | {name: own_name(params[name], beside) for name, p in known.items() if _own(p)}
     except RunError as e:
         raise RunError(f"{notebook}: parameter {e}") from None
 
@@ -337,6 +344,11 @@ def _module(path: Path, mtime_ns: int) -> tuple[str, set]:  # hash, and what it 
     return sha_text(source), imported(source, ".".join(path.relative_to(ROOT).parts[:-1]))
 
 
+def _own_files(notebook: str, params: dict) -> dict:  # hashes of what its own methods are made of
+    named = [params[name] for name, p in parameters(notebook).items() if _own(p) and name in params]
+    return {file: sha for name in named for file, sha in own_code(name).items()}
+
+
 @functools.cache
 def _book(path: Path, mtime_ns: int) -> tuple[str, set]:
     sources = [source for _, source in code_cells(path)]
@@ -358,8 +370,9 @@ def _hashes(path: Path, mtime_ns: int, moment: object) -> dict:
 def code_hashes(
     notebook: str,  # notebook name
     lately: bool = False,  # the modules as they were within the last second: for thousands of runs
+    params: dict | None = None,  # of a run: the files of the methods that they name count too
 ) -> dict[str, str]:
-    "SHA-256 of the notebook's code and of every lib module it imports, directly or not."
+    "SHA-256 of the notebook's code, of every lib module it imports, directly or not, and of own methods."
     path = notebook_path(notebook)
     moment = int(time.monotonic()) if lately else object()
-    return dict(_hashes(path, os.stat(path).st_mtime_ns, moment))
+    return _own_files(notebook, params or {}) | _hashes(path, os.stat(path).st_mtime_ns, moment)

@@ -26,6 +26,7 @@ from .files import broken, file_sha256, lock, read_json, seal, write_json
 from .folders import OWN, SCHEMA, Run, _artefact_files, _named, _sealed, _sealed_params
 from .folders import _check_finite, find_run, identity_of, plain, run_folders
 from .keys import Parameter, code_hashes, digest, fill, in_key, is_run_key, parameters, run_key
+from .progress import begin_progress, end_progress
 from .provenance import environment, model_identity
 
 # %% ../../nbs/core/2_runs.ipynb #c53acdb9
@@ -90,7 +91,9 @@ def wrong_upstream(
 
 # %% ../../nbs/core/2_runs.ipynb #daddc52a
 def _changed_code(made: dict, now: dict) -> list[str]:
-    return [f"{name} changed" for name in sorted(now | made) if now.get(name) != made.get(name)]
+    changed = [name for name in sorted(now | made) if now.get(name) != made.get(name)]
+    # of a file of one's own, which has its path as its name, the last part
+    return [f"{name.split('/')[-1]} {'is gone' if now.get(name) == '' else 'changed'}" for name in changed]
 
 
 def _changed_data(files: dict) -> list[str]:
@@ -117,7 +120,7 @@ def stale_because(self: Run) -> list[str]:
     "Every way in which today's code, data, models and upstream runs differ from those that made the run."
     made = self.provenance
     try:
-        reasons = _changed_code(made.get("code", {}), code_hashes(self.notebook, lately=True))
+        reasons = _changed_code(made.get("code", {}), code_hashes(self.notebook, True, self.params))
     except RunError:
         return ["its notebook is gone"]
     reasons += _changed_data(made.get("data", {})) + _changed_models(made.get("models", {}))
@@ -187,7 +190,7 @@ def _params_of(notebook: str, scope: dict) -> dict:
 
 def _made(run: Run, params: dict) -> dict:  # what params.json holds in the beginning
     made = {"notebook": run.notebook, "key": run.key, "parameters": params, "data": {}}
-    made |= {"code": code_hashes(run.notebook), "models": _models(run.notebook, params)}
+    made |= {"code": code_hashes(run.notebook, params=params), "models": _models(run.notebook, params)}
     return made | {"upstream": _upstream(params), "environment": environment(), "started": time.time()}
 
 # %% ../../nbs/core/2_runs.ipynb #runs-start
@@ -206,6 +209,7 @@ def start(
     made = _made(run, params)
     _clear(run, {"run.ipynb"} | ({"checkpoints"} if _may_go_on(run, made) else set()))
     write_json(run.folder / "params.json", _sealed_params(made))
+    begin_progress(run)
     return run
 
 # %% ../../nbs/core/2_runs.ipynb #c8da1f39
@@ -317,6 +321,7 @@ def finish(
 
     RunError for an infinite number, with its row; NaN stands as null."""
     _check_finite(metrics)
+    end_progress(self)
     made, ended = self.provenance, time.time()
     fetched = {name: model_identity(name) for name, was in made["models"].items() if not was}
     self.note(models=made["models"] | fetched, finished=ended, seconds=ended - made["started"])
@@ -331,6 +336,7 @@ def finish(
 @patch
 def leave(self: Run) -> None:
     "Take away what the run has written, and let its lock go: nothing of it is kept."
+    end_progress(self)
     shutil.rmtree(self.folder, ignore_errors=True)
     _release(self)
 

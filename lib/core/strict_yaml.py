@@ -126,3 +126,21 @@ def read_yaml(
     if not isinstance(found, dict):
         raise DataError(f"{path}: holds no dict of keys and values")
     return found
+
+# %% ../../nbs/core/2_strict_yaml.ipynb #yaml-places
+def _nodes(node, above: tuple):  # keys from the top, and the mark of the last one
+    if isinstance(node, yaml.SequenceNode):
+        pairs = [(i, inner, inner) for i, inner in enumerate(node.value)]
+    else:
+        pairs = [(k.value, k, v) for k, v in node.value] if isinstance(node, yaml.MappingNode) else []
+    for key, marked, inner in pairs:
+        yield (*above, key), f"line {marked.start_mark.line + 1}, column {marked.start_mark.column + 1}"
+        yield from _nodes(inner, (*above, key))
+
+
+def yaml_places(
+    path: Path,  # a file that `read_yaml` has read
+) -> dict[tuple, str]:
+    "Keys (and numbers of list items) from the top, as text -> where that stands: line 3, column 1."
+    node = _Loader(path.read_text(encoding="utf-8-sig")).get_single_node()
+    return {tuple(map(str, keys)): place for keys, place in _nodes(node, ())}

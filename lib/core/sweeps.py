@@ -64,7 +64,7 @@ class Stage(_Strict):
     per: dict[Any, dict[Any, dict]] = {}  # label -> value -> what to set
     _name: str = PrivateAttr("")
     _place: str = PrivateAttr("")  # for messages
-    _folder: Path = PrivateAttr(Path("."))  # of the file, where task cards may lie
+    _folder: Path | None = PrivateAttr(None)  # of the file
     _fallback: dict = PrivateAttr(default_factory=dict)  # the file's `set`
 
     @property
@@ -184,7 +184,7 @@ def _known(s: Stage) -> dict:
     except RunError as e:
         raise SweepError(f"{s._place}: {e}") from None
 
-# %% ../../nbs/core/3_sweeps.ipynb #5a125978
+# %% ../../nbs/core/3_sweeps.ipynb #sweeps-card
 def _card(s: Stage, wanted):  # task cards as labels have them, also in a list and in {not: ...}
     if isinstance(wanted, dict):
         return {word: _card(s, inner) for word, inner in wanted.items()}
@@ -194,7 +194,7 @@ def _card(s: Stage, wanted):  # task cards as labels have them, also in a list a
         else card_name(wanted, s._folder)
     )
 
-
+# %% ../../nbs/core/3_sweeps.ipynb #5a125978
 def _cast(s: Stage) -> None:  # what the file sets, to the notebook's types
     def one(part: str, name: str, value):
         try:
@@ -394,7 +394,7 @@ def _planned(s: Stage, row: _Row, keys: dict) -> Planned:
         for value, values in table.items():
             per |= values if _same(row.labels.get(label), value) else {}
     try:
-        params = fill(s.notebook, s._fallback | inherited | s.set | per | row.given)
+        params = fill(s.notebook, s._fallback | inherited | s.set | per | row.given, s._folder)
         _check_shown(s.notebook, params)
         if wrong := wrong_upstream(s.notebook, params, keys):
             raise RunError(wrong)

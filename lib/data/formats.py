@@ -11,7 +11,6 @@ import ast
 import hashlib
 import html
 import json
-import math
 import os
 import re
 import urllib.request
@@ -25,6 +24,7 @@ from pathlib import Path
 from ..core.base import DataError, outputs
 from ..core.files import file_sha256
 from .lines import json_lines, table_lines, text_lines
+from .records import Tables, card_rows, even_lines, named, parquet_names, parquet_rows, read_label
 
 # %% ../../nbs/data/01_formats.ipynb #10239f4e
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class Format:
     every: int = 0  # one file for all splits: each n-th line is for evaluation, the others for training
     literals: bool = False  # texts may be Python literals of bytes: b'...'
     sides: tuple = ()  # languages of sentence pairs; {} in a file's name is the side, + joins files
-    card: str = ""  # the file that says all this; "": the row of a table
+    card: str = ""  # the file that says all this, and more strictly; "": the row of a table
+    layout: Tables = Tables()  # of its tables
+    share: float = 0.0  # of the training rows, which is the dev set
     ood: tuple = ()  # splits that are sets out of distribution
     group: tuple = ()  # columns whose values make the group of a row
     id: str = ""  # column with the number by which others' tables name the training rows; "": their position
@@ -179,6 +181,8 @@ def files_of(
     split: str,
 ) -> list[Path]:
     "Every file that a split is read from, under the first of its names that is there; [] if none is."
+    if form.card:
+        return [p for p in [folder / form.files[split]] if p.is_file()]
     for name in form.files[split].split("|"):
         files = [folder / part.format(side) for part in name.split("+") for side in form.sides or ("",)]
         if files[0].is_file():
@@ -188,35 +192,42 @@ def files_of(
     return []
 
 # %% ../../nbs/data/01_formats.ipynb #5f27b6f2
+def _is_there(column: str | int, there: list) -> bool:
+    return column in there if isinstance(column, str) else column < len(there)
+
+
 def _select_columns(there: list, form: Format, where: str) -> list:
     "Names (or positions) of a record's columns as this file has them"
-    out = []
-    for column in (c for c in form.columns if c is not None):
-        names = column.split("|") if isinstance(column, str) else [column]
-        known = [c for c in names if c in there or not isinstance(c, str)]
+    out, more = [], [*form.group, *([form.id] if form.id != "" else [])] if form.card else []
+    for column in [*(c for c in form.columns if c is not None), *more]:
+        names = column.split("|") if isinstance(column, str) and not form.card else [column]
+        known = [c for c in names if c in there or (not isinstance(c, str) and not form.card)]
+        known = [column] if form.card and _is_there(column, there) else known
         if not known:
-            raise DataError(
-                f"{where}: no column {' or '.join(map(repr, names))}. There: {', '.join(map(str, there))}"
-            )
+            wanted = f"column {' or '.join(map(repr, names))}" if isinstance(column, str) else named(column)
+            seen = ", ".join(str(c) if len(str(c)) < 60 else f"{str(c)[:60]}..." for c in there)
+            raise DataError(f"{where}: no {wanted}. There: {seen}")
         out.append(known[0])
-    return out + [c for c in form.keep if c in there]
+    return out + [c for c in form.keep if _is_there(c, there)]
 
 # %% ../../nbs/data/01_formats.ipynb #fc62e361
 def _tsv_records(path: Path, form: Format) -> Iterator:
     "The names of a record's columns, then line number and record of every line after the header"
-    content, short = table_lines(path), 0
+    content, short = even_lines(path, form.layout) if form.card else table_lines(path), 0
     first = next(content, (1, []))
-    names = _select_columns(first[1], form, f"{path}, line 1")
-    named, label = isinstance(names[0], str), names[sum(c is not None for c in form.columns) - 1]
+    if form.card and not first[1]:
+        raise DataError(f"{path}: no rows")
+    names = _select_columns(first[1], form, f"{path}, line {first[0]}")
+    headed, label = isinstance(names[0], str), names[sum(c is not None for c in form.columns) - 1]
     yield names
-    at = [first[1].index(c) for c in names] if named else names
-    for n, fields in content if named else chain([first], content):
+    at = [first[1].index(c) for c in names] if headed else names
+    for n, fields in content if headed else chain([first], content):
         if len(fields) > max(at):
             yield n, [fields[p] for p in at]
         elif form.skip_short:
             short += 1
         else:
-            lost = f"column {label if named else f'number {label + 1}'} or a text"
+            lost = f"{named(label)} or a text"
             raise DataError(f"{path}, line {n}: {len(fields)} fields, but {lost} is missing")
     if short:
         warnings.warn(f"{path}: {short} rows of too few fields are left out", stacklevel=2)
@@ -225,7 +236,7 @@ def _tsv_records(path: Path, form: Format) -> Iterator:
 def _json_records(path: Path, form: Format) -> Iterator:
     "The same of a file of JSON lines (or of a list of objects in each, `form.items`)"
     names = None
-    for n, row in json_lines(path):
+    for n, row in json_lines(path, form.layout.encoding):
         where = f"{path}, line {n}"
         if form.items:
             _select_columns(row, replace(form, columns=(form.items,), keep=()), where)
@@ -233,10 +244,16 @@ def _json_records(path: Path, form: Format) -> Iterator:
             here = _select_columns(record := row | item, form, where)
             if names is None:
                 yield (names := here)
-            for c in here:
+            for c in here if not form.card else []:
                 if not isinstance(record[c], str):
                     raise DataError(f"{where}, column {c}: {record[c]!r} is no text")
             yield n, [record[c] for c in here]
+
+
+def _parquet_records(path: Path, form: Format) -> Iterator:
+    "The same of a parquet file, whose rows are counted from 1"
+    yield (names := _select_columns(parquet_names(path), form, str(path)))
+    yield from enumerate(parquet_rows(path, names), 1)
 
 # %% ../../nbs/data/01_formats.ipynb #3ea348e5
 def unquoted(text: str) -> str:
@@ -248,29 +265,20 @@ def unquoted(text: str) -> str:
     except (SyntaxError, ValueError):
         return text
 
-# %% ../../nbs/data/01_formats.ipynb #a818f666
-def _read_label(raw: str, form: Format, where: str) -> int | float:
-    "Position of the label among the task's labels, or the number itself where the task is a regression"
-    if form.labels:
-        if raw not in form.labels:
-            raise DataError(f"{where}: label {raw!r} is not one of {', '.join(form.labels)}")
-        return list(form.labels).index(raw)
-    try:
-        value = float(raw)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{where}: {raw!r} is not a number")
-    return value
-
 # %% ../../nbs/data/01_formats.ipynb #44c7dfd5
 def _records(path: Path, form: Format, split: str) -> tuple[list, Iterator]:
     "Names of a record's columns; line number and record of every row of the split"
-    records = (_json_records if path.suffix == ".jsonl" else _tsv_records)(path, form)
+    kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    read = {"jsonl": _json_records} | ({"parquet": _parquet_records} if form.card else {})
+    if split in form.ood:  # which may be without groups and ids
+        form = replace(
+            form, group=(), id="", keep=(*form.keep, *form.group, *([form.id] if form.id != "" else []))
+        )
+    records = read.get(kind, _tsv_records)(path, form)
     names = next(records, [])
     return names, (r for r in records if not form.every or (r[0] % form.every == 0) == (split != "train"))
 
-
+# %% ../../nbs/data/01_formats.ipynb #formats-read-file
 def read_file(
     path: Path,
     form: Format,
@@ -282,11 +290,15 @@ def read_file(
     rows = list(islice(records, limit))
     if not rows:
         raise DataError(f"{path}: no rows")
+    if form.card:
+        line = "row" if path.suffix == ".parquet" else "line"
+        return card_rows(names, rows, form, lambda n: f"{path}, {line} {n}")
     columns, n = list(zip(*(r for _, r in rows))), 2 - (form.columns[1] is None)
-    clean, label = unquoted if form.literals else str, names[n]
-    where = f"column {label if isinstance(label, str) else f'number {label + 1}'}"
+    clean, where = unquoted if form.literals else str, named(names[n])
     out = {f"text_{ab}": [clean(t) for t in column] for ab, column in zip("ab", columns[:n])}
-    out["label"] = [_read_label(y, form, f"{path}, line {i}, {where}") for (i, _), y in zip(rows, columns[n])]
+    out["label"] = [
+        read_label(y, form.labels, f"{path}, line {i}, {where}") for (i, _), y in zip(rows, columns[n])
+    ]
     return out | {name: list(column) for name, column in list(zip(names, columns))[n + 1 :]}
 
 # %% ../../nbs/data/01_formats.ipynb #4772d5c8

@@ -324,7 +324,9 @@ GROUP_SIZES = {
 class Sampling:
     "How the rows of a task with groups become train, align, select and test."
 
-    sizes: dict | None = None  # split -> rows of each group; those that differ from `GROUP_SIZES`
+    sizes: dict | None = (
+        None  # split -> rows of each group, those that differ from `GROUP_SIZES`; of other tasks in all
+    )
     protocol: str = "split"  # split: disjoint in texts; thesis: as published, targets = report
     seed: int = 42  # of all draws
 
@@ -334,18 +336,28 @@ class Sampling:
         return GROUP_SIZES[name] | thesis | (self.sizes or {})
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-39
-def check_sampling(name: str, sampling: Sampling) -> None:
+def check_sampling(
+    name: str,
+    sampling: Sampling,
+    generated: bool = False,  # the task's rows are made as its settings say
+) -> None:
     "Refuse protocols and sizes that do not exist."
     if sampling.protocol not in (valid := ["split", "thesis"]):
         raise DataError(f"no protocol {sampling.protocol!r}{nearest(sampling.protocol, valid)}")
-    if sampling.sizes and name not in GROUP_SIZES:
+    if sampling.sizes and generated:
         raise DataError(f"{name} has no sizes: its settings train, dev and test say how many rows there are")
     for split, n in (sampling.sizes or {}).items():
         if split not in GROUP_SPLITS:
             raise DataError(f"{name}: no split {split!r} to have a size{nearest(split, GROUP_SPLITS)}")
-        open_size = n is None and GROUP_SIZES[name][split] is None
-        if not open_size and (not isinstance(n, int) or isinstance(n, bool) or n < 2 or n % 2):
-            must = "an even number of rows for each group, 2 at least"
+        each = name in GROUP_SIZES  # of other tasks the rows in all
+        open_size = each and n is None and GROUP_SIZES[name][split] is None
+        least, step = (2, 2) if each else (1, 1)
+        if not open_size and (not isinstance(n, int) or isinstance(n, bool) or n < least or n % step):
+            must = (
+                "an even number of rows for each group, 2 at least"
+                if each
+                else "a number of rows, 1 at least"
+            )
             raise DataError(f"{name}: size of {split} = {n!r} must be {must}")
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-32

@@ -36,27 +36,30 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
 
 # %% ../../nbs/data/00_lines.ipynb #7e0ba09f
 def text_lines(
-    path: Path,  # UTF-8 with or without byte-order mark; .gz: compressed
+    path: Path,  # with or without the byte-order mark of UTF-8; .gz: compressed
+    encoding: str = "utf-8",  # any in which a line feed is that byte
 ) -> Iterator[str]:
     "Every line, without its end (which is a line feed and nothing else)."
-    n = 0
+    n, name = 0, encoding.upper()
     try:
         for n, raw in enumerate(_raw_lines(path), 1):
-            yield raw.removeprefix(codecs.BOM_UTF8 if n == 1 else b"").decode().rstrip("\r\n")
+            if n == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise DataError(f"{path}, line 1: UTF-16 text: save it as UTF-8")
+            yield raw.removeprefix(codecs.BOM_UTF8 if n == 1 else b"").decode(encoding).rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {n}: not UTF-8 text ({error})") from None
+        raise DataError(f"{path}, line {n}: not {name} text ({error})") from None
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path}, after line {n}: not a whole gzip file ({error})") from None
 
 # %% ../../nbs/data/00_lines.ipynb #formats-json-lines
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     "Line number (from 1) and text of every line that is not empty"
-    return ((n, line) for n, line in enumerate(text_lines(path), 1) if line.strip())
+    return ((n, line) for n, line in enumerate(text_lines(path, encoding), 1) if line.strip())
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
+def json_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, dict]]:
     "Line number and object of every line of a file with one JSON object in a line."
-    for n, line in _lines(path):
+    for n, line in _lines(path, encoding):
         try:
             row = json.loads(line)
             if "\\ud" in line.lower():  # half a character can be written, but in no encoding
@@ -80,7 +83,8 @@ def _fields(text: str, sep: str) -> list[str] | None:
     "The fields of a record as they stand, quotes included; None where a quotation mark is not explained"
     if '"' not in text:
         return text.split(sep)
-    field = rf'("[^"]*(?:""[^"]*)*"|[^"{sep}]*){sep}'
+    end = re.escape(sep)
+    field = rf'("[^"]*(?:""[^"]*)*"|[^"{end}]*){end}'
     found = re.findall(field, text + sep)
     return found if sum(map(len, found)) + len(found) == len(text) + 1 else None
 
@@ -92,6 +96,11 @@ def _is_number(text: str) -> bool:
         return False
 
 # %% ../../nbs/data/00_lines.ipynb #lines-is-quoted
+def _bare(field: str) -> str:
+    "A field without its quotes"
+    return field[1:-1].replace('""', '"') if field.startswith('"') else field
+
+
 def _is_quoted(found: list[str], sep: str) -> bool:
     "Whether fields are quoted as writers do it: those that need it, or all but numbers"
     quoted = [f[1:-1] for f in found if f.startswith('"')]
@@ -99,12 +108,12 @@ def _is_quoted(found: list[str], sep: str) -> bool:
     return bool(quoted) and (needed or all(f.startswith('"') or _is_number(f) for f in found))
 
 # %% ../../nbs/data/00_lines.ipynb #formats-fields
-def _quoted_table(path: Path, sep: str) -> list[tuple[int, list[str]]] | None:
+def _quoted_table(path: Path, sep: str, encoding: str = "utf-8") -> list[tuple[int, list[str]]] | None:
     "First line and fields of every record of a file written with quoting; None for any other"
-    if not any('"' in line for line in text_lines(path)):
+    if not any('"' in line for line in text_lines(path, encoding)):
         return None
     records, held, odd = [], [], 0
-    for n, line in enumerate(text_lines(path), 1):
+    for n, line in enumerate(text_lines(path, encoding), 1):
         held += [line] if held or line.strip() else []
         odd ^= line.count('"') % 2  # a field is open
         if held and not odd:
@@ -113,16 +122,42 @@ def _quoted_table(path: Path, sep: str) -> list[tuple[int, list[str]]] | None:
             records.append((n + 1 - len(held), fields))
             held = []
     split = any("\n" in f for _, fields in records for f in fields)
-    counts = {line.count(sep) for line in text_lines(path) if line.strip()} if split else {0}
+    counts = {line.count(sep) for line in text_lines(path, encoding) if line.strip()} if split else {0}
     if len(counts) == 1 and counts != {0}:
         return None  # every line is a record as it stands: two lonely marks are no pair
     if held or not _is_quoted([f for _, fields in records for f in fields], sep):
         return None
-    return [(n, [f[1:-1].replace('""', '"') if f.startswith('"') else f for f in fs]) for n, fs in records]
+    return [(n, list(map(_bare, fields))) for n, fields in records]
+
+# %% ../../nbs/data/00_lines.ipynb #lines-quoted
+def _quoted_lines(path: Path, sep: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
+    "First line and fields of every record of a file that is said to be quoted"
+    held, odd, first = [], 0, 0
+    for n, line in enumerate(text_lines(path, encoding), 1):
+        if not held and not line.strip():
+            continue
+        first = first if held else n
+        held.append(line)
+        odd ^= line.count('"') % 2  # a field is open
+        if not odd:
+            if (fields := _fields("\n".join(held), sep)) is None:
+                what = "a quotation mark in a field that is not quoted: double it in quotes, or say quoting: false"
+                raise DataError(f"{path}, line {first}: {what}")
+            yield first, list(map(_bare, fields))
+            held = []
+    if held:
+        raise DataError(f"{path}, line {first}: a quotation mark is never closed")
 
 # %% ../../nbs/data/00_lines.ipynb #formats-table-lines
-def table_lines(path: Path, sep: str = "\t") -> Iterator[tuple[int, list[str]]]:
-    "First line and fields of every record of a table in UTF-8, with or without quoting; empty lines are none."
-    if (records := _quoted_table(path, sep)) is None:
-        records = ((n, line.split(sep)) for n, line in _lines(path))
+def table_lines(
+    path: Path,
+    sep: str = "\t",
+    quoting: bool | None = None,  # whether fields may stand in quotes; None: as the file shows
+    encoding: str = "utf-8",
+) -> Iterator[tuple[int, list[str]]]:
+    "First line and fields of every record of a table; empty lines are none."
+    if quoting:
+        records = _quoted_lines(path, sep, encoding)
+    elif quoting is False or (records := _quoted_table(path, sep, encoding)) is None:
+        records = ((n, line.split(sep)) for n, line in _lines(path, encoding))
     yield from records

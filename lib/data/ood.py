@@ -103,6 +103,11 @@ def read_set(
     by = tuple(c for c in rule.by if c in rows.column_names)
     return EvaluationSet(rows, own.metrics, own.source, _collapse(name, task.labels), by, own.files)
 
+# %% ../../nbs/data/09_ood.ipynb #ood-names
+def ood_names(name: str) -> list[str]:
+    "The sets out of distribution that belong to a task, by table or card"
+    return list(OOD.get(name) or task_format(name).ood)
+
 # %% ../../nbs/data/09_ood.ipynb #b9f40c66
 def _fits(name: str, task: str) -> bool:
     "Whether the labels of a set have a place in a task"
@@ -110,11 +115,6 @@ def _fits(name: str, task: str) -> bool:
         return bool(ood_label_map(name, label_names(task)))
     except DataError:
         return False
-
-
-def ood_names(name: str) -> list[str]:
-    "The sets out of distribution that belong to a task, by table or card"
-    return list(OOD.get(name) or task_format(name).ood)
 
 
 def set_names(

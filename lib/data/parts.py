@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from ..core.base import DataError, nearest, rng_for
+from ..core.base import DataError, rng_for
 from .groups import GROUP_SPLITS, Sampling, row_text, stratified_split
 
 # %% ../../nbs/data/07_parts.ipynb #parts-columns
@@ -34,19 +34,21 @@ def group_columns(
 # %% ../../nbs/data/07_parts.ipynb #parts-with
 def _joined(columns: dict, names: list[str], labels: list[str], where: str) -> list[str]:
     "The values of the columns that make a group, joined; of `label` its name"
-    named = columns | {"label": [labels[y] for y in columns["label"]]}
+    if "label" in names and not labels:
+        raise DataError(f"{where}: setting group: the label is a number, which makes no groups")
+    named = columns | ({"label": [labels[y] for y in columns["label"]]} if "label" in names else {})
     if lost := [n for n in names if n not in columns]:
         there = ", ".join(c for c in columns if not c.startswith("text_"))
         raise DataError(f"{where}: no column {lost[0]!r} for the groups. There: {there}")
-    values = [tuple("" if v is None else str(v) for v in row) for row in zip(*(named[n] for n in names))]
-    for row, value in enumerate(values, 1):
-        if not all(v.strip() for v in value):
+    cells = [[("" if v is None else str(v)) for v in row] for row in zip(*(named[n] for n in names))]
+    for row, cell in enumerate(cells, 1):
+        if not all(v.strip() for v in cell):
             raise DataError(f"{where}, row {row}: its group is empty ({', '.join(names)})")
-    if len({", ".join(v) for v in values}) < len(set(values)):
-        raise DataError(
-            f"{where}: two groups of {', '.join(names)} read the same when they are joined by commas"
-        )
-    return [", ".join(v) for v in values]
+        if len(cell) > 1 and any(" & " in v for v in cell):
+            raise DataError(
+                f"{where}, row {row}: {' and '.join(cell)} cannot be joined by &, which is in one of them"
+            )
+    return [" & ".join(cell) for cell in cells]
 
 
 def with_group(
@@ -74,14 +76,6 @@ def _fewer(frame: pd.DataFrame, n: int, seed: int, where: str) -> pd.DataFrame:
     order = np.lexsort((rng_for(seed, "fewer", where).permutation(len(frame)), cell))
     return frame.iloc[np.sort(order[np.arange(n) * len(frame) // n])]
 
-
-def _check_sizes(name: str, sizes: dict, splits: list[str]) -> None:
-    for split, n in sizes.items():
-        if split not in splits:
-            raise DataError(f"{name}: no split {split!r} to have a size{nearest(split, splits)}")
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise DataError(f"{name}: size of {split} = {n!r} must be a number of rows, 1 at least")
-
 # %% ../../nbs/data/07_parts.ipynb #parts-task
 def task_parts(
     name: str,  # of the task, for messages
@@ -101,8 +95,8 @@ def task_parts(
     if none := [s for s, part in parts.items() if not len(part)]:
         said = f"{first} has {len(rows[first])} rows, too few for {', '.join(shares)}"
         raise DataError(f"{name}: no rows in {none[0]}: {said if none[0] in shares else 'the set is empty'}")
-    _check_sizes(name, sizes := sampling.sizes or {}, [*parts])
-    few = {s: _fewer(parts[s], n, sampling.seed, f"{name}, {s}") for s, n in sizes.items()}
+    sizes = (sampling.sizes or {}).items()
+    few = {s: _fewer(parts[s], n, sampling.seed, f"{name}, {s}") for s, n in sizes}
     if sampling.protocol == "thesis" and "test" in few:
         few["align"] = few["test"]
     return {s: parts[s] for s in dict.fromkeys([*GROUP_SPLITS, *others])} | few

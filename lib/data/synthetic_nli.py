@@ -74,6 +74,8 @@ def fill_settings(
 ) -> dict:
     "All settings. Raises DataError on an unknown setting, a wrong type, or a share outside [0, 1]."
     for setting, value in (settings or {}).items():
+        if setting == "group":  # of any task: what a group is
+            continue
         if setting not in defaults:
             raise DataError(f"{name} has no setting {setting!r}{nearest(setting, defaults)}")
         share = isinstance(defaults[setting], float)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -23,9 +23,9 @@ from ..core.files import write_text
 from ..core.runs import file_hashes
 from .cards import TASKS, task_format
 from .formats import files_of, hub_files, hub_rows, read_file, read_pairs, row_ids
+from .parts import check_task_parts, group_columns, task_parts, with_group
 from .groups import GROUP_SPLITS, RawRows, Sampling, cell_sizes, check_parts, check_sampling
 from .synthetic_nli import fill_settings
-from .synthetic_toxicity import TOXIC_LABELS
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-dev-sets
 def dev_sets(name: str) -> list[str]:
@@ -112,7 +112,9 @@ def _read_hub(name: str, split: str, settings: dict | None = None) -> dict[str, 
             where = f"{form.hub_repo} ({form.hub})"
             raise DataError(f"{where}: labels {', '.join(names)} are not {', '.join(ours)}")
         label = [ours.index(names[y]) for y in label]
-    return {"text_a": list(rows[a])} | ({"text_b": list(rows[b])} if b else {}) | {"label": label}
+    texts = {"text_a": list(rows[a])} | ({"text_b": list(rows[b])} if b else {})
+    more = [c for c in group_columns(settings, name) if c in rows.column_names and c != "label"]
+    return texts | {"label": label} | {c: list(rows[c]) for c in more}
 
 # %% ../../nbs/data/08_tasks.ipynb #f150f243
 class Splits(Mapping):
@@ -172,8 +174,8 @@ def _files(name: str, folder: Path, split: str) -> list[Path]:
     raise DataError(f"no file {folder / form.files[split].replace('|', ' or ')}. There: {there}")
 
 
-def _read(name: str, place: str | Path, settings: dict | None, split: str) -> dict[str, list]:
-    "Columns of a split wherever it is, its labels as positions"
+def _raw(name: str, place: str | Path, settings: dict | None, split: str, limit: int | None = None) -> dict:
+    "Columns of a split wherever it is, its labels as positions; of a table perhaps the first rows only"
     form = task_format(name)
     if place == "synthetic":
         columns = form.draw(name, split, settings)
@@ -181,7 +183,16 @@ def _read(name: str, place: str | Path, settings: dict | None, split: str) -> di
     if place == "hub":
         return _read_hub(name, split, settings)
     files = _files(name, place, split)
-    return read_pairs(files, form, split) if form.sides else read_file(files[0], form, split)
+    asked = tuple(c for c in group_columns(settings, name) if c not in ("label", *form.keep))
+    if form.sides:
+        return read_pairs(files, form, split)
+    return read_file(files[0], replace(form, keep=(*form.keep, *asked)), split, limit)
+
+
+def _read(name: str, place: str | Path, settings: dict | None, split: str, limit: int | None = None) -> dict:
+    "The same, with `group` where the task or the settings say what it is"
+    columns, names = _raw(name, place, settings, split, limit), group_columns(settings, name)
+    return with_group(columns, names, label_names(name), f"{name}, {split}")
 
 # %% ../../nbs/data/08_tasks.ipynb #86e82320
 def _halves(dataset, seed: int = 0) -> tuple:
@@ -190,43 +201,76 @@ def _halves(dataset, seed: int = 0) -> tuple:
     return dataset.select(np.sort(order[0::2])), dataset.select(np.sort(order[1::2]))
 
 
-def _divided(
-    name: str, place: str | Path, settings: dict | None, sampling: Sampling
-) -> tuple[dict, list[Path]]:
-    "Split -> rows with id and group, and the files they are from"
-    check_sampling(name, sampling)
-    if place != "synthetic":
-        raw = RawRows(name, place, _repo(name, settings))
-        return task_format(name).divide(raw, sampling), raw.files
+def _synthetic_parts(name: str, settings: dict | None, sampling: Sampling) -> dict:
+    "Split -> rows of a generated task about groups"
     settings = {"seed": sampling.seed} | (settings or {})
-    train, dev, test = (to_dataset(_read(name, place, settings, s)) for s in ("train", "dev", "test"))
+    train, dev, test = (to_dataset(_read(name, "synthetic", settings, s)) for s in ("train", "dev", "test"))
     parts = {"train": ("train", train), "align": ("test", test)}
     parts |= {"select": ("dev", dev), "test": ("test", test)}
     if sampling.protocol == "split":
         parts |= {s: ("dev", half) for s, half in zip(("align", "select"), _halves(dev, sampling.seed))}
     frames = {s: (home, rows.to_pandas()) for s, (home, rows) in parts.items()}
-    return {s: f.assign(id=[f"{home}-{i}" for i in f.pop("idx")]) for s, (home, f) in frames.items()}, []
+    return {s: f.assign(id=[f"{home}-{i}" for i in f.pop("idx")]) for s, (home, f) in frames.items()}
+
+# %% ../../nbs/data/08_tasks.ipynb #tasks-divided
+def _all_rows(name: str, place: str | Path, settings: dict | None) -> tuple[dict, list[Path]]:
+    "Split -> all its rows with ids, of the splits that are there; and their files"
+    first, form = dev_sets(name)[0], task_format(name)
+    there = [
+        s
+        for s in form.files
+        if not isinstance(place, Path) or s in ("train", first) or files_of(place, form, s)
+    ]
+    frames = {s: pd.DataFrame(_read(name, place, settings, s)) for s in there}
+    ids = {s: f.get("id", [f"{s}-{i}" for i in range(len(f))]) for s, f in frames.items()}
+    files = [file for s in there for file in _source_files(name, place, settings, s)]
+    return {s: f.assign(id=ids[s]) for s, f in frames.items()}, files
+
+
+def _divided(
+    name: str, place: str | Path, settings: dict | None, sampling: Sampling
+) -> tuple[dict, list[Path]]:
+    "Split -> rows with id, checked, and the files they are from"
+    form, files = task_format(name), []
+    check_sampling(name, sampling, form.draw is not None)
+    if form.draw and form.group:
+        parts = _synthetic_parts(name, settings, sampling)
+    elif form.divide:
+        raw = RawRows(name, place, _repo(name, settings))
+        parts, files = form.divide(raw, sampling), raw.files
+    else:
+        drawn = {"seed": sampling.seed} | (settings or {}) if form.draw else settings
+        rows, files = _all_rows(name, place, drawn)
+        check_task_parts(name, parts := task_parts(name, rows, sampling))
+        return parts, files
+    check_parts(name, parts, sampling.protocol)
+    return parts, files
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-group-splits
 def _group_splits(name: str, place: str | Path, settings: dict | None, sampling: Sampling) -> tuple:
-    "Splits of a task with groups, checked, and the files they are from"
+    "Splits of a task that is divided, and the files they are from"
     frames, files = _divided(name, place, settings, sampling)
-    check_parts(name, frames, sampling.protocol)
-    made = {s: to_dataset({c: f[c].tolist() for c in f}) for s, f in frames.items()}
-    return Splits(GROUP_SPLITS, made.__getitem__), files
+    names, labels = group_columns(settings, name), label_names(name)
+    columns = {s: {c: f[c].tolist() for c in f} for s, f in frames.items()}
+    made = {s: to_dataset(with_group(c, names, labels, f"{name}, {s}")) for s, c in columns.items()}
+    return Splits([*made], made.__getitem__), files
 
 
-def _check_groups(name: str) -> None:
-    if not task_format(name).group:
-        with_groups = [n for n, form in TASKS.items() if form.group]
-        raise DataError(f"{name} has no groups. Valid: {', '.join(with_groups)}")
+def _check_rows(name: str) -> None:
+    "DataError unless the task's training rows have labels"
+    form = task_format(name)
+    why = "asks for a number" if not form.labels else "is of sentence pairs in two languages"
+    if not form.labels or form.sides:
+        raise DataError(f"{name} {why}: rows are scored and removed for tasks with labels")
+    if "train" not in form.files or len(form.files) < 2:
+        raise DataError(f"{name} has only {', '.join(form.files)}: rows are scored with train and a dev set")
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-source-files
 def _known(name: str, settings: dict | None) -> dict | None:
     "The settings that a task pays attention to, checked; None without any"
     if (form := task_format(name)).draw:
         return settings if fill_settings(name, form.settings, settings) else None
-    return {"revision": settings["revision"]} if "revision" in (settings or {}) else None
+    return {k: v for k, v in (settings or {}).items() if k in ("revision", "group")} or None
 
 
 def _source_files(name: str, place: str | Path, settings: dict | None, split: str) -> list[Path]:
@@ -240,16 +284,16 @@ def _source_files(name: str, place: str | Path, settings: dict | None, split: st
 def load_task(
     name: str,
     source: str = "auto",  # auto: a local folder if it has the task, else the hub; local, hub, synthetic
-    settings: dict | None = None,  # of a synthetic task; of one on the hub: revision
+    settings: dict | None = None,  # of a synthetic task; of one on the hub: revision; of any: group
     splits: list[str] | None = None,  # that will be used: an error now if one is missing; None: what is there
-    sampling: Sampling | None = None,  # divide a task with groups so
+    sampling: Sampling | None = None,  # divide the task so: train, align, select, test
 ) -> Task:
     "A task by name. Raises DataError for anything wrong with the name, the place or the rows."
     name = card_name(name)
     place, form = _find(name, source, splits, settings), task_format(name)
     settings = _known(name, settings)
     if sampling or form.divide:
-        _check_groups(name)
+        _check_rows(name)
         rows, files = _group_splits(name, place, settings, sampling or Sampling())
     else:
         rows = Splits(
@@ -257,18 +301,25 @@ def load_task(
         )
         asked = [s for s in form.files if s in (splits or form.files)]
         files = [f for s in asked for f in _source_files(name, place, settings, s)]
-    evaluated = ["select", "align", "test"] if sampling or form.divide else dev_sets(name)
+    evaluated = dev_sets(name)
+    if sampling or form.divide:
+        evaluated = ["select", "align", "test", *(s for s in rows if s not in GROUP_SPLITS)]
     found, labels = "local" if isinstance(place, Path) else place, label_names(name)
     return Task(name, labels, form.metrics, rows, evaluated, file_hashes(files), found, settings, form.sides)
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-group-counts
 def group_counts(task: Task) -> pd.DataFrame:
-    "Rows of every split, group and label: columns split, group, neutral, toxic."
-    rows = []
+    "Rows of every split, group (all, where there are none) and label: columns split, group, and the labels."
+    rows, classes = [], range(len(task.labels))
     for split in task.splits:
-        cells = cell_sizes(task.splits[split].to_pandas())
-        rows += [(split, g, *(cells[g, y] for y in (0, 1))) for g in sorted({g for g, _ in cells})]
-    return pd.DataFrame(rows, columns=["split", "group", *TOXIC_LABELS])
+        frame = (
+            task.splits[split]
+            .select_columns([c for c in ("group", "label") if c in task.splits[split].column_names])
+            .to_pandas()
+        )
+        cells = cell_sizes(frame if "group" in frame else frame.assign(group="all"), len(classes))
+        rows += [(split, g, *(cells[g, y] for y in classes)) for g in sorted({g for g, _ in cells})]
+    return pd.DataFrame(rows, columns=["split", "group", *task.labels])
 
 # %% ../../nbs/data/08_tasks.ipynb #c88ff686
 def train_ids(task: Task) -> list[int] | None:
@@ -293,19 +344,33 @@ def check_source(
     place, form = _find(name, source, splits, settings), task_format(name)
     if form.draw:
         fill_settings(name, form.settings, settings)
-    if isinstance(place, Path) and form.columns and not form.sides:
+    elif isinstance(place, Path) and form.columns and not form.sides:
         for split in splits or form.files:
-            for file in files_of(place, form, split):
-                read_file(file, form, split, limit=100)
+            if files_of(place, form, split):
+                _read(name, place, settings, split, limit=100)
+    if form.draw and group_columns(settings, name):
+        _read(name, place, settings, dev_sets(name)[0])
     return str(place)
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-check-groups
-def check_groups(name: str, source: str = "auto", sizes: dict | None = None, protocol: str = "split") -> str:
-    "Where the rows of a task with groups will come from. Raises DataError like `load_task`, without reading."
+def check_groups(
+    name: str,
+    source: str = "auto",
+    sizes: dict | None = None,
+    protocol: str = "split",
+    settings: dict | None = None,
+    needed: bool = False,  # the task's groups must be known
+) -> str:
+    "Where the rows of a task will come from that is divided. Raises DataError like `load_task`, without reading."
     _check_names(name, source, None)
-    _check_groups(name)
-    check_sampling(name, Sampling(sizes, protocol))
-    return str(_find(name, source))
+    _check_rows(name)
+    form, named = task_format(name), group_columns(settings, name)
+    if needed and not form.group and not named:
+        valid = "the setting group, e.g. {group: label} for a group of each class"
+        raise DataError(f"{name} has no groups. Valid: {valid}; attribution can find some (groups = auto)")
+    check_sampling(name, Sampling(sizes, protocol), form.draw is not None)
+    splits = None if form.divide else ["train", dev_sets(name)[0]]
+    return str(_find(name, source, splits, settings))
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-evaluation-sets
 def evaluation_sets(
@@ -376,6 +441,7 @@ def token_key(dataset, tokenizer, max_length: int) -> str:
     "A fingerprint of texts, labels, tokenizer and length that does not depend on the process."
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     rules |= {"truncation": None, "padding": None}  # these two remember the last call
+    rules["inputs"] = list(tokenizer.model_input_names)  # one vocabulary, with or without token types
     rows = {c: v for c, v in dataset[:].items() if c in ("text_a", "text_b", "label")}
     return hashlib.sha256(json.dumps([rows, rules, max_length], sort_keys=True).encode()).hexdigest()[:24]
 

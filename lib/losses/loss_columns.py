@@ -20,20 +20,30 @@ from ..core.folders import Run, find_run
 from ..data.synthetic_nli import fill_settings
 from ..data.tasks import TASKS, Task
 from .bias_models import check_file
-from .objectives import LOSSES, NEEDED, Loss, Objective, check_loss, options_of
+from .objectives import NEEDED, Loss, Objective, check_loss, options_of
+from .objectives import find_loss, try_loss
 
 # %% ../../nbs/losses/5_loss_columns.ipynb #f560fbee
 def _completed(loss: str, options: dict, known: dict) -> dict:
     "The options, with those that the loss needs and nobody gave"
-    needed = options_of(LOSSES[loss]) if loss in LOSSES else ()
+    needed = options_of(find_loss(loss))
     return {k: v for k, v in known.items() if k in NEEDED and k in needed} | options
+
+# %% ../../nbs/losses/5_loss_columns.ipynb #loss-columns-objective
+def _objective(loss: str, options: dict, known: dict, classes: int) -> Objective:
+    "The loss as a module; one of one's own is tried on so many classes"
+    options = _completed(loss, options, known)
+    row = check_loss(loss, options)
+    if ":" in loss:
+        try_loss(loss, row, options, (classes,))
+    return Objective(loss, row, **options)
 
 # %% ../../nbs/losses/5_loss_columns.ipynb #d6d31ff8
 _SOURCES = {"bias": "bias, a run of bias_model", "teacher": "teacher, a run of evaluate with sets [train]"}
 
 
 def check_objective(
-    loss: str,  # of `objectives.LOSSES`
+    loss: str,  # of `objectives.LOSSES`, or module:function
     loss_options: dict | None = None,
     bias: str = "",  # a run, not looked into here
     teacher: str = "",  # a run, not looked into here
@@ -142,7 +152,7 @@ def teacher_column(
 # %% ../../nbs/losses/5_loss_columns.ipynb #646d1d93
 def objective_of(
     task: Task,  # with its own training rows only
-    loss: str,  # of `objectives.LOSSES`
+    loss: str,  # of `objectives.LOSSES`, or module:function
     options: dict | None = None,  # of the loss
     bias: str = "",  # run of bias_model
     teacher: str = "",  # run of evaluate
@@ -159,4 +169,4 @@ def objective_of(
         )
     readers = {"bias": lambda: bias_column(bias, task), "teacher": lambda: teacher_column(teacher, task)}
     columns = {name: read() for name, read in readers.items() if name in row.needs}
-    return Objective(loss, **_completed(loss, options or {}, known or {})), columns or None
+    return _objective(loss, options or {}, known or {}, len(task.labels)), columns or None

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..core.base import nearest
+from ..core.base import DataError, nearest
 from lib.losses.losses import (
     as_log_probs,
     ce,
@@ -149,24 +149,127 @@ def _check_value(loss: str, option: str, value) -> None:
     if not fits:
         raise ValueError(f"loss {loss}: {option} takes {valid}, not {value!r}")
 
-# %% ../../nbs/losses/2_objectives.ipynb #objectives-check-0
-def check_loss(
-    name: str,  # of `LOSSES`
-    options: dict,
-) -> Loss:
-    "The table's row. Raises ValueError on an unknown name or option, or a missing one."
+# %% ../../nbs/losses/2_objectives.ipynb #own-loss
+import math
+
+from lib.core.own import find_own, own_arguments
+
+COLUMNS = ("bias", "teacher", "hidden")
+
+
+def _by_name(function: Callable, needs: tuple, more: list) -> Callable:
+    "The function, called as the table's are: columns by position, in the order of `needs`"
+
+    def loss(logits, labels, *columns, **options):
+        return function(logits, labels, **dict(zip(needs, columns, strict=True)), **options)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    first = [inspect.Parameter(name, kind) for name in ("logits", "labels", *needs)]
+    options = [p.replace(kind=p.KEYWORD_ONLY) for p in more]
+    loss.__signature__ = inspect.Signature([*first, *options])
+    return loss
+
+# %% ../../nbs/losses/2_objectives.ipynb #own-loss-row
+def own_loss(name: str) -> Loss:
+    "The row of a loss of one's own; DataError where it cannot be called as one"
+    found, first = find_own(name), ("logits", "labels")
+    if isinstance(found, Loss):
+        return found
+    module = isinstance(found, type) and issubclass(found, nn.Module)
+    taken = own_arguments(name, found.forward if module else found, ("self", *first) if module else first)
+    needs, more = tuple(c for c in taken if c in COLUMNS), [p for c, p in taken.items() if c not in COLUMNS]
+    if not module:
+        return Loss(_by_name(found, needs, more), needs)
+    if more:
+        raise DataError(
+            f"{name}: forward takes logits, labels and {', '.join(COLUMNS)}, and not {more[0].name}"
+        )
+    return Loss(found, needs)
+
+# %% ../../nbs/losses/2_objectives.ipynb #own-loss-find
+def find_loss(name: str) -> Loss:
+    "The row of that name; ValueError if there is none"
+    if ":" in str(name):
+        return own_loss(name)
     if name not in LOSSES:
-        raise ValueError(f"no loss {name!r}{nearest(str(name), LOSSES)}")
-    row, valid = LOSSES[name], options_of(LOSSES[name])
-    for option in options:
+        raise ValueError(f"no loss {name!r}{nearest(str(name), LOSSES)}, or module:function")
+    return LOSSES[name]
+
+
+def _required(row: Loss) -> list[str]:
+    "Options that must be given"
+    parameters = inspect.signature(row.function).parameters
+    open_ = [n for n, p in parameters.items() if p.default is p.empty]
+    return [n for n in options_of(row) if n in NEEDED or n in open_]
+
+# %% ../../nbs/losses/2_objectives.ipynb #own-loss-try
+def _wrong_value(value, z: Tensor) -> str:
+    "What is wrong with what a loss gives for the logits z; empty if nothing is"
+    if not isinstance(value, Tensor) or value.shape:
+        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        return f"it must give a scalar tensor, not {what}"
+    if not value.isfinite():
+        return f"it gives {value.item()}"
+    slope = torch.autograd.grad(value, z, allow_unused=True)[0] if value.requires_grad else None
+    if slope is None or not slope.any():
+        return "it has no gradient at the logits: nothing would be learned"
+    return "" if slope.isfinite().all() else "its gradient at the logits is not finite"
+
+# %% ../../nbs/losses/2_objectives.ipynb #own-loss-tried
+def _wrong(name: str, row: Loss, options: dict, classes: int) -> str:
+    "What is wrong with a loss on four rows of so many classes; empty if nothing is"
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(4, classes, generator=g).requires_grad_()
+    given = {c: torch.randn(4, classes, generator=g).log_softmax(-1) for c in COLUMNS}
+    given["hidden"] = torch.randn(4, options.get("width", 8), generator=g)
+    try:
+        return _wrong_value(Objective(name, row, **options)(z, torch.arange(4) % classes, **given), z)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def try_loss(name: str, row: Loss, options: dict, classes: tuple[int, ...] = (2, 3)) -> None:
+    "DataError unless a loss of one's own can be trained with, for one of these numbers of classes"
+    with torch.random.fork_rng(devices=[]):
+        wrong = [_wrong(name, row, options, c) for c in classes]
+    if all(wrong):
+        raise DataError(
+            f"loss {name}, tried on 4 rows of {classes[-1]} classes: {' '.join(wrong[-1].split())}"
+        )
+
+# %% ../../nbs/losses/2_objectives.ipynb #objectives-check-0
+def _check_options(name: str, row: Loss, options: dict) -> None:
+    "Refuse an option that the loss has not, or a value that it cannot take; of a loss of one's own any but NaN"
+    valid = options_of(row)
+    for option, value in options.items():
         if option not in valid:
             raise ValueError(
                 f"loss {name} has no option {option!r}{nearest(option, valid) if valid else '. It has none'}"
             )
-        _check_value(name, option, options[option])
-    for needed, meaning in NEEDED.items():
-        if needed in valid and needed not in options:
-            raise ValueError(f"loss {name} needs the option {needed}: {meaning}")
+        if ":" not in name:
+            _check_value(name, option, value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"loss {name}: option {option} is {value}, and must be a number")
+
+
+def _check_given(name: str, row: Loss, options: dict) -> None:
+    "Refuse options without one that is needed"
+    for needed in _required(row):
+        if needed not in options:
+            meaning = f": {NEEDED[needed]}" if needed in NEEDED else ""
+            raise ValueError(f"loss {name} needs the option {needed}{meaning}")
+
+# %% ../../nbs/losses/2_objectives.ipynb #own-loss-check
+def check_loss(
+    name: str,  # of `LOSSES`, or module:function
+    options: dict,
+) -> Loss:
+    "The table's row, or that of one's own loss. ValueError on an unknown name or option, or a missing one."
+    row = find_loss(name)
+    _check_options(name, row, options)
+    _check_given(name, row, options)
+    if ":" in name:
+        try_loss(name, row, options)
     return row
 
 # %% ../../nbs/losses/2_objectives.ipynb #15cc0866
@@ -185,9 +288,9 @@ def at_step(row: Loss, columns: dict, theta: float) -> tuple[dict, dict]:
 class Objective(nn.Module):
     "A loss by name: (logits, labels, step, bias=, teacher=, hidden=) -> scalar; in evaluation cross-entropy."
 
-    def __init__(self, name: str, **options):
+    def __init__(self, name: str, row: Loss | None = None, **options):  # row: one that was checked already
         super().__init__()
-        self.name, self.row = name, check_loss(name, options)
+        self.name, self.row = name, row or check_loss(name, options)
         self.steps, self.min_max = options.pop("steps", 0), options.pop("min_max", "0.8_1.0")
         options, function = dict(self.row.preset) | options, self.row.function
         self.function = function(**options) if isinstance(function, type) else partial(function, **options)

@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .reshape import EDITS
+
 # %% ../../nbs/models/1_architectures.ipynb #38896f24
 @dataclass(frozen=True)
 class Architecture:
@@ -186,14 +188,14 @@ def layout(
     return Parts(sum(attention, []), ffn, heads.pop(), size, kinds, widths.pop() if len(widths) == 1 else 0)
 
 # %% ../../nbs/models/1_architectures.ipynb #dc733236
-WIDTHS = "sieve_widths"  # configuration attribute of a shrunken model
+WIDTHS = "sieve_widths"  # configuration attribute of a shrunken model, in folders of before it had edits
 
 
 def parts(
     model: PreTrainedModel,  # any model whose type has a row in `ARCHITECTURES`
 ) -> Parts:
     "Where `model` keeps its heads and FFNs; UnitError for an unknown type, a missing path, a shrunken model"
-    if getattr(model.config, WIDTHS, None):
+    if getattr(model.config, EDITS, None) or getattr(model.config, WIDTHS, None):
         raise UnitError(
             f"this {type(model).__name__} was shrunk, and its layers differ in width: "
             "a mask is for the whole model. Combine the masks and shrink that one once"

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from ..attribution.lds import lds
 from ..core.base import ROOT
 from ..core.folders import find_run
+from ..data.synthetic_toxicity import TOXIC_LABELS
 from .study import in_words, over_seeds
 from .synthetic import synthetic
 
@@ -28,9 +29,17 @@ def _long(wide, row, column):
     return wide.melt(row, var_name=column, value_name="value")
 
 
+def _with_names(rows: pd.DataFrame) -> pd.DataFrame:
+    "The rows with label_name, which runs made before there were other tasks than toxicity do not say."
+    if "label_name" in rows:
+        return rows
+    return rows.assign(label_name=[TOXIC_LABELS[int(y)] for y in rows.label])
+
+
 def _scored(run) -> tuple:
     "Rows, matrix and finding of one run."
     rows, queries = (pd.read_parquet(run.artefact(f"{n}.parquet")) for n in ("rows", "queries"))
+    rows = _with_names(rows)
     scores = pd.DataFrame(load_file(run.artefact("scores.safetensors"))["scores"]).groupby(
         rows.group.to_numpy()
     )
@@ -53,7 +62,8 @@ def row_tables(
 ) -> dict:  # name of ROW_TABLES -> frame, each with task, method and data_seed
     "What the runs of the frame say of training rows."
     if frame is None:
-        return {name: synthetic("rows", name) for name in ROW_TABLES}
+        tables = {name: synthetic("rows", name) for name in ROW_TABLES}
+        return tables | {"rows": _with_names(tables["rows"])}
     names, tables = frame.drop_duplicates("run").set_index("run").name, {name: [] for name in ROW_TABLES}
     found = {key: find_run(key) for key in names.index}
     holds = lambda name: [run for run in found.values() if name in run.result["artefacts"]]
@@ -78,11 +88,15 @@ ALL_ROWS, _RANDOM_ROWS, BALANCED = "all rows", "random rows", "equal groups"
 def removal_scores(
     frame: pd.DataFrame | None,  # rows of `study`; None = the synthetic study
 ) -> pd.DataFrame:
-    "The scores after removal, `label` being the short name; an error where nothing was removed."
+    """The scores after removal, `label` being the short name; an error where nothing was removed.
+
+    A set that is reported beside `test` is a task of its own here: `MNLI, mismatched`."""
     frame = synthetic("rows", "removal") if frame is None else frame
     if "k" not in frame or frame.k.isna().all():
         raise ValueError("none of these runs was trained without some rows")
-    return frame[frame.k.notna()].assign(label=lambda f: f.name).reset_index(drop=True)
+    frame = frame[frame.k.notna()].assign(label=lambda f: f.name).reset_index(drop=True)
+    other = [("" if s in ("", "test") else f", {s}") for s in frame.get("split", pd.Series("", frame.index))]
+    return frame.assign(task=[task + more for task, more in zip(frame.task, other)])
 
 # %% ../../nbs/study/5_training_rows.ipynb #09i-row-results-10-b
 def removal_table(

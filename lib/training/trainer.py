@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from ..maskers.passes import masked
 from .loading import first_token
 from ..models.units import attach
+from .progress import ProgressTold
 from .checkpoints import BestFile, load_trained, resume, scratch, seal_checkpoint, trained_state
 
 # %% ../../nbs/training/2_trainer.ipynb #steps-01
@@ -92,13 +93,15 @@ def training_arguments(
     ValueError for an unknown `clip`."""
     if optim.clip not in ("global", "tensor", "none"):
         raise ValueError(f"clip {optim.clip!r}: choose global, tensor or none")
-    again = {"use_reentrant": False} if optim.checkpointing else None
     length = dict(num_train_epochs=optim.epochs, max_steps=optim.max_steps)
     size = dict(per_device_train_batch_size=optim.batch_size, gradient_accumulation_steps=optim.accumulation)
     saved = dict(save_strategy="steps" if optim.save_steps else "no", save_steps=optim.save_steps or 500)
     logged = dict(logging_steps=max(1, steps // 50), report_to=optim.report_to, save_total_limit=2)
+    logged |= dict(disable_tqdm=True)  # see `ProgressTold`
     random = dict(seed=optim.seed, data_seed=optim.seed)
-    memory = dict(gradient_checkpointing=optim.checkpointing, gradient_checkpointing_kwargs=again)
+    memory = dict(activation_checkpointing=True) if optim.checkpointing else {}
+    if optim.checkpointing:
+        memory["activation_checkpointing_kwargs"] = {"use_reentrant": False}
     own = _device_arguments(optim) | _rate_arguments(optim) | length | size | saved | logged | random | memory
     args = TrainingArguments(str(folder), **own | optim.more)
     args._n_gpu = min(args.n_gpu, 1)  # never DataParallel without being asked
@@ -310,6 +313,7 @@ class Loop(Trainer):
     ):
         self.recipe, self.settings, self.score_settings = recipe, optim, scores
         super().__init__(model, args, recipe.collate, recipe.rows, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)  # of lines of dictionaries
         self.model_accepts_loss_kwargs = False  # the mean over the passes of a step
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
@@ -463,6 +467,7 @@ def _callbacks(
         *moves,
         *([ClipEach()] if optim.clip == "tensor" else []),
         *([evaluate] if evaluate else []),
+        ProgressTold(evaluate.evaluation.metric if evaluate else ""),
     ]
 
 # %% ../../nbs/training/2_trainer.ipynb #train-04

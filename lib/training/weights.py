@@ -18,6 +18,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from ..core.base import DataError
+from ..models.reshape import shrunken_class
+from ..models.shrink import is_shrunken
+from ..models.reading import is_causal
 
 # %% ../../nbs/training/1_weights.ipynb #weights-shards
 def _weight_files(folder: Path) -> list[Path]:
@@ -73,7 +76,12 @@ def head_names(
     return [name for name, _ in model.named_parameters() if not (inside or name.startswith(prefix))]
 
 # %% ../../nbs/training/1_weights.ipynb #weights-faults
-_UNTRAINED = re.compile(r"(^|\.)(position_ids|token_type_ids|version)$")  # counted, not learned
+_COUNTED = (
+    r"position_ids|token_type_ids|version|attn\.(masked_)?bias|attention\.(masked_)?bias|rotary_emb\.inv_freq"
+)
+_UNTRAINED = re.compile(
+    rf"(^|\.)({_COUNTED})$"
+)  # counted, not learned: GPT-2's `attn.bias` is its causal mask
 
 
 def _listed(names) -> str:
@@ -128,10 +136,11 @@ def _check_values(net, new: list[str], where: str) -> None:
             raise DataError(f"{where}: {name} holds {what}")
 
 # %% ../../nbs/training/1_weights.ipynb #weights-load
-def _concrete(cls, config):
-    "The class of an architecture, where an automatic one is given"
+def concrete(cls, config):
+    "The class of an architecture, where an automatic one is given; one with edits for a shrunken model"
     try:
-        return cls._model_mapping[type(config)] if hasattr(cls, "_model_mapping") else cls
+        cls = cls._model_mapping[type(config)] if hasattr(cls, "_model_mapping") else cls
+        return shrunken_class(cls) if is_shrunken(config) else cls
     except KeyError:
         raise DataError(f"there is no {cls.__name__} of architecture {config.model_type!r}") from None
 
@@ -154,7 +163,7 @@ def load_whole(
     **options,  # of from_pretrained; attn_implementation gives way where the architecture has but one
 ):
     "(model, names of its new parameters: none, or all of a head); DataError names what does not fit"
-    cls, first = _concrete(cls, config), ""
+    cls, first = concrete(cls, config), ""
     if not getattr(cls, "_supports_sdpa", True) and options.get("attn_implementation") == "sdpa":
         options["attn_implementation"] = "eager"
     stored = {n: tensor for file in _weight_files(Path(place)) for n, tensor in _tensors(file).items()}
@@ -173,11 +182,23 @@ def load_whole(
 # %% ../../nbs/training/1_weights.ipynb #weights-positions
 def _positions(model) -> int | None:
     "Tokens that a model can tell apart by place; None where it counts without a table"
-    names = ("position_embeddings", "embed_positions")
+    names = ("position_embeddings", "embed_positions", "wpe")
     tables = [m for n, m in model.named_modules() if n.endswith(names) and hasattr(m, "num_embeddings")]
     # RoBERTa and MPNet count from the padding's number on, BART from 2
     before = [getattr(m, "offset", 0) + (-1 if m.padding_idx is None else m.padding_idx) + 1 for m in tables]
     return min((m.num_embeddings - n for m, n in zip(tables, before, strict=True)), default=None)
+
+# %% ../../nbs/training/1_weights.ipynb #weights-padding
+def _pad_behind(tokenizer, model, place: str) -> None:
+    "Let a causal model and its tokenizer pad on the right with one token; DataError where there is none"
+    number = model.config.pad_token_id
+    if tokenizer.pad_token is None:
+        known = tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) and number >= 0 else None
+        if (token := known or tokenizer.eos_token) is None:
+            raise DataError(f"{place}: no token for padding, nor for the end of a text")
+        tokenizer.pad_token = token
+    tokenizer.padding_side = "right"
+    model.config.pad_token_id = tokenizer.pad_token_id
 
 # %% ../../nbs/training/1_weights.ipynb #weights-tokenizer
 def load_tokenizer(
@@ -195,6 +216,8 @@ def load_tokenizer(
     if not set(words) - set(tokenizer.all_special_tokens):
         why = "holds no words of a tokenizer (tokenizer.json, vocab.txt or a .model file)"
         raise DataError(f"{place} {why}, so that every word is unknown")
+    if is_causal(model.config):
+        _pad_behind(tokenizer, model, place)
     last, rows = max(words, key=words.get), model.get_input_embeddings().num_embeddings
     if words[last] >= rows:
         raise DataError(

@@ -11,8 +11,8 @@ import time
 import pytest
 from toys import STUDY
 
-from lib.core.base import ROOT
 from lib.commands.cli import main
+from lib.core.base import ROOT
 from lib.core.keys import parameters
 
 SECONDS = 20  # after which an input counts as hanging
