@@ -9,21 +9,25 @@ __all__ = ['run', 'state', 'status', 'show', 'du', 'gc', 'report', 'main']
 import argparse
 import contextlib
 import errno
-import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from .bias import _BIAS, bias
 from .prune import _PRUNE, prune
+from .rows import _ROWS, rows
 from .wishes import _cores
 from ..core.base import ROOT, RunError, notebooks_dir, outputs
 from ..core.cluster import profile_folder
 from ..core.engine import Plan, _dead, labelled, make, make_plan, snakemake_command, write_plan
 from ..core.files import lock, locked
 from ..core.folders import Run, run_folders
+from ..core.progress import progress_of
+from ..core.screen import Screen, progress_words
 from ..core.strict_yaml import read_yaml
 from ..core.sweeps import Sweep, check_inputs, load_sweep
 
@@ -95,7 +99,11 @@ def run(args) -> int:
     jobs = args.jobs or (0 if args.profile else _cores())
     if args.dry_run:
         return _dry(plan, jobs, args.profile, args.stale)
-    return make(plan, jobs, args.profile, args.stale, say=functools.partial(print, flush=True))
+    screen = Screen()
+    try:
+        return make(plan, jobs, args.profile, args.stale, say=screen)
+    finally:
+        screen.clear()
 
 # %% ../../nbs/commands/5_cli.ipynb #7b8d0452
 _STATES = ("finished", "stale", "being made", "failed", "damaged")
@@ -118,14 +126,24 @@ def state(r: Run) -> str:
     return _state(r, r.busy)  # asked again: it may have ended meanwhile
 
 # %% ../../nbs/commands/5_cli.ipynb #cli-status
+def _busy_line(r: Run) -> str:
+    found = progress_of(r)
+    if not found:
+        return f"{r}  about to begin"
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(found["since"]))
+    return f"{r}  on {found.get('host')} since {since}  {progress_words(found)}"
+
+
 def status(args) -> int:
-    "Runs of each notebook by state."
-    counts = {}
+    "Runs of each notebook by state; then those that are being made, with host, since when, and how far."
+    counts, busy = {}, []
     for r in run_folders():
         counts.setdefault(r.notebook, []).append(state(r))
+        busy += [r] * (counts[r.notebook][-1] == "being made")
     print(f"{'notebook':<26}" + "".join(f"{s:>11}" for s in _STATES))
     for notebook, states in sorted(counts.items()):
         print(f"{notebook:<26}" + "".join(f"{states.count(s):>11}" for s in _STATES))
+    print(*map(_busy_line, busy), sep="\n", end="\n" * bool(busy))
     return 0
 
 # %% ../../nbs/commands/5_cli.ipynb #a5afad38-p1
@@ -329,6 +347,8 @@ _VERBS = {  # name -> (function of the parsed arguments, its arguments); the fun
     "du": (du, {}),
     "gc": (gc, _GC),
     "prune": (prune, _PRUNE | {"--jobs": _RUN["--jobs"]}),
+    "rows": (rows, _ROWS | {"--jobs": _RUN["--jobs"]}),
+    "bias": (bias, _BIAS | {"--jobs": _RUN["--jobs"]}),
 }
 
 # %% ../../nbs/commands/5_cli.ipynb #cli-main-p1

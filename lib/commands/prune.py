@@ -82,7 +82,7 @@ def _prune_stages(model: str, ready: bool, scored: dict, remove: dict, retrain: 
         begin = {"mask": "selected"} | ({} if ready else {"model": "full"})
         stages["retrained"] = {"notebook": "finetune", "set": dict(start["set"]), "from": begin}
         start = {"set": {}, "from": {"model": "retrained"}}
-    timed = {"batch_sizes": [1, 8], "repetitions": 10} | start["set"]
+    timed = {"batch_sizes": [1, 8], "repetitions": 20} | start["set"]
     stages["speed"] = {"notebook": "speed"} | start | {"set": timed, "over": {"masks": ["selected"]}}
     return {name: {k: v for k, v in s.items() if v} for name, s in stages.items()}
 
@@ -207,8 +207,9 @@ def _prune_lines(scores: list[dict], sizes: dict, times: list[dict]) -> list[str
         old, new = (
             next(r for r in times if (r["batch"], r["form"]) == (batch, f)) for f in ("before", "after")
         )
-        what = f"time for {batch} x {old['tokens']} tokens (median)"
-        lines.append(f"{what}: before {old['ms']:.2f} ms, after {new['ms']:.2f} ms")
+        what = f"time for {batch} x {old['tokens']} tokens (median, quartiles)"
+        said = [f"{r['form']} {r['ms']:.2f} ms [{r['low']:.2f}, {r['high']:.2f}]" for r in (old, new)]
+        lines.append(f"{what}: {', '.join(said)}")
     return lines
 
 # %% ../../nbs/commands/3_prune.ipynb #prune-write

@@ -8,7 +8,6 @@ __all__ = []
 # %% ../../nbs/commands/3_wishes.ipynb #wishes-02
 import argparse
 import contextlib
-import functools
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from ..core.base import RunError, card_file, outputs
 from ..core.engine import Plan, make, make_plan
 from ..core.files import read_json, write_json, write_text
 from ..core.folders import Run
+from ..core.screen import Screen
 from ..core.keys import digest, is_run_key, parameters
 from ..core.strict_yaml import _parsed
 from ..core.sweeps import Sweep, check_inputs, load_sweep
@@ -161,9 +161,12 @@ def _made(wish: _Wish, args: argparse.Namespace) -> dict[str, Run] | int:
     write_text(wish.file, wish.text)
     for last in (False, True):
         missing = {n: r for n, r in plan.missing.items() if (r.stage in wish.alone) == last}
-        say = functools.partial(print, flush=True)
-        part = replace(plan, missing=missing)
-        if code := make(part, 1 if last else args.jobs or _cores(), "", args.stale, say):
+        part, screen = replace(plan, missing=missing), Screen()
+        try:
+            code = make(part, 1 if last else args.jobs or _cores(), "", args.stale, screen)
+        finally:
+            screen.clear()
+        if code:
             return code
     return {r.stage: Run(r.notebook, r.key) for r in sweep.planned}
 
@@ -203,8 +206,8 @@ def _fill(
     return said
 
 # %% ../../nbs/commands/3_wishes.ipynb #wishes-task
-def _check_task(task: str, settings: dict) -> str:
-    "The task's name as a sweep has it; RunError for one that is not there, or asks for no classes or numbers"
+def _check_task(task: str, settings: dict, classes: bool = False) -> str:
+    "The task's name as a sweep has it; RunError for one that is not there, or does not ask for classes (or numbers)"
     from lib.data.cards import task_format
     from lib.data.tasks import check_source
 
@@ -213,6 +216,8 @@ def _check_task(task: str, settings: dict) -> str:
         raise RunError(
             f"--task {task}: sentence pairs to translate; a task of classes or numbers is asked for"
         )
+    if classes and not task_format(name).labels:
+        raise RunError(f"--task {task} asks for a number; a task of classes is asked for")
     check_source(name, "auto", settings, epochs=1.0)
     return name
 
