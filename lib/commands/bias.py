@@ -127,7 +127,7 @@ def bias(args: argparse.Namespace) -> int:
     made = _made(wish, args)
     if isinstance(made, int):
         return made
-    said = _fill(to, wish, made, lambda folder: _write_bias(folder, wish, made))
+    said = _fill(to, wish, lambda folder: _write_bias(folder, wish, made))
     print(*_bias_lines(said["metrics"]), sep="\n")
     print(f"{to}: {', '.join(sorted(p.name for p in to.iterdir() if p.suffix != '.svg'))}")
     return 0

@@ -239,7 +239,7 @@ def prune(args: argparse.Namespace) -> int:
     made = _made(wish, args)
     if isinstance(made, int):
         return made
-    said = _fill(to, wish, made, lambda folder: _write_smaller(folder, wish, made))
+    said = _fill(to, wish, lambda folder: _write_smaller(folder, wish, made))
     print(
         *_prune_lines(
             said["scores"], {k: said[k] for k in ("parameters", "weight_bytes")}, said["milliseconds"]

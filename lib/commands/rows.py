@@ -201,7 +201,7 @@ def rows(args: argparse.Namespace) -> int:
     made = _made(wish, args)
     if isinstance(made, int):
         return made
-    said = _fill(to, wish, made, lambda folder: _write_rows(folder, wish, made))
+    said = _fill(to, wish, lambda folder: _write_rows(folder, wish, made))
     print(*said["lines"], sep="\n", end="\n" * bool(said["lines"]))
     print(f"{said['below_zero']} of {said['rows']} training rows have an alignment below 0 (they hurt)")
     print(f"{to}: rows.csv, {'curve.png, ' if 'command' in said else ''}alignment.png, rows.json")

@@ -188,7 +188,6 @@ def _check_folder(to: Path, wish: _Wish) -> None:
 def _fill(
     to: Path,
     wish: _Wish,
-    made: dict[str, Run],  # of `_made`
     write: Callable[[Path], dict],  # writes files into an empty folder; what the result file says
 ) -> dict:
     "The folder with its files and its result file, in one step; what that says"
@@ -196,7 +195,10 @@ def _fill(
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
-        said = write(part) | {"sweep": str(wish.file), "runs": {stage: str(r) for stage, r in made.items()}}
+        said, runs = write(part), {}
+        for r in load_sweep(wish.file).planned:
+            runs.setdefault(r.stage, []).append(str(r))
+        said |= {"sweep": str(wish.file), "runs": runs}
         write_json(part / f"{wish.verb}.json", said)
         _check_folder(to, wish)  # it may have been filled meanwhile
         shutil.rmtree(to, ignore_errors=True)
