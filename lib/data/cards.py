@@ -112,8 +112,7 @@ _WANTED = {
     "revision": "a commit, tag or branch of the data set, as text",
     "text": f"{_NAME}; or a list of two of them",
     "label": _NAME,
-    "labels": "a list of two names or more in the order of their numbers, or {value in the file: name}; "
-    "yes, no, true and false are names only in quotes",
+    "labels": "names in the order of their numbers (yes, no, true, false in quotes), or {value in the file: name}",
     "group": f"{_NAME}; or a list of them",
     "id": _NAME,
     "metrics": "a list of names",
@@ -121,9 +120,8 @@ _WANTED = {
     "delimiter": "one character, no quotation mark",
     "encoding": "the name of an encoding, as utf-8",
 }
-_WANTED |= {"test": _WANTED["train"]} | dict.fromkeys(
-    ("regression", "header", "quoting", "empty"), "true or false"
-)
+_WANTED["test"] = _WANTED["train"]
+_WANTED |= dict.fromkeys(("regression", "header", "quoting", "empty"), "true or false")
 
 # %% ../../nbs/data/07_cards.ipynb #cards-fault
 class _Place:
@@ -289,14 +287,12 @@ def _read(path: Path, stamp: tuple) -> Format:
     card, place = _checked(path)
     _check_keys(card, place)
     files, labels, columns = _sources(card, place), _labels(card, place), _columns(card, place)
-    text = columns["text"]
+    text, label = columns["text"], columns["label"]
     hub = dict(hub=card.configuration or None, hub_repo=card.hub + f"@{card.revision}" * bool(card.revision))
     return Format(
         "",
-        (*text, *[None] * (2 - len(text)), *columns["label"]),
-        labels,
-        _metrics(card, labels, place),
-        files,
+        (*text, *[None] * (2 - len(text)), *label),
+        *(labels, _metrics(card, labels, place), files),
         root=str(path.parent),
         card=str(path),
         layout=_layout(card, files, place),
@@ -339,23 +335,21 @@ def check_files(form: Format) -> None:
 # %% ../../nbs/data/07_cards.ipynb #cards-dev-rows
 def dev_rows(
     columns: dict[str, list],  # of the training file
-    share: float,  # of the texts
+    share: float,
 ) -> np.ndarray:
     "Which training rows are the dev set, (N,) boolean"
-    pairs = zip(columns["text_a"], columns.get("text_b") or [""] * len(columns["label"]))
-    keys = [f"{a.strip().lower()}\0{b.strip().lower()}" for a, b in pairs]
+    texts = [columns[c] for c in ("text_a", "text_b") if c in columns]
+    keys = [tuple(text.strip().lower() for text in pair) for pair in zip(*texts)]
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     rows = np.sort(list(first.values()))  # one of each text
-    label = np.asarray(columns["label"])[rows]
-    label = np.zeros(len(rows)) if label.dtype.kind == "f" else label
+    label = np.asarray([0 if isinstance(y, float) else y for y in columns["label"]])[rows]
     group = np.asarray(columns.get("group") or [""] * len(keys), str)[rows]
     order = np.lexsort((rng_for(0, "dev").permutation(len(rows)), group, label))
-    steps = np.floor(np.arange(len(rows) + 1) * share + 0.5)
     chosen = np.zeros(len(rows), bool)
-    chosen[order[np.diff(steps) > 0]] = True
-    for y in set(label[order]) - set(label[chosen]):
-        chosen[order[label[order] == y][:1]] = True
-    for y in set(label[order]):
-        chosen &= (label != y) | ((label == y).sum() > 1)  # the only text of a label is trained on
-    texts = {keys[i] for i in rows[chosen]}
-    return np.array([key in texts for key in keys])
+    chosen[order[np.diff(np.floor(np.arange(len(rows) + 1) * share + 0.5)) > 0]] = True
+    for y in set(label):
+        own = order[label[order] == y]
+        chosen[own[:1]] |= not chosen[own].any()
+        chosen[own] &= len(own) > 1  # the only text of a label is trained on
+    drawn = {keys[i] for i in rows[chosen]}
+    return np.array([key in drawn for key in keys])

@@ -60,6 +60,11 @@ class Format:
     draw: Callable | None = None  # (name, split, settings) -> columns of a generated task
     settings: dict = field(default_factory=dict)  # all of a generated task, with their defaults
 
+    def of(self, split: str) -> "Format":
+        "The same for one split: a set out of distribution may be without groups and ids"
+        more = (*self.group, *([self.id] if self.id != "" else []))
+        return replace(self, group=(), id="", keep=(*self.keep, *more)) if split in self.ood else self
+
 # %% ../../nbs/data/01_formats.ipynb #d92cb717
 _F1 = ["accuracy", "f1", "acc_and_f1"]
 _PAIR = ("sentence1", "sentence2", "label")
@@ -198,7 +203,7 @@ def _is_there(column: str | int, there: list) -> bool:
 
 def _select_columns(there: list, form: Format, where: str) -> list:
     "Names (or positions) of a record's columns as this file has them"
-    out, more = [], [*form.group, *([form.id] if form.id != "" else [])] if form.card else []
+    out, more = [], [*form.group, *([form.id] if form.card and form.id != "" else [])]
     for column in [*(c for c in form.columns if c is not None), *more]:
         names = column.split("|") if isinstance(column, str) and not form.card else [column]
         known = [c for c in names if c in there or (not isinstance(c, str) and not form.card)]
@@ -270,11 +275,7 @@ def _records(path: Path, form: Format, split: str) -> tuple[list, Iterator]:
     "Names of a record's columns; line number and record of every row of the split"
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     read = {"jsonl": _json_records} | ({"parquet": _parquet_records} if form.card else {})
-    if split in form.ood:  # which may be without groups and ids
-        form = replace(
-            form, group=(), id="", keep=(*form.keep, *form.group, *([form.id] if form.id != "" else []))
-        )
-    records = read.get(kind, _tsv_records)(path, form)
+    records = read.get(kind, _tsv_records)(path, form.of(split))
     names = next(records, [])
     return names, (r for r in records if not form.every or (r[0] % form.every == 0) == (split != "train"))
 
@@ -444,10 +445,15 @@ _HUB_SPLITS = {"dev": "validation", "matched": "validation_matched", "mismatched
 _REVISIONS = {"Hate-speech-CNERG/hatexplain": "refs/convert/parquet"}  # the main branch holds a script
 
 
+def hub_split(split: str, form: Format | None = None) -> str:
+    "The hub's name of a split of a task; a card says it itself"
+    return form.files[split] if form and form.card else _HUB_SPLITS.get(split, split)
+
+# %% ../../nbs/data/01_formats.ipynb #formats-hub-data
 def hub_rows(
     repo: str,  # perhaps with @revision; or a folder in the form that the hub stores
     config: str | None,
-    split: str,  # by our name; "": only ask whether the set is there
+    split: str,  # by the hub's name; "": only ask whether the set is there
 ):
     "A split of a data set on the hub, as a Dataset; DataError when it cannot be had."
     import datasets
@@ -460,7 +466,7 @@ def hub_rows(
     try:
         if not split:
             return datasets.load_dataset_builder(repo, config, revision=revision)
-        return load(repo, config, split=_HUB_SPLITS.get(split, split), revision=revision)
+        return load(repo, config, split=split, revision=revision)
     except Exception as error:
         name, why = f"{repo}{f' ({config})' if config else ''} on the hub", hub_says(error)
         raise DataError(f"{name}{f', split {split}' if split else ''}: {why}") from None

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.base import DataError, nearest, rng_for
-from .formats import hub_files, hub_rows, unquoted
+from .formats import hub_files, hub_rows, hub_split, unquoted
 from .lines import json_file, json_lines
 from .synthetic_toxicity import TOXIC_LABELS
 
@@ -299,7 +299,7 @@ def read_posts(
 ) -> list[dict]:
     "HateXplain posts of a split, as they stand."
     if raw.place == "hub":
-        raw.files += hub_files(rows := hub_rows(raw.repo, None, split))
+        raw.files += hub_files(rows := hub_rows(raw.repo, None, hub_split(split)))
         return _by_name(rows.to_pandas().to_dict("records"), rows.features["annotators"])
     short = {"dev": "val"}.get(split, split)
     if (path := raw.file(f"{short}.jsonl", "dataset.json")).suffix == ".jsonl":

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.base import DataError, rng_for
+from .records import joined
 from .groups import GROUP_SPLITS, Sampling, row_text, stratified_split
 
 # %% ../../nbs/data/07_parts.ipynb #parts-columns
@@ -40,15 +41,8 @@ def _joined(columns: dict, names: list[str], labels: list[str], where: str) -> l
     if lost := [n for n in names if n not in columns]:
         there = ", ".join(c for c in columns if not c.startswith("text_"))
         raise DataError(f"{where}: no column {lost[0]!r} for the groups. There: {there}")
-    cells = [[("" if v is None else str(v)) for v in row] for row in zip(*(named[n] for n in names))]
-    for row, cell in enumerate(cells, 1):
-        if not all(v.strip() for v in cell):
-            raise DataError(f"{where}, row {row}: its group is empty ({', '.join(names)})")
-        if len(cell) > 1 and any(" & " in v for v in cell):
-            raise DataError(
-                f"{where}, row {row}: {' and '.join(cell)} cannot be joined by &, which is in one of them"
-            )
-    return [" & ".join(cell) for cell in cells]
+    values = [["" if v is None else str(v) for v in named[n]] for n in names]
+    return joined(values, tuple(names), [f"{where}, row {i + 1}" for i in range(len(values[0]))])
 
 
 def with_group(
