@@ -17,6 +17,10 @@ import sys
 import time
 from pathlib import Path
 
+from .bias import _BIAS, bias
+from .prune import _PRUNE, prune
+from .rows import _ROWS, rows
+from .wishes import _cores
 from ..core.base import ROOT, RunError, notebooks_dir, outputs
 from ..core.cluster import profile_folder
 from ..core.engine import Plan, _dead, labelled, make, make_plan, snakemake_command, write_plan
@@ -71,10 +75,6 @@ def _dry(plan: Plan, jobs: int, profile: str, redo: bool) -> int:
     return 0
 
 # %% ../../nbs/commands/5_cli.ipynb #9b22288d
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def _resources(args) -> dict:
     pairs = dict(text.split("=", 1) if "=" in text else (text, "") for text in args.set_resource)
     given = {name: int(v) if re.fullmatch(r"-?\d{1,12}", v) else v for name, v in pairs.items()}
@@ -211,7 +211,8 @@ def du(args) -> int:
 
 # %% ../../nbs/commands/5_cli.ipynb #4677be5a-p1
 def _referenced() -> set[str]:  # runs that some sweep asks for
-    paths = sorted((notebooks_dir() / "sweeps").glob("*.yaml"))
+    folders = notebooks_dir() / "sweeps", outputs() / "sweeps"  # the second: of wishes
+    paths = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
     return {run for path in paths for smoke in (False, True) for run in load_sweep(path, smoke).runs}
 
 
@@ -345,6 +346,9 @@ _VERBS = {  # name -> (function of the parsed arguments, its arguments); the fun
     "report": (report, _SWEEP | _SMOKE),
     "du": (du, {}),
     "gc": (gc, _GC),
+    "prune": (prune, _PRUNE | {"--jobs": _RUN["--jobs"]}),
+    "rows": (rows, _ROWS | {"--jobs": _RUN["--jobs"]}),
+    "bias": (bias, _BIAS | {"--jobs": _RUN["--jobs"]}),
 }
 
 # %% ../../nbs/commands/5_cli.ipynb #cli-main-p1
