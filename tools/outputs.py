@@ -140,12 +140,15 @@ def execute(path: Path) -> list[list[dict]]:
     "Run a notebook from top to bottom in a process of its own; the outputs of each cell, as they are saved."
     import nbformat
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
     book = nbformat.read(path, 4)
     whole = book.cells
     book.cells = [c for c in whole if c.cell_type == "code" and not skipped(c.source)]
     place = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(book, timeout=1800, kernel_name="python3", resources=place).execute()
+    with tempfile.TemporaryDirectory(prefix="k-") as sockets:
+        config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+        NotebookClient(book, timeout=1800, kernel_name="python3", resources=place, config=config).execute()
     done = {c.id: saved([json.loads(json.dumps(o)) for o in c.outputs]) for c in book.cells}
     return [done.get(c.id, []) for c in whole]
 
