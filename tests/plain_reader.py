@@ -38,7 +38,7 @@ for folder in folders:
     inputs = {k: v for k, v in given.items() if not k.startswith("asked.")}
     asked = {k.removeprefix("asked."): v for k, v in given.items() if k.startswith("asked.")}
 
-    def logits(model):
+    def logits(model, inputs=inputs):
         with torch.no_grad():
             return model(**inputs).logits
 
