@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -574,3 +576,52 @@ stages:
         os.link(folder / name, folder / "sweeps" / name)
     with pytest.raises(RunError, match="give its whole path"):
         load_sweep(folder / "sweeps" / "study.yaml")
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "own_data.md"
+
+
+def blocks():
+    "(language, name of a file or nothing, text) of every block of the page."
+    return re.findall(r"(?ms)^```(\w+) ?([\w.]*)\n(.*?)^```$", PAGE.read_text())
+
+
+def execute(kind, name, text, capsys):
+    "Do what a block says; what it prints."
+    if name:
+        Path(name).write_text(text)
+    elif kind == "python":
+        exec(compile(text, "<page>", "exec"), {})
+    elif kind == "sh":
+        for line in text.splitlines():
+            assert line.startswith("sieve ") and main(shlex.split(line)[1:]) == 0
+    return capsys.readouterr().out.replace(f"{Path.cwd()}/", "")
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_page_on_own_data_does_what_it_says(folder, monkeypatch, capsys, whole):
+    monkeypatch.chdir(folder)
+    if whole:
+        monkeypatch.undo()
+        monkeypatch.setenv("SIEVE_OUTPUTS", str(folder.parent / "outputs"))
+        monkeypatch.setenv("SIEVE_DATA", str(folder.parent / "data"))
+        monkeypatch.chdir(folder)
+    said, kinds = "", []
+    for kind, name, text in blocks():
+        kinds.append(kind)
+        if kind == "text":
+            assert [line.rstrip() for line in said.splitlines()] == text.splitlines()
+        else:
+            text = text if whole else text.replace("sieve run study.yaml --jobs 1\n", "")
+            said = execute(kind, name, text, capsys)
+    assert {kind: kinds.count(kind) for kind in kinds} == dict(csv=1, sh=3, text=2, yaml=2, json=1, python=1)
+    assert ("finetune/" in said) if not whole else len(list(outputs().glob("*/*/result.json"))) == 2
+
+
+def test_the_page_names_every_key():
+    rows = re.findall(r"(?m)^\| (`.*?) \|", PAGE.read_text())
+    named = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+    assert named | {"configuration", "revision"} == set(cards._Card.model_fields)
+    assert all(
+        f"`{key}" in PAGE.read_text() or f"`{key}:" in PAGE.read_text() for key in cards._Options.model_fields
+    )
