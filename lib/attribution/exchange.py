@@ -68,6 +68,13 @@ def _bergson_record(queries: int, kind: np.dtype) -> dict:
     names, formats, offsets = map(list, zip(*sorted(fields, key=lambda field: field[2]), strict=True))
     return {"names": names, "formats": formats, "offsets": offsets, "itemsize": -(-queries * step // 8) * 8}
 
+
+def _bergson_table(values: np.ndarray, record: dict) -> np.ndarray:
+    table = np.zeros(len(values), np.dtype(record))
+    for q, column in enumerate(values.T):
+        table[f"score_{q}"], table[f"written_{q}"] = column, True
+    return table
+
 # %% ../../nbs/attribution/10_exchange.ipynb #exchange-bergson
 def write_bergson(
     folder: Path,  # made; must not hold scores yet
@@ -83,10 +90,7 @@ def write_bergson(
         raise DataError(f"{folder} holds scores already")
     folder.mkdir(parents=True, exist_ok=True)
     record = _bergson_record(values.shape[1], values.dtype)
-    table = np.zeros(len(values), np.dtype(record))
-    for q, column in enumerate(values.T):
-        table[f"score_{q}"], table[f"written_{q}"] = column, True
-    table.tofile(folder / "scores.bin")
+    _bergson_table(values, record).tofile(folder / "scores.bin")
     write_json(folder / "ids.json", own)
     write_json(
         folder / "info.json", {"num_items": len(values), "num_scores": values.shape[1], "dtype": record}
