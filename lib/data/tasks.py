@@ -21,10 +21,12 @@ import pandas as pd
 from ..core.base import DataError, card_name, data_dir, nearest, outputs, rng_for
 from ..core.files import write_text
 from ..core.runs import file_hashes
-from .cards import TASKS, task_format
-from .formats import files_of, hub_files, hub_rows, read_file, read_pairs, row_ids
-from .parts import check_task_parts, group_columns, task_parts, with_group
+from .cards import TASKS, check_files, dev_rows, task_format
+from .formats import Format, _select_columns, files_of, hub_files, hub_rows, hub_split
+from .formats import read_file, read_pairs, row_ids
 from .groups import GROUP_SPLITS, RawRows, Sampling, cell_sizes, check_parts, check_sampling
+from .parts import check_task_parts, group_columns, task_parts, with_group
+from .records import as_text, card_rows, read_label
 from .synthetic_nli import fill_settings
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-dev-sets
@@ -42,8 +44,7 @@ def _local_folder(name: str, splits: list[str] | None = None) -> tuple[Path | No
     "The folder that has the files of the splits, or None and where it was looked for"
     form, seen = task_format(name), []
     asked = splits or (dev_sets(name) if form.divide else dev_sets(name)[:1])
-    folders = [data_dir() / form.root / form.folder, *([] if form.card else [data_dir() / form.folder])]
-    for folder in folders:
+    for folder in (data_dir() / form.root / form.folder, data_dir() / form.folder):
         lost = [form.files[s].replace("|", " or ") for s in asked if not files_of(folder, form, s)]
         if not lost:
             return folder, ""
@@ -75,14 +76,31 @@ def _repo(name: str, settings: dict | None) -> str:
     revision = (settings or {}).get("revision", "") if not task_format(name).draw else ""
     if not isinstance(revision, str) or not re.fullmatch(r"[\w./-]*", revision):
         raise DataError(f"{name}: revision {revision!r} must be a commit, tag or branch of the hub")
+    if revision and "@" in task_format(name).hub_repo:
+        raise DataError(f"{name} names a revision itself: {task_format(name).hub_repo}")
     return task_format(name).hub_repo + f"@{revision}" * bool(revision)
+
+# %% ../../nbs/data/08_tasks.ipynb #tasks-card-place
+def _card_place(name: str, form: Format, source: str, repo: str) -> str | Path:
+    "Where the rows of a card are; DataError for a source that it does not have"
+    valid = "hub" if form.hub_repo else "local"
+    if source not in ("auto", valid) or repo.startswith("@"):
+        asked = "a revision" if repo.startswith("@") else f"source {source!r}"
+        raise DataError(
+            f"{name} with {asked}: its rows are {'on the hub' if form.hub_repo else 'files'}. Valid: auto, {valid}"
+        )
+    if not form.hub_repo:
+        check_files(form)
+        return Path(form.root)
+    hub_rows(repo, form.hub, "")
+    return "hub"
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-find
 def _find(name: str, source="auto", splits: list | None = None, settings: dict | None = None) -> str | Path:
     "Where the task's rows are: a folder, 'hub' or 'synthetic'. DataError names every place looked in"
     _check_names(name, source, splits)
-    if (form := task_format(name)).draw:
-        return "synthetic"
+    if (form := task_format(name)).draw or form.card:
+        return "synthetic" if form.draw else _card_place(name, form, source, _repo(name, settings))
     repo, (folder, fault) = _repo(name, settings), _local_folder(name, splits)
     if "@" in repo and source == "local":
         raise DataError(f"{name}: a revision is of the hub, and source is local")
@@ -99,22 +117,40 @@ def _find(name: str, source="auto", splits: list | None = None, settings: dict |
             looked.append(str(error))
     raise DataError(f"{name} was not found. Looked in: {'; '.join(looked)}")
 
+# %% ../../nbs/data/08_tasks.ipynb #tasks-hub-labels
+def _hub_labels(rows, column: str, form: Format) -> list[str]:
+    "Labels of a split on the hub as a file would have them: mapped by name where the data set has names"
+    names = getattr(rows.features[column], "names", None)
+    if not names:
+        return list(map(as_text, rows[column]))
+    own = {name: value for value, name in form.labels.items()} | {value: value for value in form.labels}
+    if {own.get(name) for name in names} != set(form.labels):  # some copies name them as the files do
+        where, ours = f"{form.hub_repo} ({form.hub})", ", ".join(form.labels.values())
+        raise DataError(f"{where}: labels {', '.join(names)} are not {ours or 'numbers'}")
+    return [own[names[y]] if y is not None and y >= 0 else "" for y in rows[column]]
+
 # %% ../../nbs/data/08_tasks.ipynb #f265cf7e
 def _read_hub(name: str, split: str, settings: dict | None = None) -> dict[str, list]:
-    "Columns text_a, text_b (pairs only) and label of a split on the hub; labels are mapped by name"
-    form, ours = task_format(name), label_names(name)
-    rows = hub_rows(_repo(name, settings), form.hub, split)
+    "Columns text_a, text_b (pairs only), label and what a card names of a split on the hub"
+    form = task_format(name)
+    rows = hub_rows(_repo(name, settings), form.hub, there := hub_split(split, form))
+    where = f"{form.hub_repo}{f' ({form.hub})' if form.hub else ''} on the hub, split {there}"
+    if form.card:
+        names = _select_columns(rows.column_names, form.of(split), where)
+        columns = {c: list(rows[c]) for c in names} | {
+            form.columns[2]: _hub_labels(rows, form.columns[2], form)
+        }
+        records = list(enumerate(map(list, zip(*(columns[c] for c in names))), 1))
+        return card_rows(names, records, form, lambda n: f"{where}, row {n}")
     a, b = form.hub_texts or form.columns[:2]
-    label = list(rows["label"])
-    if names := getattr(rows.features["label"], "names", None):
-        names = [form.labels.get(n, n) for n in names]  # some copies name them as the files do
-        if set(names) != set(ours):
-            where = f"{form.hub_repo} ({form.hub})"
-            raise DataError(f"{where}: labels {', '.join(names)} are not {', '.join(ours)}")
-        label = [ours.index(names[y]) for y in label]
     texts = {"text_a": list(rows[a])} | ({"text_b": list(rows[b])} if b else {})
+    labels = enumerate(_hub_labels(rows, "label", form), 1)
     more = [c for c in group_columns(settings, name) if c in rows.column_names and c != "label"]
-    return texts | {"label": label} | {c: list(rows[c]) for c in more}
+    return (
+        texts
+        | {"label": [read_label(y, form.labels, f"{where}, row {n}, column label") for n, y in labels]}
+        | {c: list(rows[c]) for c in more}
+    )
 
 # %% ../../nbs/data/08_tasks.ipynb #f150f243
 class Splits(Mapping):
@@ -150,6 +186,7 @@ class Task:
     source: str  # local, hub or synthetic
     settings: dict | None = None  # of a synthetic task
     languages: tuple = ()  # source and target of sentence pairs; (): a classification or a regression
+    notes: tuple = ()  # what was decided for a card that does not say it
 
     @property
     def criterion(self) -> str:
@@ -174,25 +211,41 @@ def _files(name: str, folder: Path, split: str) -> list[Path]:
     raise DataError(f"no file {folder / form.files[split].replace('|', ' or ')}. There: {there}")
 
 
-def _raw(name: str, place: str | Path, settings: dict | None, split: str, limit: int | None = None) -> dict:
-    "Columns of a split wherever it is, its labels as positions; of a table perhaps the first rows only"
+def _part(columns: dict[str, list], form: Format, split: str) -> dict[str, list]:
+    "The rows of train or dev of a card that names no dev set"
+    dev = dev_rows(columns, form.share)
+    if not dev.any():
+        what = f"{len(dev)} training rows are too few to draw a dev set from: name one"
+        raise DataError(f"{form.card}: {form.files['train']}: {what}")
+    keep = dev if split == "dev" else ~dev
+    return {c: [v for v, k in zip(values, keep) if k] for c, values in columns.items()}
+
+# %% ../../nbs/data/08_tasks.ipynb #tasks-with-groups
+def _form(name: str, settings: dict | None) -> Format:
+    "The task's format, which needs the columns of which the settings make groups"
     form = task_format(name)
+    asked = [c for c in group_columns(settings, name) if c not in ("label", *form.keep)]
+    return form if form.card or not asked else replace(form, group=tuple(asked))
+
+
+def _grouped(columns: dict[str, list], settings: dict | None, name: str, where: str) -> dict[str, list]:
+    "The columns with `group`, checked, where the task or the settings say what it is"
+    return with_group(columns, group_columns(settings, name), label_names(name), where)
+
+# %% ../../nbs/data/08_tasks.ipynb #tasks-read
+def _read(name: str, place: str | Path, settings: dict | None, split: str) -> dict[str, list]:
+    "Columns of a split wherever it is, its labels as positions"
+    form = _form(name, settings)
     if place == "synthetic":
         columns = form.draw(name, split, settings)
-        return columns | {"label": [label_names(name).index(y) for y in columns["label"]]}
-    if place == "hub":
-        return _read_hub(name, split, settings)
-    files = _files(name, place, split)
-    asked = tuple(c for c in group_columns(settings, name) if c not in ("label", *form.keep))
-    if form.sides:
-        return read_pairs(files, form, split)
-    return read_file(files[0], replace(form, keep=(*form.keep, *asked)), split, limit)
-
-
-def _read(name: str, place: str | Path, settings: dict | None, split: str, limit: int | None = None) -> dict:
-    "The same, with `group` where the task or the settings say what it is"
-    columns, names = _raw(name, place, settings, split, limit), group_columns(settings, name)
-    return with_group(columns, names, label_names(name), f"{name}, {split}")
+        columns |= {"label": [label_names(name).index(y) for y in columns["label"]]}
+    elif place == "hub":
+        columns = _read_hub(name, split, settings)
+    else:
+        files = _files(name, place, split)
+        columns = read_pairs(files, form, split) if form.sides else read_file(files[0], form, split)
+    columns = _part(columns, form, split) if form.share and split in ("train", "dev") else columns
+    return _grouped(columns, settings, name, f"{name}, {split}")
 
 # %% ../../nbs/data/08_tasks.ipynb #86e82320
 def _halves(dataset, seed: int = 0) -> tuple:
@@ -276,9 +329,34 @@ def _known(name: str, settings: dict | None) -> dict | None:
 def _source_files(name: str, place: str | Path, settings: dict | None, split: str) -> list[Path]:
     "What a split is read from"
     form = task_format(name)
+    card = [Path(form.card)] if form.card else []
     if isinstance(place, Path):
-        return [*([Path(form.card)] if form.card else []), *files_of(place, form, split)]
-    return hub_files(hub_rows(_repo(name, settings), task_format(name).hub, split)) if place == "hub" else []
+        return card + files_of(place, form, split)
+    rows = hub_rows(_repo(name, settings), form.hub, hub_split(split, form)) if place == "hub" else None
+    return [] if rows is None else card + hub_files(rows)
+
+# %% ../../nbs/data/08_tasks.ipynb #tasks-notes
+def _notes(name: str, form: Format) -> tuple:
+    "What is said to whoever loads a card"
+    if not form.share:
+        return ()
+    how = "drawn evenly over labels and groups with a seed of its own, 0"
+    dev = f"{form.share:.0%} of the texts of {form.files['train']} are its dev set and not trained on, {how}"
+    return (f"{name} names no dev set: {dev}",)
+
+
+def _check_file(form: Format, file: Path, split: str) -> dict[str, list]:
+    "The columns of a file. Refuses one that cannot be read, of a card to its end; and training rows that are all alike"
+    columns = read_file(file, form, split, limit=None if form.card else 100)
+    if form.share and split == "train":
+        _part(columns, form, split)
+    if form.card and split == "train" and len(set(columns["label"])) == 1:
+        label = columns["label"][0]
+        which = list(form.labels.values())[label] if form.labels else f"{label:g}"
+        raise DataError(
+            f"{file}: all {len(columns['label'])} rows have the label {which}: there is nothing to learn"
+        )
+    return columns
 
 # %% ../../nbs/data/08_tasks.ipynb #f18fdf21
 def load_task(
@@ -304,8 +382,10 @@ def load_task(
     evaluated = dev_sets(name)
     if sampling or form.divide:
         evaluated = ["select", "align", "test", *(s for s in rows if s not in GROUP_SPLITS)]
-    found, labels = "local" if isinstance(place, Path) else place, label_names(name)
-    return Task(name, labels, form.metrics, rows, evaluated, file_hashes(files), found, settings, form.sides)
+    found, notes = "local" if isinstance(place, Path) else place, _notes(name, form)
+    print(*notes, sep="\n", end="\n" * len(notes))
+    known = evaluated, file_hashes(files), found, settings, form.sides, notes
+    return Task(name, label_names(name), form.metrics, rows, *known)
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-group-counts
 def group_counts(task: Task) -> pd.DataFrame:
@@ -324,6 +404,9 @@ def group_counts(task: Task) -> pd.DataFrame:
 # %% ../../nbs/data/08_tasks.ipynb #c88ff686
 def train_ids(task: Task) -> list[int] | None:
     "The ids of a task's training rows in its files; None where they are positions, as on the hub."
+    if task_format(task.name).card:
+        ids = task.splits["train"][:].get("id", [])
+        return list(map(int, ids)) if ids and all(i.isdecimal() for i in ids) else None
     if task.source != "local" or not task_format(task.name).id:
         return None
     folder = _local_folder(task.name, ["train", *task.dev_sets])[0]
@@ -337,17 +420,17 @@ def check_source(
     splits: list[str] | None = None,
     epochs: float | None = None,  # of a run that trains: the training rows must be there too
 ) -> str:
-    "Where the task will come from. Raises DataError like `load_task`, without reading whole files."
+    "Where the task will come from. Raises DataError like `load_task`; whole files are read of a card only."
     _check_names(name, source, None)
     if epochs is not None:
         splits = ["train", *dev_sets(name)[:1]]
-    place, form = _find(name, source, splits, settings), task_format(name)
+    place, form = _find(name, source, splits, settings), _form(name, settings)
     if form.draw:
         fill_settings(name, form.settings, settings)
-    elif isinstance(place, Path) and form.columns and not form.sides:
-        for split in splits or form.files:
-            if files_of(place, form, split):
-                _read(name, place, settings, split, limit=100)
+    if isinstance(place, Path) and form.columns and not form.sides:
+        for split in form.files if form.card else splits or form.files:
+            for file in files_of(place, form, split):
+                _grouped(_check_file(form, file, split), settings, name, str(file))
     if form.draw and group_columns(settings, name):
         _read(name, place, settings, dev_sets(name)[0])
     return str(place)
