@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .export import EXPORT, export
 from ..core.base import ROOT, RunError, notebooks_dir, outputs
 from ..core.cluster import profile_folder
 from ..core.engine import Plan, _dead, labelled, make, make_plan, snakemake_command, write_plan
@@ -131,20 +132,12 @@ def status(args) -> int:
     return 0
 
 # %% ../../nbs/commands/5_cli.ipynb #a5afad38-p1
-def _one(text: str) -> Run:  # notebook/key, key, or the beginning of a key
-    def meant(r: Run) -> bool:
-        return text in (str(r), r.key) or (len(text) >= 4 and r.key.startswith(text))
-
-    found = list(filter(meant, run_folders()))
-    if len(found) == 1:
-        return found[0]
-    which = "".join(f"\n  {r}" for r in found)
-    raise RunError(f"{f'{len(found)} runs' if found else 'no run'} {text!r} in {outputs()}{which}")
+from .exportable import run_named
 
 # %% ../../nbs/commands/5_cli.ipynb #a5afad38
 def show(args) -> int:
     "One run: state, parameters, metrics, artefacts."
-    r = _one(args.run)
+    r = run_named(args.run)
     made, found, wrong = r.provenance, r.result or {}, r.problem()
     print(f"{r}  {state(r)}", *([wrong] if wrong else r.stale_because()), f"folder: {r.folder}", sep="\n  ")
     lists = {
@@ -327,6 +320,7 @@ _VERBS = {  # name -> (function of the parsed arguments, its arguments); the fun
     "status": (status, {}),
     "show": (show, {"run": {"help": "a run's key, its beginning, or notebook/key"}}),
     "report": (report, _SWEEP | _SMOKE),
+    "export": (export, EXPORT),
     "du": (du, {}),
     "gc": (gc, _GC),
 }
