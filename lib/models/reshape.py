@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from transformers.dynamic_module_utils import get_class_in_module
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
@@ -109,13 +110,22 @@ def apply_edits(
         if (module := _module(model, path)) is not None:
             _KINDS[kind](module, value)
 
+# %% ../../nbs/models/0_reshape.ipynb #reshape-blank
+class _Blank:
+    "Called, a model without anything, which a pickle fills; itself pickled by a place that any process finds"
+
+    def __call__(self, plain: type):
+        return (cls := shrunken_class(plain)).__new__(cls)
+
+    def __reduce__(self):
+        if not __name__.startswith("transformers_modules."):
+            return "_BLANK"
+        return get_class_in_module, ("_BLANK", __name__.replace(".", "/") + ".py")
+
+
+_BLANK = _Blank()
+
 # %% ../../nbs/models/0_reshape.ipynb #reshape-mixin
-def _blank(plain: type):
-    "A model without anything, which a pickle fills"
-    cls = shrunken_class(plain)
-    return cls.__new__(cls)
-
-
 class _Shrunken:
     "What the class of a model with edits has beyond the plain one"
 
@@ -126,7 +136,7 @@ class _Shrunken:
             self.base_model.__class__ = shrunken_class(type(self.base_model))
 
     def __reduce_ex__(self, protocol):
-        return _blank, (self.plain_class,), self.__getstate__()
+        return _BLANK, (self.plain_class,), self.__getstate__()
 
     def save_pretrained(self, save_directory, *args, push_to_hub=False, **kwargs):
         "As of the plain class, and beside it the file that opens the model"
