@@ -19,7 +19,6 @@ from pathlib import Path
 
 from .bias import _BIAS, bias
 from .export import EXPORT, export
-from .exportable import run_named
 from .prune import _PRUNE, prune
 from .rows import _ROWS, rows
 from .wishes import _cores
