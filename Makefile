@@ -9,7 +9,7 @@ JOBS   ?= 2
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow lint lock readme clean setup
+.PHONY: demo test test-slow lint lock readme outputs docs clean setup
 
 setup: $(READY)
 
@@ -48,3 +48,19 @@ clean:
 
 readme: $(READY)
 	$(BIN)/python tools/readme.py
+
+# execute and save the notebooks whose code has changed since they were saved; a second time changes nothing
+outputs: $(READY)
+	$(BIN)/python tools/outputs.py
+
+# the site, in docs/_build/html: built from the notebooks as they are saved; no network once DOCS is set up
+DOCS ?= .venv-docs
+docs: $(DOCS)/.ready
+	$(DOCS)/bin/python tools/site.py
+	$(DOCS)/bin/python -m sphinx -q -W --keep-going -b html docs/_site docs/_build/html
+	@echo docs/_build/html/index.html
+
+$(DOCS)/.ready: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install -q --disable-pip-version-check -r docs/requirements.txt
+	@touch $@

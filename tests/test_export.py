@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib.data.tasks import tiny_tokenizer
 from lib.models.architectures import ARCHITECTURES, parts, random_inputs, random_model
 from lib.models.masks import removable
 from lib.models.shrink import is_shrunken, load, shrink

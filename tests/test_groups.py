@@ -5,10 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.decomposition import PCA
 
-from lib.attribution.alignment import auto_groups
-from lib.core.base import ROOT, DataError
+from lib.core.base import ROOT
 
 TINY = {"layers": 1, "width": 32, "heads": 2, "vocab": 300, "length": 32}
 SIZE = {"tiny": TINY, "max_length": 32}

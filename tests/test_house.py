@@ -20,7 +20,8 @@ ROOMS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["sieve"][
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 LIBRARY = sorted(p for room in LEVEL for p in (ROOT / "nbs" / room).glob("*.ipynb"))
 STUDIES = sorted(p for folder in ("experiments", "analyses") for p in (ROOT / "nbs" / folder).glob("*.ipynb"))
-NOTEBOOKS = LIBRARY + STUDIES
+TOUR = ROOT / "nbs" / "00_tour.ipynb"  # outside the rooms: exports nothing, and may import all of them
+NOTEBOOKS = [TOUR, *LIBRARY, *STUDIES]
 BIN = Path(sys.executable).parent
 
 
@@ -63,7 +64,9 @@ def tracked(*patterns):
 def test_there_are_notebooks_of_every_kind():
     assert len(LIBRARY) >= 10 and len(STUDIES) >= 9
     assert all(exports(p) for p in LIBRARY), [p.name for p in LIBRARY if not exports(p)]
-    assert not any(exports(p) for p in STUDIES)
+    assert not any(exports(p) for p in [TOUR, *STUDIES])
+    everywhere = {p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
+    assert everywhere == set(NOTEBOOKS)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
@@ -248,10 +251,58 @@ def test_nothing_of_a_stranger_is_executed():
     assert len(found) >= 3 and [f for f in found if "trust_remote_code=False" not in f[1]] == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "analyses").glob("*.ipynb")), ids=lambda p: p.stem)
+def outputs(path):
+    return [o for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", [])]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_saved_outputs_are_clean(path):
+    found = outputs(path)
+    assert not [o for o in found if o["output_type"] == "error"], "a traceback is saved"
+    assert not [o for o in found if o.get("name") == "stderr"], "a warning is saved"
+    text = json.dumps(
+        [{k: v for k, v in o.get("data", o).items() if not k.startswith("image/")} for o in found]
+    )
+    places = re.findall(r"(?<![\w.:/])/(?:home|root|tmp|work|usr|var|opt|mnt)/[\w./-]*", text)
+    assert not [p for p in places if not p.startswith("/tmp/folder")], "a path of a machine is saved"
+    assert not re.search(r"\w*Warning: ", text), "a warning is saved"
+
+
+@pytest.mark.parametrize(
+    "path", [TOUR, *sorted((ROOT / "nbs" / "analyses").glob("*.ipynb"))], ids=lambda p: p.stem
+)
 def test_an_analysis_is_saved_with_its_figures(path):
-    cells = json.loads(path.read_text())["cells"]
-    outputs = [o for cell in cells if cell["cell_type"] == "code" for o in cell["outputs"]]
-    assert any("image/png" in o.get("data", {}) for o in outputs), "run it on its defaults and save it"
-    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
-    assert "Invented example data, no result" in json.dumps(outputs)  # no result is kept in the repository
+    assert any("image/png" in o.get("data", {}) for o in outputs(path)), "run it on its defaults and save it"
+    if path != TOUR:  # no result is kept in the repository
+        assert "Invented example data, no result" in json.dumps(outputs(path))
+
+
+def test_what_notebooks_were_saved_from_is_known():
+    sys.path.insert(0, str(ROOT / "tools"))
+    import outputs as saver
+
+    assert set(saver.known()) <= {saver.name_of(p) for p in NOTEBOOKS}
+    book = ROOT / "nbs" / "analyses" / "overlap.ipynb"
+    reached = saver.modules(set().union(*(saver.imported(s) for s in saver.sources(book))))
+    assert {"lib.study.pages", "lib.core.runs", "lib.core.base"} <= reached  # at whatever distance
+    assert saver.code_hash(book) == saver.code_hash(book) != saver.code_hash(TOUR)
+
+
+def test_equal_results_are_saved_as_equal_bytes():
+    sys.path.insert(0, str(ROOT / "tools"))
+    import outputs as saver
+
+    figures = [o["data"]["image/png"] for o in outputs(TOUR) if "image/png" in o.get("data", {})]
+    assert len(figures) >= 4 and all(saver.picture(f) == saver.picture(saver.picture(f)) for f in figures)
+    styled = '<style>#T_0a1b2_row0</style><table id="T_0a1b2"> <Axes at 0x7f12>' + f" {ROOT}/nbs/x"
+    assert saver.text(styled) == '<style>#T_0_row0</style><table id="T_0"> <Axes> nbs/x'
+    pieces = [
+        {"output_type": "stream", "name": n, "text": t}
+        for n, t in (("stdout", "a"), ("stderr", "w"), ("stdout", "b"))
+    ]
+    assert saver.saved(pieces) == [{"output_type": "stream", "name": "stdout", "text": "ab"}]
+    assert [saver.skipped(s) for s in ("#| slow\n1", "#| eval: false\n1", "#| hide\n1")] == [
+        True,
+        True,
+        False,
+    ]

@@ -57,8 +57,9 @@ def order() -> list[str]:
 
 def notebooks() -> str:
     "One row per notebook: where it stands, and what it says of itself."
-    books = [p for room in order() for p in sorted((ROOT / "nbs" / room).glob("*.ipynb"))]
-    link = lambda p: f"[`{p.parent.name}/{p.stem}`](../nbs/{p.parent.name}/{p.name})"  # noqa: E731
+    books = [p for room in ["", *order()] for p in sorted((ROOT / "nbs" / room).glob("*.ipynb"))]
+    place = lambda p: p.relative_to(ROOT / "nbs").as_posix()  # noqa: E731
+    link = lambda p: f"[`{place(p).removesuffix('.ipynb')}`](../nbs/{place(p)})"  # noqa: E731
     return table(
         ["notebook", "title", "what"], [[link(p), title(p), subtitle(p).replace("|", "/")] for p in books]
     )

@@ -233,7 +233,7 @@ class RowData:
 # %% ../../nbs/attribution/4_per_example.ipynb #row-state
 def _state_key(model: nn.Module, rows, settings: tuple) -> str:
     "A fingerprint of the weights, the rows and the settings."
-    weights = {n: p.double() for n, p in model.named_parameters()}
+    weights = {n: p.detach().double() for n, p in model.named_parameters()}
     sums = [(n, float(p.sum()), float((p**2).sum())) for n, p in weights.items()]
     texts = [rows[c][:] for c in ("text_a", "text_b", "label") if c in rows.column_names]
     return hashlib.sha256(json.dumps([sums, texts, settings]).encode()).hexdigest()

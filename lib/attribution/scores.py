@@ -6,8 +6,6 @@
 __all__ = ['SCORES', 'Score', 'find_score', 'unit_scores', 'row_scores']
 
 # %% ../../nbs/attribution/9_scores.ipynb #scores-02
-import inspect
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -26,7 +24,8 @@ from lib.attribution.influence import (
     words_in_common,
 )
 from .per_example import RowData
-from ..core.base import nearest, rng_for
+from ..core.base import DataError, nearest, rng_for
+from ..core.own import find_own, own_arguments
 from ..maskers.rules import magnitude, random_scores
 from ..models.units import ones
 
@@ -104,6 +103,23 @@ for _name in STRATEGIES:
     SCORES[_name] = Score(_influence, "row", "gradients", ("patterns", "damping"))
 
 # %% ../../nbs/attribution/9_scores.ipynb #scores-08
+_GIVEN = {"unit": ("model", "batches", "mask"), "row": ("model", "data")}  # by position
+
+
+def _own_score(name: str, item: str, options: dict) -> Score:
+    "The row of a score of one's own; DataError where it cannot be called as one"
+    found = find_own(name)
+    if isinstance(found, Score):
+        if found.item != item:
+            raise DataError(f"{name} scores a {found.item}, and a score of a {item} is asked for")
+        return found
+    more = own_arguments(name, found, _GIVEN[item])
+    needed = [n for n, p in more.items() if p.default is p.empty and n not in options]
+    if needed:
+        raise DataError(f"{name} needs the option {needed[0]}: give it, or a default in its file")
+    return Score(found, item, "", tuple(more))
+
+# %% ../../nbs/attribution/9_scores.ipynb #scores-find
 def find_score(
     name: str,  # of SCORES, or module:function
     item: str,  # unit or row
@@ -111,21 +127,32 @@ def find_score(
 ) -> Score:
     "A row of the table, or one for a function of one's own. ValueError for what it is not or does not take."
     if ":" in name:
-        try:
-            function = pkgutil.resolve_name(name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"no function {name}: {error}") from None
-        row = Score(function, item, "", tuple([*inspect.signature(function).parameters][2:]))
+        row = _own_score(name, item, options or {})
     else:
         valid = [n for n, s in SCORES.items() if s.item == item]
         if name not in valid:
-            raise ValueError(f"no score {name!r} of a {item}{nearest(name, valid)}")
+            raise ValueError(f"no score {name!r} of a {item}{nearest(name, valid)}, or module:function")
         row = SCORES[name]
     if unknown := sorted(set(options or {}) - set(row.options)):
         raise ValueError(f"{name} has no option {unknown[0]!r}. Valid: {', '.join(row.options) or 'none'}")
     return row
 
 # %% ../../nbs/attribution/9_scores.ipynb #scores-10
+def _check_units(name: str, model, scores) -> None:
+    "ValueError unless these are scores of units that the model has"
+    if not isinstance(scores, dict) or not all(isinstance(v, torch.Tensor) for v in scores.values()):
+        raise ValueError(f"{name} must give a dict of tensors, not {type(scores).__name__}")
+    parameters = dict(model.named_parameters())
+    for key, value in scores.items():
+        kind, _, rest = key.partition("/")
+        there = kind == "weight" and rest in parameters or key in ("head", "ffn", "mlp")
+        if not there:
+            raise ValueError(f"{name}: {key!r} is no unit. Valid: head, ffn, mlp, weight/<parameter>")
+        shape = tuple(parameters[rest].shape if rest else ones(model, key)[key].shape)
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name}: scores of {key} have shape {tuple(value.shape)}, its units {shape}")
+
+# %% ../../nbs/attribution/9_scores.ipynb #scores-of-units
 def unit_scores(
     name: str,  # of SCORES, or module:function
     model,
@@ -135,10 +162,31 @@ def unit_scores(
 ) -> dict[str, torch.Tensor]:
     "Key -> scores of its units. ValueError for what does not fit, or a score that is not finite."
     scores = find_score(name, "unit", options).function(model, batches, mask, **options)
+    if ":" in name:
+        _check_units(name, model, scores)
     for key, value in scores.items():
         if not value.isfinite().all():
             raise ValueError(f"{name}: a score of {key} is not finite")
     return scores
+
+# %% ../../nbs/attribution/9_scores.ipynb #scores-check-rows
+def _averaged(row: Score, models: list, data: RowData, options: dict) -> np.ndarray:
+    "Of all checkpoints at once, or the mean over them, float32"
+    if row.together:
+        return np.asarray(row.function(models, data, **options), np.float32)
+    found = [row.function(m, data, **options) for m in models]
+    found = [f.detach().cpu().numpy() if isinstance(f, torch.Tensor) else f for f in found]
+    return np.asarray(np.mean(found, 0, dtype=np.float64), np.float32)
+
+
+def _check_rows(name: str, scores: np.ndarray, data: RowData) -> None:
+    "ValueError unless there is a number for every training row and query"
+    if scores.shape != (wanted := (len(data.train), len(data.query))):
+        given = f"{name} gives shape {scores.shape}"
+        raise ValueError(f"{given}, and must give (training rows, queries), here {wanted}")
+    if (bad := ~np.isfinite(scores)).any():
+        i, q = np.argwhere(bad)[0]
+        raise ValueError(f"{name}: the score of training row {i} and query {q} is not finite")
 
 # %% ../../nbs/attribution/9_scores.ipynb #scores-12
 def row_scores(
@@ -152,12 +200,5 @@ def row_scores(
     if not models or not len(data.train) or not len(data.query):
         counts = f"{len(models)} checkpoints, {len(data.train)} training rows, {len(data.query)} queries"
         raise ValueError(f"{counts}: there must be some of each")
-    if row.together:
-        scores = row.function(models, data, **options)
-    else:
-        scores = np.mean([row.function(m, data, **options) for m in models], 0, dtype=np.float64)
-    scores = np.asarray(scores, np.float32)
-    if (bad := ~np.isfinite(scores)).any():
-        i, q = np.argwhere(bad)[0]
-        raise ValueError(f"{name}: the score of training row {i} and query {q} is not finite")
+    _check_rows(name, scores := _averaged(row, models, data, options), data)
     return scores

@@ -22,6 +22,7 @@ from .export import EXPORT, export
 from .prune import _PRUNE, prune
 from .rows import _ROWS, rows
 from .wishes import _cores
+from .task import TASK, task
 from ..core.base import ROOT, RunError, notebooks_dir, outputs
 from ..core.cluster import profile_folder
 from ..core.engine import Plan, _dead, labelled, make, make_plan, snakemake_command, write_plan
@@ -338,6 +339,7 @@ _VERBS = {  # name -> (function of the parsed arguments, its arguments); the fun
     "show": (show, {"run": {"help": "a run's key, its beginning, or notebook/key"}}),
     "report": (report, _SWEEP | _SMOKE),
     "export": (export, EXPORT),
+    "task": (task, TASK),
     "du": (du, {}),
     "gc": (gc, _GC),
     "prune": (prune, _PRUNE | {"--jobs": _RUN["--jobs"]}),

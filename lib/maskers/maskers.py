@@ -7,9 +7,8 @@ __all__ = ['ACTIVATIONS', 'MASKERS', 'Subset', 'MaskerRow', 'masker_row', 'check
 
 # %% ../../nbs/maskers/7_maskers.ipynb #msk-02
 import math
-import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Integral
 
 import torch
@@ -17,7 +16,8 @@ from fastcore.basics import patch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..core.base import nearest
+from ..core.base import DataError, nearest
+from ..core.own import find_own, own_arguments
 from . import gates
 from .gates import straight_through
 from .layouts import Layout, Slot, check_layout, layout_units
@@ -535,19 +535,58 @@ MASKERS = {
     "fixed": MaskerRow(Fixed, scores="fixed"),
 }
 
+# %% ../../nbs/maskers/7_maskers.ipynb #msk-own-row
+_KNOWN = ("steps", "units", "unit_options", "seed")  # what a function of one's own is called with
+
+
+def _own_row(name: str) -> MaskerRow | Callable:
+    "What the name leads to: a row, a policy as its row, or a function; DataError for anything else"
+    found = find_own(name)
+    if isinstance(found, MaskerRow):
+        return found
+    if isinstance(found, type) and issubclass(found, Policy):
+        return MaskerRow(found if is_dataclass(found) else dataclass(frozen=True)(found))
+    taken = own_arguments(name, found, ("model",), anything=True)
+    if not any(p.kind == p.VAR_KEYWORD for p in taken.values()):
+        if missing := [n for n in _KNOWN if n not in taken]:
+            raise DataError(f"{name} must take {missing[0]} by name, as {', '.join(_KNOWN)}, or **options")
+    return found
+
+# %% ../../nbs/maskers/7_maskers.ipynb #msk-own-options
+def _own_options(name: str, function: Callable, options: dict) -> None:
+    "ValueError for an option that a function of one's own does not take, or lacks"
+    taken = own_arguments(name, function, ("model",), anything=True)
+    own = {n: p for n, p in taken.items() if n not in _KNOWN and p.kind != p.VAR_KEYWORD}
+    for option in options:
+        if option not in own and not any(p.kind == p.VAR_KEYWORD for p in taken.values()):
+            raise ValueError(f"masker {name} has no option {option!r}{nearest(option, own)}")
+    if needed := [n for n, p in own.items() if p.default is p.empty and n not in options]:
+        raise ValueError(f"masker {name} needs the option {needed[0]}")
+
+
+def _check_own(name: str, masker: "Masker") -> None:
+    "ValueError unless what somebody's own masker decides is a mask of its units"
+    if ":" not in name:
+        return
+    if not isinstance(masker, Masker):
+        raise ValueError(f"{name} must give a Masker, not {type(masker).__name__}")
+    masks = masker._final_masks()
+    for key, shape in masker.layout.scores.items():
+        got = masks.get(key) if isinstance(masks, dict) else None
+        if not isinstance(got, Tensor) or got.shape != torch.Size(shape) or got.isnan().any():
+            what = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
+            raise ValueError(f"masker {name}: decide gives {what} for {key}, and must give a mask {shape}")
+
 # %% ../../nbs/maskers/7_maskers.ipynb #msk-row-of
 def masker_row(
     name: str,  # of MASKERS, or module:function for one of your own
 ) -> MaskerRow | Callable:
     "The row, or what the name leads to: a row, or a function that makes a Masker, called like `make_masker`"
-    if name in MASKERS:
-        return MASKERS[name]
-    if ":" not in name:
+    if ":" in name:
+        return _own_row(name)
+    if name not in MASKERS:
         raise ValueError(f"masker {name!r}{nearest(name, MASKERS)}, or module:function")
-    try:
-        return pkgutil.resolve_name(name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"masker {name!r}: {error}") from error
+    return MASKERS[name]
 
 
 def _check_options(name: str, row: MaskerRow, options: dict) -> None:
@@ -569,7 +608,7 @@ def check_masker(
     "The policy; ValueError for what cannot combine. None for a function, which checks for itself"
     row, options = masker_row(name), options or {}
     if not isinstance(row, MaskerRow):
-        return None
+        return _own_options(name, row, options)
     units = units or row.units[0]
     check_layout(units, unit_options or {})
     if units not in row.units:
@@ -586,16 +625,18 @@ def make_masker(
     *,
     steps: int = 1,  # of the whole training
     units: str = "",  # head | ffn | mlp | weight | block; empty: the row's own
-    unit_options: dict
-    | None = None,  # weight: pooler, classifier; block: block, attention, ffn, ffn_block, bias
+    unit_options: dict | None = None,  # of weights and blocks, as for `layout_units`
     seed: int = 0,  # of the first scores
     **options,  # of the row's policy
 ) -> "Masker":
     "A masker of this model's units; ValueError for what cannot combine"
     policy = check_masker(name, units, unit_options, options, steps)
-    if policy is None and not isinstance(row := masker_row(name), MaskerRow):
+    if policy is None:
         given = dict(steps=steps, units=units, unit_options=unit_options, seed=seed, **options)
-        return row(model, **given)
-    layout = layout_units(model, units or masker_row(name).units[0], **(unit_options or {}))
-    own = {slot.name: model.get_parameter(slot.name) for slot in layout.slots}
-    return Masker(layout, policy, own, steps, seed).to(next(model.parameters()).device)
+        made = masker_row(name)(model, **given)
+    else:
+        layout = layout_units(model, units or masker_row(name).units[0], **(unit_options or {}))
+        own = {slot.name: model.get_parameter(slot.name) for slot in layout.slots}
+        made = Masker(layout, policy, own, steps, seed).to(next(model.parameters()).device)
+    _check_own(name, made)
+    return made
