@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from .bias import _BIAS, bias
+from .export import EXPORT, export
 from .prune import _PRUNE, prune
 from .rows import _ROWS, rows
 from .wishes import _cores
@@ -148,20 +149,12 @@ def status(args) -> int:
     return 0
 
 # %% ../../nbs/commands/5_cli.ipynb #a5afad38-p1
-def _one(text: str) -> Run:  # notebook/key, key, or the beginning of a key
-    def meant(r: Run) -> bool:
-        return text in (str(r), r.key) or (len(text) >= 4 and r.key.startswith(text))
-
-    found = list(filter(meant, run_folders()))
-    if len(found) == 1:
-        return found[0]
-    which = "".join(f"\n  {r}" for r in found)
-    raise RunError(f"{f'{len(found)} runs' if found else 'no run'} {text!r} in {outputs()}{which}")
+from .exportable import run_named
 
 # %% ../../nbs/commands/5_cli.ipynb #a5afad38
 def show(args) -> int:
     "One run: state, parameters, metrics, artefacts."
-    r = _one(args.run)
+    r = run_named(args.run)
     made, found, wrong = r.provenance, r.result or {}, r.problem()
     print(f"{r}  {state(r)}", *([wrong] if wrong else r.stale_because()), f"folder: {r.folder}", sep="\n  ")
     lists = {
@@ -345,6 +338,7 @@ _VERBS = {  # name -> (function of the parsed arguments, its arguments); the fun
     "status": (status, {}),
     "show": (show, {"run": {"help": "a run's key, its beginning, or notebook/key"}}),
     "report": (report, _SWEEP | _SMOKE),
+    "export": (export, EXPORT),
     "task": (task, TASK),
     "du": (du, {}),
     "gc": (gc, _GC),

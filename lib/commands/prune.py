@@ -213,18 +213,12 @@ def _prune_lines(scores: list[dict], sizes: dict, times: list[dict]) -> list[str
     return lines
 
 # %% ../../nbs/commands/3_prune.ipynb #prune-write
-def _write_smaller(folder: Path, wish: _Wish, made: dict[str, Run]) -> dict:
-    "The smaller model, the picture, and what the result file says"
-    from lib.data.tasks import load_task
-    from lib.models.masks import run_mask
-    from lib.models.shrink import shrink
+def _write_smaller(folder: Path, wish: _Wish, made: dict[str, Run], name: str) -> dict:
+    "The smaller model with its card, the picture, and what the result file says"
+    from lib.commands.export import export_run
     from lib.study.figures import save_figure
-    from lib.training.loading import load_model, save_model
 
-    p = made["evaluated"].params
-    data = load_task(p["task"], p["source"], p["settings"], splits=["train"])
-    net, tokenizer = load_model(made["retrained"].key if "retrained" in made else p["model"], data, 0)
-    save_model(shrink(net, run_mask(made["selected"].key)), tokenizer, folder)
+    export_run((made.get("retrained") or made["selected"]).key, folder, "smaller", name=name)
     scores, (sizes, times) = _score_rows(made), _size_rows(made)
     save_figure(_prune_figure(scores, sizes, times, wish.sweep["title"]), folder / "prune.svg")
     kept = {kind: {"kept": k, "of": n} for kind, (k, n) in made["selected"].result["kept"].items()}
@@ -239,7 +233,7 @@ def prune(args: argparse.Namespace) -> int:
     made = _made(wish, args)
     if isinstance(made, int):
         return made
-    said = _fill(to, wish, lambda folder: _write_smaller(folder, wish, made))
+    said = _fill(to, wish, lambda folder: _write_smaller(folder, wish, made, to.name))
     print(
         *_prune_lines(
             said["scores"], {k: said[k] for k in ("parameters", "weight_bytes")}, said["milliseconds"]
