@@ -10,6 +10,8 @@ from safetensors.numpy import load_file
 from sklearn.decomposition import PCA
 
 from lib.core.base import ROOT, DataError
+from lib.data.groups import Sampling
+from lib.data.tasks import load_task
 
 TINY = {"layers": 1, "width": 32, "heads": 2, "vocab": 300, "length": 32}
 SIZE = {"tiny": TINY, "max_length": 32}
@@ -19,12 +21,13 @@ PLACES = "harbour mill bridge tower garden square".split()
 
 
 @pytest.fixture(autouse=True)
-def places(tmp_path, monkeypatch):
+def places(request, tmp_path, monkeypatch):
     import matplotlib
 
     matplotlib.use("Agg")
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path / "outputs"))
-    monkeypatch.setenv("SIEVE_DATA", str(tmp_path / "data"))
+    if "real" not in request.fixturenames:
+        monkeypatch.setenv("SIEVE_DATA", str(tmp_path / "data"))
 
 
 def execute(kind, notebook, **params):
@@ -285,3 +288,42 @@ def test_every_evaluation_reports_the_worst_group(tmp_path):
             )
             seen += 1
     assert seen >= 3 * 3
+
+
+@pytest.mark.parametrize("name, settings", [("MRPC", {}), ("RTE", {}), ("mnli-subset", {"group": "genre"})])
+def test_real_pairs_are_divided_whole(real, name, settings):
+    "Every row of the dev set is in one part, under its position, in proportion; nothing else is touched."
+    whole, task = load_task(name, "local", settings), load_task(name, "local", settings, sampling=Sampling())
+    first = whole.splits[whole.dev_sets[0]]
+    texts = {
+        f"{whole.dev_sets[0]}-{i}": row
+        for i, row in enumerate(zip(first["text_a"], first["text_b"], first["label"]))
+    }
+    seen = {}
+    for split in ("align", "select", "test"):
+        part = task.splits[split]
+        seen |= {i: row for i, *row in zip(part["id"], part["text_a"], part["text_b"], part["label"])}
+        shares = np.bincount(part["label"]) / len(part)
+        assert np.allclose(shares, np.bincount(first["label"]) / len(first), atol=0.03)
+    assert seen == {i: list(row) for i, row in texts.items()} and len(task.splits["train"]) == len(
+        whole.splits["train"]
+    )
+    pairs = [
+        set(zip(task.splits[s]["text_a"], task.splits[s]["text_b"])) for s in ("align", "select", "test")
+    ]
+    assert not (pairs[0] & pairs[1] or pairs[2] & (pairs[0] | pairs[1]))
+    assert list(task.splits)[4:] == whole.dev_sets[1:]
+
+
+def test_rows_of_mnli_are_removed_and_both_dev_sets_reported(real):
+    rows = {"task": "mnli-subset", "settings": {"group": "genre"}, "tiny": TINY, "max_length": 32}
+    few = {"train": 48, "align": 12, "select": 12, "test": 60}
+    fit = rows | {"sizes": few, "max_steps": 2, "batch_size": 8, "keep_model": False}
+    run = execute("experiments", "data_removal", **fit, remove="random", ks=[5])
+    answers = pd.read_parquet(run.artefact("predictions.parquet"))
+    test = answers[answers.split == "test"]
+    found = values(run, split="test")
+    assert len(test) == 60 and {m: found[m] for m in by_hand(test, test.group)} == pytest.approx(
+        by_hand(test, test.group)
+    )
+    assert set(values(run, split="mismatched")) == {"accuracy", "loss"}  # its file says nothing of genres
