@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .task import TASK, task
 from ..core.base import ROOT, RunError, notebooks_dir, outputs
 from ..core.cluster import profile_folder
 from ..core.engine import Plan, _dead, labelled, make, make_plan, snakemake_command, write_plan
@@ -327,6 +328,7 @@ _VERBS = {  # name -> (function of the parsed arguments, its arguments); the fun
     "status": (status, {}),
     "show": (show, {"run": {"help": "a run's key, its beginning, or notebook/key"}}),
     "report": (report, _SWEEP | _SMOKE),
+    "task": (task, TASK),
     "du": (du, {}),
     "gc": (gc, _GC),
 }

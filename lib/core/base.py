@@ -7,7 +7,6 @@ __all__ = ['ROOT', 'outputs', 'data_dir', 'notebooks_dir', 'RunError', 'DataErro
            'rng_for']
 
 # %% ../../nbs/core/0_base.ipynb #base-imports
-import contextlib
 import difflib
 import functools
 import os
@@ -56,6 +55,16 @@ class DataError(RunError, ValueError):
 _CARDS = (".yaml", ".yml")
 
 
+def _places(name: str, beside: Path | None) -> tuple[list[Path], list[Path]]:
+    # where a card may be, and where it is; DataError where that is more than one file
+    places = [Path.cwd(), ROOT, data_dir(), *([beside] if beside else [])]
+    tried = list(dict.fromkeys((p / Path(name).expanduser()).resolve() for p in places))
+    found = [p for p in tried if p.is_file()]
+    if len(found) > 1:
+        raise DataError(f"{name} is {' and '.join(map(str, found))}: give its whole path")
+    return tried, found
+
+
 def card_file(
     name: str,  # of a card, as given
     beside: Path | None = None,  # one more folder to look in
@@ -63,11 +72,7 @@ def card_file(
     "The file of a task card, whole path; None for any other name. DataError where it is not there, or twice."
     if not isinstance(name, str) or not name.endswith(_CARDS):
         return None
-    places = [Path.cwd(), ROOT, data_dir(), *([beside] if beside else [])]
-    tried = dict.fromkeys((p / Path(name).expanduser()).resolve() for p in places)
-    found = [p for p in tried if p.is_file()]
-    if len(found) > 1:
-        raise DataError(f"{name} is {' and '.join(map(str, found))}: give its whole path")
+    tried, found = _places(name, beside)
     if not found:
         raise DataError(f"no task card {name}. Looked for: {', '.join(map(str, tried))}")
     return found[0]
@@ -78,10 +83,10 @@ def card_name(
     beside: Path | None = None,
 ) -> str:
     "The name by which parameters and keys know a task card; anything else, and a card that is not there, as it is."
-    with contextlib.suppress(DataError):
-        if file := card_file(name, beside):
-            home = next((h for h in (data_dir(), ROOT) if file.is_relative_to(h)), Path("/"))
-            return str(file if home == Path("/") else file.relative_to(home))
+    found = _places(name, beside)[1] if isinstance(name, str) and name.endswith(_CARDS) else []
+    for file in found:
+        home = next((h for h in (data_dir(), ROOT) if file.is_relative_to(h)), None)
+        return str(file.relative_to(home) if home else file)
     return name
 
 # %% ../../nbs/core/0_base.ipynb #base-nearest-code

@@ -247,9 +247,9 @@ def fitted(
     "The value cast to the parameter's type; RunError says which type, choices or bounds exclude it."
     try:
         value = cast(_key_of(p, value), p.type)
-        value = [card_name(v, beside) for v in value] if isinstance(value, list) else card_name(value, beside)
     except ValueError:
         raise RunError(f"{p.name} takes {p.type}, not {value!r} ({type(value).__name__})") from None
+    value = [card_name(v, beside) for v in value] if isinstance(value, list) else card_name(value, beside)
     nothing = ("", [])
     if value in nothing and p.default not in nothing and not re.search(r"\bempty\b", p.meaning):
         raise RunError(f"{p.name} cannot be empty")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .base import RunError, data_dir, outputs
+from .base import ROOT, RunError, data_dir, outputs
 from .files import broken, file_sha256, lock, read_json, seal, write_json
 from .folders import OWN, SCHEMA, Run, _artefact_files, _named, _sealed, _sealed_params
 from .folders import _check_finite, find_run, identity_of, plain, run_folders
@@ -93,16 +93,21 @@ def _changed_code(made: dict, now: dict) -> list[str]:
     return [f"{name} changed" for name in sorted(now | made) if now.get(name) != made.get(name)]
 
 
+def _data_path(name: str) -> str:  # of `file_hashes`
+    below = [os.path.join(place, name) for place in (data_dir(), ROOT)]
+    return below[not os.path.isfile(below[0]) and os.path.isfile(below[1])]
+
+
 def _changed_data(files: dict) -> list[str]:
     place, found = os.fspath(data_dir()), []
-    there = {name: os.path.isfile(os.path.join(place, name)) for name in files}
-    if files and not any(there.values()):
+    paths = {name: _data_path(name) for name in files}
+    there = {name: os.path.isfile(path) for name, path in paths.items()}
+    if files and not any(there.values()) and not any(map(os.path.isabs, files)):
         return [f"none of its {len(files)} data files is in {place}: is SIEVE_DATA set?"]
-    for name, sha in files.items():
-        path = os.path.join(place, name)
+    for name, path in paths.items():
         if not there[name]:
             found.append(f"data file {os.path.basename(path)} is not in {os.path.dirname(path)}")
-        elif file_sha256(path) != sha:
+        elif file_sha256(path) != files[name]:
             found.append(f"data file {os.path.basename(path)} changed")
     return found
 
@@ -245,8 +250,9 @@ def uses(
 
 # %% ../../nbs/core/2_runs.ipynb #runs-file-hashes
 def file_hashes(paths) -> dict[str, str]:
-    "Path below the data folder, or absolute -> SHA-256; what `Run.uses` takes."
-    names = {p: p.relative_to(data_dir()) if p.is_relative_to(data_dir()) else p for p in paths}
+    "Path below the data folder, or else the project root, or absolute -> SHA-256; what `Run.uses` takes."
+    homes = {p: next((h for h in (data_dir(), ROOT) if p.is_relative_to(h)), Path("/")) for p in paths}
+    names = {p: p if home == Path("/") else p.relative_to(home) for p, home in homes.items()}
     return {str(name): file_sha256(p) for p, name in names.items()}
 
 # %% ../../nbs/core/2_runs.ipynb #runs-part
