@@ -21,7 +21,7 @@ from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 
-from ..core.base import DataError, outputs
+from ..core.base import DataError, nearest, outputs
 from ..core.files import file_sha256
 from .lines import json_lines, table_lines, text_lines
 from .records import Tables, card_rows, even_lines, named, parquet_names, parquet_rows, read_label
@@ -210,8 +210,9 @@ def _select_columns(there: list, form: Format, where: str) -> list:
         known = [column] if form.card and _is_there(column, there) else known
         if not known:
             wanted = f"column {' or '.join(map(repr, names))}" if isinstance(column, str) else named(column)
-            seen = ", ".join(str(c) if len(str(c)) < 60 else f"{str(c)[:60]}..." for c in there)
-            raise DataError(f"{where}: no {wanted}. There: {seen}")
+            shown = [" ".join(str(c)[:60].split()) for c in there]
+            seen = nearest(column, shown) if form.card else f". There: {', '.join(shown)}"
+            raise DataError(f"{where}: no {wanted}{seen}")
         out.append(known[0])
     return out + [c for c in form.keep if _is_there(c, there)]
 
