@@ -52,7 +52,8 @@ def gradient_dot(
     for first in range(0, len(query), step):
         some = query.select(range(first, min(len(query), first + step)))
         file = data.folder and Path(data.folder, f"dot-{first}.npy")
-        settings = (names, some["text_a"][:], some["label"][:], data.max_length)
+        texts = [some[c][:] for c in ("text_a", "text_b") if c in some.column_names]
+        settings = (names, *texts, some["label"][:], data.max_length)
         store = RowStore(file, (len(train), len(some)), model, train, *settings)
         queries = torch.cat(list(_gradients(model, data, some, "margin", names)))  # (Q', p)
         for g in _gradients(model, data, train, "loss", names, store.done):

@@ -104,7 +104,7 @@ def _by_task(sub: Subnetwork) -> tuple:
         return handling(data).load(sub.base, data, seed, tiny=tiny)
     return load_masked_lm(sub.base, data, seed, tiny=tiny, head=head)
 
-
+# %% ../../nbs/commands/1_exportable.ipynb #exportable-open-2
 def _by_folder(sub: Subnetwork) -> tuple | None:
     "(model, tokenizer) of a run's folder; None where it has not the head that the subnetwork needs"
     import torch

@@ -221,21 +221,31 @@ def _part(columns: dict[str, list], form: Format, split: str) -> dict[str, list]
     return {c: [v for v, k in zip(values, keep) if k] for c, values in columns.items()}
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-with-groups
-def _form(name: str, settings: dict | None) -> Format:
-    "The task's format, which needs the columns of which the settings make groups"
+def _is_further(name: str, split: str) -> bool:
+    "Whether a set stands beside those that are trained on, chosen on and reported: it may be without groups"
+    return split not in ("train", "test", dev_sets(name)[0])
+
+
+def _form(name: str, settings: dict | None, split: str) -> Format:
+    "The task's format, which asks for the columns of which the settings make groups"
     form = task_format(name)
-    asked = [c for c in group_columns(settings, name) if c not in ("label", *form.keep)]
-    return form if form.card or not asked else replace(form, group=tuple(asked))
+    asked = tuple(c for c in group_columns(settings, name) if c not in ("label", *form.keep))
+    if form.card or not asked:
+        return form
+    return replace(form, **({"keep": (*form.keep, *asked)} if _is_further(name, split) else {"group": asked}))
 
 
-def _grouped(columns: dict[str, list], settings: dict | None, name: str, where: str) -> dict[str, list]:
+def _grouped(columns: dict[str, list], name: str, split: str, settings: dict | None, where: str) -> dict:
     "The columns with `group`, checked, where the task or the settings say what it is"
-    return with_group(columns, group_columns(settings, name), label_names(name), where)
+    names = group_columns(settings, name)
+    if _is_further(name, split) and set(names) - set(columns):
+        return columns
+    return with_group(columns, names, label_names(name), where)
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-read
 def _read(name: str, place: str | Path, settings: dict | None, split: str) -> dict[str, list]:
     "Columns of a split wherever it is, its labels as positions"
-    form = _form(name, settings)
+    form = _form(name, settings, split)
     if place == "synthetic":
         columns = form.draw(name, split, settings)
         columns |= {"label": [label_names(name).index(y) for y in columns["label"]]}
@@ -245,7 +255,7 @@ def _read(name: str, place: str | Path, settings: dict | None, split: str) -> di
         files = _files(name, place, split)
         columns = read_pairs(files, form, split) if form.sides else read_file(files[0], form, split)
     columns = _part(columns, form, split) if form.share and split in ("train", "dev") else columns
-    return _grouped(columns, settings, name, f"{name}, {split}")
+    return _grouped(columns, name, split, settings, f"{name}, {split}")
 
 # %% ../../nbs/data/08_tasks.ipynb #86e82320
 def _halves(dataset, seed: int = 0) -> tuple:
@@ -303,9 +313,10 @@ def _divided(
 def _group_splits(name: str, place: str | Path, settings: dict | None, sampling: Sampling) -> tuple:
     "Splits of a task that is divided, and the files they are from"
     frames, files = _divided(name, place, settings, sampling)
-    names, labels = group_columns(settings, name), label_names(name)
     columns = {s: {c: f[c].tolist() for c in f} for s, f in frames.items()}
-    made = {s: to_dataset(with_group(c, names, labels, f"{name}, {s}")) for s, c in columns.items()}
+    if task_format(name).divide:  # of whole rows: elsewhere they are read with their groups
+        columns = {s: _grouped(c, name, "train", settings, f"{name}, {s}") for s, c in columns.items()}
+    made = {s: to_dataset(c) for s, c in columns.items()}
     return Splits([*made], made.__getitem__), files
 
 
@@ -424,13 +435,14 @@ def check_source(
     _check_names(name, source, None)
     if epochs is not None:
         splits = ["train", *dev_sets(name)[:1]]
-    place, form = _find(name, source, splits, settings), _form(name, settings)
+    place, form = _find(name, source, splits, settings), task_format(name)
     if form.draw:
         fill_settings(name, form.settings, settings)
     if isinstance(place, Path) and form.columns and not form.sides:
         for split in form.files if form.card else splits or form.files:
             for file in files_of(place, form, split):
-                _grouped(_check_file(form, file, split), settings, name, str(file))
+                columns = _check_file(_form(name, settings, split), file, split)
+                _grouped(columns, name, split, settings, str(file))
     if form.draw and group_columns(settings, name):
         _read(name, place, settings, dev_sets(name)[0])
     return str(place)
