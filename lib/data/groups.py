@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BIASED_GROUPS', 'GROUP_SPLITS', 'GROUP_SIZES', 'cell_sizes', 'toxigen_annotated', 'hate_rows', 'hate_sample',
-           'same_text', 'row_text', 'stratified_split', 'RawRows', 'read_posts', 'Sampling', 'check_sampling',
-           'toxigen_parts', 'hatexplain_parts', 'check_parts']
+           'same_text', 'stratified_split', 'RawRows', 'read_posts', 'Sampling', 'check_sampling', 'toxigen_parts',
+           'hatexplain_parts', 'check_parts']
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-02
 import random
@@ -209,15 +209,14 @@ def hate_sample(
     return _draw_cells(rows, _even_cells(_HATE_GROUPS, least, biased), seed, where)
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-24
-def same_text(texts: pd.Series) -> pd.Series:
+def same_text(
+    texts: pd.Series | pd.DataFrame,  # of rows: of pairs both texts
+) -> pd.Series:
     "What two texts have in common when they count as the same."
-    return texts.astype(str).str.strip().str.lower()
-
-
-def row_text(frame: pd.DataFrame) -> pd.Series:
-    "The same of rows: of pairs both texts"
-    first = same_text(frame.text_a)
-    return first + "\n" + same_text(frame.text_b) if "text_b" in frame else first
+    if isinstance(texts, pd.Series):
+        return texts.astype(str).str.strip().str.lower()
+    first = same_text(texts.text_a)
+    return first + "\n" + same_text(texts.text_b) if "text_b" in texts else first
 
 
 def _unseen(rows: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:
@@ -232,7 +231,7 @@ def stratified_split(
     seed: int,
 ) -> dict[str, pd.DataFrame]:
     "The rows, all of them, in parts that share no text (no pair), in proportion within each cell."
-    key, part = row_text(frame), {}
+    key, part = same_text(frame), {}
     ends = np.cumsum([0, *shares.values()]) / sum(shares.values())
     first = frame.assign(key=key).drop_duplicates("key")
     for cell, rows in first.groupby([c for c in ("group", "label") if c in frame]):
@@ -349,16 +348,12 @@ def check_sampling(
     for split, n in (sampling.sizes or {}).items():
         if split not in GROUP_SPLITS:
             raise DataError(f"{name}: no split {split!r} to have a size{nearest(split, GROUP_SPLITS)}")
-        each = name in GROUP_SIZES  # of other tasks the rows in all
-        open_size = each and n is None and GROUP_SIZES[name][split] is None
-        least, step = (2, 2) if each else (1, 1)
-        if not open_size and (not isinstance(n, int) or isinstance(n, bool) or n < least or n % step):
-            must = (
-                "an even number of rows for each group, 2 at least"
-                if each
-                else "a number of rows, 1 at least"
-            )
-            raise DataError(f"{name}: size of {split} = {n!r} must be {must}")
+        each = GROUP_SIZES.get(name)  # of other tasks the rows in all
+        if n is None and each and each[split] is None:
+            continue
+        least, what = (2, "an even number of rows for each group") if each else (1, "a number of rows")
+        if not isinstance(n, int) or isinstance(n, bool) or n < least or n % least:
+            raise DataError(f"{name}: size of {split} = {n!r} must be {what}, {least} at least")
 
 # %% ../../nbs/data/07_groups.ipynb #02d-toxicity-32
 def toxigen_parts(raw: RawRows, sampling: Sampling) -> dict[str, pd.DataFrame]:

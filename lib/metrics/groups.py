@@ -104,7 +104,7 @@ def _group_row(logits: np.ndarray, labels: np.ndarray, losses: np.ndarray, answe
 
 GROUP_RATES = ["accuracy", "loss", "fpr", "fnr", "auc"]
 
-# %% ../../nbs/metrics/4_groups.ipynb #groups-table-0
+# %% ../../nbs/metrics/4_groups.ipynb #groups-errors
 def _errors(logits: np.ndarray, labels) -> np.ndarray:
     "Cross-entropy of each row, of a regression the squared error"
     if np.ndim(logits) != 2 or logits.shape[1] != 1:
@@ -117,7 +117,7 @@ def _errors(logits: np.ndarray, labels) -> np.ndarray:
         )
     return found
 
-
+# %% ../../nbs/metrics/4_groups.ipynb #groups-table-0
 def group_metrics(
     logits,  # (N, C); C = 1: a regression
     labels,  # (N,) class positions, or numbers

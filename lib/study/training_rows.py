@@ -18,6 +18,13 @@ from ..data.synthetic_toxicity import TOXIC_LABELS
 from .study import in_words, over_seeds
 from .synthetic import synthetic
 
+# %% ../../nbs/study/5_training_rows.ipynb #rows-with-names
+def _with_names(rows: pd.DataFrame) -> pd.DataFrame:
+    "The rows with label_name, which runs made before there were other tasks than toxicity do not say."
+    if "label_name" in rows:
+        return rows
+    return rows.assign(label_name=[TOXIC_LABELS[int(y)] for y in rows.label])
+
 # %% ../../nbs/study/5_training_rows.ipynb #09i-row-results-07
 ROW_TABLES = ("rows", "matrix", "finding", "lds")
 SAME_ROWS = ("task", "data_seed", "protocol", "settings", "sizes")  # parameters that say which rows there are
@@ -27,13 +34,6 @@ def _long(wide, row, column):
     "A square table as rows: row, column, value."
     wide = wide.rename_axis(row, axis=0).rename_axis(column, axis=1).reset_index()
     return wide.melt(row, var_name=column, value_name="value")
-
-
-def _with_names(rows: pd.DataFrame) -> pd.DataFrame:
-    "The rows with label_name, which runs made before there were other tasks than toxicity do not say."
-    if "label_name" in rows:
-        return rows
-    return rows.assign(label_name=[TOXIC_LABELS[int(y)] for y in rows.label])
 
 
 def _scored(run) -> tuple:

@@ -66,11 +66,20 @@ def _scored(name: str, one: EvaluationSet, logits: np.ndarray, y: np.ndarray) ->
         raise ValueError(f"{name}: {error}") from error
 
 # %% ../../nbs/training/3_recipes.ipynb #recipes-by-group
-def _by_group(one: EvaluationSet, logits: np.ndarray, y: np.ndarray, answer: np.ndarray) -> list[dict]:
-    "Metric rows by group, of the worst one and of the gaps, where the set's rows have groups"
-    if "group" not in one.rows.column_names:
-        return []
-    return group_report(logits, y, one["group"][:], answer if one.collapse else None)
+def _groups(one: EvaluationSet) -> dict[str, list]:
+    "The column of groups, where the set's rows have one"
+    return {"group": one["group"][:]} if "group" in one.rows.column_names else {}
+
+
+def _by_part(one: EvaluationSet, logits: np.ndarray, y: np.ndarray, answer: np.ndarray) -> list[dict]:
+    "Metric rows by the set's parts; and by group, of the worst one and of the gaps, where its rows have groups"
+    rows = accuracy_by(answer, y, {c: one[c] for c in one.by})
+    if known := _groups(one):
+        counted = answer if one.collapse else None
+        rows += [
+            r for r in group_report(logits, y, known["group"], counted) if r["metric"] not in one.metrics
+        ]
+    return rows
 
 # %% ../../nbs/training/3_recipes.ipynb #recipes-16
 def score_sets(
@@ -92,12 +101,10 @@ def score_sets(
         logits, y = predict(model, tokenizer, one.rows, batch_size, max_length), np.asarray(one["label"])
         (answer, values), shared = _scored(name, one, logits, y), shared | dict(source=one.source, **labels)
         rows += [dict(metric=m, value=float(v), n=len(y), **shared) for m, v in values.items()]
-        rows += [row | shared for row in accuracy_by(answer, y, {c: one[c] for c in one.by})]
-        rows += [row | shared for row in _by_group(one, logits, y, answer) if row["metric"] not in values]
-        columns = {f"logit_{c}": logits[:, c] for c in range(logits.shape[1])}
+        rows += [row | shared for row in _by_part(one, logits, y, answer)]
+        columns = {f"logit_{c}": logits[:, c] for c in range(logits.shape[1])} | _groups(one)
         frame = pd.DataFrame(dict(split=name, idx=one["idx"][:], label=y, prediction=answer, **columns))
-        groups = {"group": one["group"][:]} if "group" in one.rows.column_names else {}
-        frames.append(frame.assign(**groups, **labels))
+        frames.append(frame.assign(**labels))
     return rows, pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/training/3_recipes.ipynb #729810af
