@@ -351,7 +351,6 @@ REFUSED = {
     "rows judge --task groups.yaml --start judge": "has a trained classifier",
     "rows encoder --task groups.yaml --start encoder": "--start is for a MODEL with a trained classifier",
     "bias encoder": "no test of bias below",
-    "bias gpt": "causal model (GPT2LMHeadModel)",
     "bias tiny": "a tiny model knows no words",
 }
 
