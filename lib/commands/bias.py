@@ -32,7 +32,7 @@ def _bias_files() -> dict[str, list]:
         raise RunError(f"no test of bias below {data_dir() / 'bias'} (SIEVE_DATA). Looked for: {places}")
     return {test: files for test, files in found.items() if files}
 
-
+# %% ../../nbs/commands/3_bias.ipynb #bias-head
 def _bias_head(config, model: str) -> str:
     "What of the model `bias_tests` asks; RunError for a causal model where it has no such head"
     names = config.architectures or []
