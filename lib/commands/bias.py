@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..core.base import RunError, data_dir, nearest, outputs
 from ..core.folders import Run
+from ..core.keys import parameters
 from .wishes import _COMMON, _Wish, _check_folder, _check_task, _fill, _made
 from .wishes import _place, _plainly, _positions, _stem
 
@@ -31,11 +32,13 @@ def _bias_files() -> dict[str, list]:
         raise RunError(f"no test of bias below {data_dir() / 'bias'} (SIEVE_DATA). Looked for: {places}")
     return {test: files for test, files in found.items() if files}
 
-
+# %% ../../nbs/commands/3_bias.ipynb #bias-head
 def _bias_head(config, model: str) -> str:
-    "masked_lm or encoder; RunError for a causal model"
+    "What of the model `bias_tests` asks; RunError for a causal model where it has no such head"
     names = config.architectures or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        if "causal_lm" in parameters("bias_tests")["head"].choices:
+            return "causal_lm"
         raise RunError(
             f"{model} is a causal model ({names[0]}): the tests ask a model that fills in words, or an encoder"
         )
@@ -58,14 +61,14 @@ def _asked_tests(asked: str, head: str, model: str) -> tuple[list, list]:
             raise RunError(
                 f"--tests: {name} asks for words, and {model} has no head that fills them in: it takes seat"
             )
-    tests = wanted or [name for name in there if name == "seat" or head == "masked_lm"]
+    tests = wanted or [name for name in there if name == "seat" or head != "encoder"]
     if not tests:
         raise RunError(
             f"{model} has no head that fills in words, and the files of seat, which it takes, are not there"
         )
     return tests, there.get("seat", [])
 
-
+# %% ../../nbs/commands/3_bias.ipynb #bias-wish
 def _bias_wish(args: argparse.Namespace) -> _Wish:
     "What is asked, checked; RunError in one line"
     from lib.training.loading import check_model
@@ -78,14 +81,12 @@ def _bias_wish(args: argparse.Namespace) -> _Wish:
     check_model(model, head)
     given = {"settings": {}, "max_length": min(128, _positions(config))} | dict(args.set)
     task = {"task": _check_task(args.task, given["settings"])} if args.task else {}
-    stage = (
-        {"model": model, "head": head, "tests": tests} | ({"seat": seat} if "seat" in tests else {}) | task
-    )
+    stage = {"model": model, "head": head, "tests": tests} | task
+    stage |= {"seat": seat} if "seat" in tests else {}
     sweep = {"title": f"Tests of bias of {_stem(model)}", "set": given}
     sweep |= {"stages": {"tests": {"notebook": "bias_tests", "set": stage}}}
-    said = (
-        "fills in words" if head == "masked_lm" else "has no head that fills in words: its vectors are tested"
-    )
+    says = {"masked_lm": "fills in words", "causal_lm": "is causal: it says how likely sentences are"}
+    said = says.get(head, "has no head that fills in words: its vectors are tested")
     return _Wish("bias", _stem(model), sweep, [f"{args.model} {said}"])
 
 # %% ../../nbs/commands/3_bias.ipynb #bias-write
@@ -101,7 +102,7 @@ def _bias_lines(metrics: list[dict]) -> list[str]:
         )
     return lines
 
-
+# %% ../../nbs/commands/3_bias.ipynb #bias-write-all
 def _write_bias(folder: Path, wish: _Wish, made: dict[str, Run]) -> dict:
     "tests.csv, the figures, and what the result file says"
     folder.mkdir()
@@ -111,11 +112,8 @@ def _write_bias(folder: Path, wish: _Wish, made: dict[str, Run]) -> dict:
             shutil.copy(run.artefact(file), folder / file)
     keep = ("metric", "split", "value", "low", "high", "n", "p")
     metrics = [{k: m[k] for k in keep if k in m} for m in run.result["metrics"]]
-    words = ("masked_loss", "masked_accuracy")
-    return {
-        "title": wish.sweep["title"],
-        "metrics": [m for m in metrics if named or m["metric"] not in words],
-    }
+    tests = ("seat", "ss", "lm", "icat", "crows")  # the rest is of the task's dev set
+    return {"title": wish.sweep["title"], "metrics": [m for m in metrics if named or m["metric"] in tests]}
 
 # %% ../../nbs/commands/3_bias.ipynb #bias-bias
 def bias(args: argparse.Namespace) -> int:
@@ -132,7 +130,7 @@ def bias(args: argparse.Namespace) -> int:
     print(f"{to}: {', '.join(sorted(p.name for p in to.iterdir() if p.suffix != '.svg'))}")
     return 0
 
-
+# %% ../../nbs/commands/3_bias.ipynb #bias-arguments
 _BIAS = {
     "model": {"help": "a local folder, a run, or a name on the hub: a masked language model, or an encoder"},
     "--tests": {

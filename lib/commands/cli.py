@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .bias import _BIAS, bias
 from .export import EXPORT, export
-from .prune import _PRUNE, prune
+from .prune import _PRUNE, make_smaller
 from .rows import _ROWS, rows
 from .wishes import _cores
 from .task import TASK, task
@@ -342,7 +342,7 @@ _VERBS = {  # name -> (function of the parsed arguments, its arguments); the fun
     "task": (task, TASK),
     "du": (du, {}),
     "gc": (gc, _GC),
-    "prune": (prune, _PRUNE | {"--jobs": _RUN["--jobs"]}),
+    "prune": (make_smaller, _PRUNE | {"--jobs": _RUN["--jobs"]}),
     "rows": (rows, _ROWS | {"--jobs": _RUN["--jobs"]}),
     "bias": (bias, _BIAS | {"--jobs": _RUN["--jobs"]}),
 }

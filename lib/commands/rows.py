@@ -70,7 +70,7 @@ def _groups(group: str, settings: dict) -> tuple[dict, str]:
         return settings, "auto"
     return (settings | {"group": group} if group else settings), "known"
 
-
+# %% ../../nbs/commands/3_rows.ipynb #rows-start
 def _row_start(args: argparse.Namespace, task: str) -> tuple:
     "(models to score with, what is trained, configuration, a line that says so)"
     model = _place(args.model)
@@ -81,22 +81,17 @@ def _row_start(args: argparse.Namespace, task: str) -> tuple:
         return {}, model, config, f"{args.model} has no classifier: it is trained on the task"
     said = f"{args.model} has a classifier of these labels: its rows are scored as it is"
     if not args.start:
-        return (
-            {"models": [model]},
-            "",
-            config,
-            f"{said}; without --start ENCODER nothing is retrained, and there is no curve",
-        )
+        nothing = "without --start ENCODER nothing is retrained, and there is no curve"
+        return {"models": [model]}, "", config, f"{said}; {nothing}"
     start = _place(args.start)
     if _check_encoder(start, task)[1]:
-        raise RunError(
-            f"--start {args.start} has a trained classifier, which has seen the rows that are left out"
-        )
+        what = "has a trained classifier, which has seen the rows that are left out"
+        raise RunError(f"--start {args.start} {what}")
     return {"models": [model]}, start, config, f"{said}; retraining starts from {args.start}"
 
 # %% ../../nbs/commands/3_rows.ipynb #rows-asked
-def _rows_wish(args: argparse.Namespace) -> _Wish:
-    "What is asked, checked; RunError in one line"
+def _row_settings(args: argparse.Namespace) -> tuple[str, dict, str]:
+    "(the task, what is set, parameter `groups` of attribution), checked"
     from lib.attribution.scores import find_score
     from lib.data.tasks import check_groups
 
@@ -104,14 +99,14 @@ def _rows_wish(args: argparse.Namespace) -> _Wish:
     find_score(args.method, "row", given.get("options"))
     task = _check_task(args.task, given["settings"], classes=True)
     given["settings"], groups = _groups(args.group, given["settings"])
-    check_groups(
-        task,
-        "auto",
-        given.get("sizes", {}),
-        given.get("protocol", "split"),
-        given["settings"],
-        groups == "known",
-    )
+    divided = given.get("sizes", {}), given.get("protocol", "split"), given["settings"]
+    check_groups(task, "auto", *divided, groups == "known")
+    return task, given, groups
+
+# %% ../../nbs/commands/3_rows.ipynb #rows-asked-wish
+def _rows_wish(args: argparse.Namespace) -> _Wish:
+    "What is asked, checked; RunError in one line"
+    task, given, groups = _row_settings(args)
     models, start, config, said = _row_start(args, task)
     real = {} if start in ("", "tiny") else {"lr": 2e-5, "epochs": 3.0}
     given = {"max_length": min(128, _positions(config) if config else 48)} | real | given
@@ -119,11 +114,8 @@ def _rows_wish(args: argparse.Namespace) -> _Wish:
         given = {k: v for k, v in given.items() if k in parameters("attribution")}
     ks = _row_numbers(task, given, args.remove) if start else []
     scored = {"method": args.method} | ({"groups": groups} if groups != "known" else {}) | models
-    head = {
-        "title": f"Rows of {_stem(task)} that hurt a group, by {args.method}",
-        "set": {"task": task} | given,
-    }
-    sweep = head | {"stages": _row_stages(scored, start, ks, args.seeds)}
+    sweep = {"title": f"Rows of {_stem(task)} that hurt a group, by {args.method}"}
+    sweep |= {"set": {"task": task} | given, "stages": _row_stages(scored, start, ks, args.seeds)}
     return _Wish("rows", f"{_stem(args.model)}-{_stem(task)}", sweep, [said])
 
 # %% ../../nbs/commands/3_rows.ipynb #rows-table
@@ -162,6 +154,19 @@ def _retrain_command(removed: Run, k: int) -> str:
     return f"papermill {shlex.quote(str(notebook_path('data_removal')))} retrained.ipynb -y {shlex.quote(json.dumps(given))}"
 
 # %% ../../nbs/commands/3_rows.ipynb #rows-write
+_PICTURES = {
+    "scores": ("alignment.", "alignment"),
+    "curves": ("curves_", "curve"),
+}  # artefacts, and their names here
+
+
+def _copy_pictures(folder: Path, made: dict[str, Run]) -> None:
+    for stage, (begins, name) in _PICTURES.items():
+        for file in made[stage].result["artefacts"] if stage in made else []:
+            if file.startswith(begins) and file.endswith((".svg", ".png")):
+                shutil.copy(made[stage].artefact(file), folder / f"{name}{file[-4:]}")
+
+# %% ../../nbs/commands/3_rows.ipynb #rows-write-all
 def _write_rows(folder: Path, wish: _Wish, made: dict[str, Run]) -> dict:
     "rows.csv, the figures, and what the result file says"
     import pandas as pd
@@ -169,20 +174,9 @@ def _write_rows(folder: Path, wish: _Wish, made: dict[str, Run]) -> dict:
     folder.mkdir()
     table = _ranked_rows(made["scores"])
     table.to_csv(folder / "rows.csv", index=False)
-    wanted = {"scores": "alignment.", "curves": "curves_"}
-    for stage, name in ((s, n) for s, n in wanted.items() if s in made):
-        for file in made[stage].result["artefacts"]:
-            if file.startswith(name) and file.endswith((".svg", ".png")):
-                shutil.copy(
-                    made[stage].artefact(file),
-                    folder / f"{'curve' if stage == 'curves' else 'alignment'}{file[-4:]}",
-                )
-    said = {
-        "title": wish.sweep["title"],
-        "rows": len(table),
-        "below_zero": int((table.alignment < 0).sum()),
-        "lines": [],
-    }
+    _copy_pictures(folder, made)
+    said = {"title": wish.sweep["title"], "rows": len(table), "lines": []}
+    said["below_zero"] = int((table.alignment < 0).sum())
     if "curves" in made:
         curve = pd.read_csv(made["curves"].artefact("removal.csv"))
         curve = curve[curve.metric.isin(["accuracy", "accuracy/worst"])]
@@ -211,29 +205,15 @@ def rows(args: argparse.Namespace) -> int:
         )
     return 0
 
-
+# %% ../../nbs/commands/3_rows.ipynb #rows-arguments
+_SEEDS = {"type": int, "choices": range(1, 21), "default": 2, "metavar": "N"}
 _ROWS = {
-    "model": {
-        "help": "tiny, a local folder, a run, or a name on the hub: an encoder, or a classifier of the task's labels"
-    },
+    "model": {"help": "tiny, a local folder, a run, a name on the hub: an encoder, or a classifier"},
     "--task": {"required": True, "help": "a task card, or the name of a built-in task"},
     "--method": {"default": "ekfac", "help": "trak, gradient_dot, last_layer, ekfac ...; default ekfac"},
-    "--group": {
-        "default": "",
-        "help": "what a group is: a column, label, or found (in the scores); default the task's own",
-    },
-    "--remove": {
-        "type": _shares,
-        "default": [0.05, 0.1, 0.2],
-        "help": "shares of the rows to leave out; default 0.05,0.1,0.2",
-    },
+    "--group": {"default": "", "help": "a column, label, or found (in the scores); default the task's own"},
+    "--remove": {"type": _shares, "default": [0.05, 0.1, 0.2], "help": "shares; default 0.05,0.1,0.2"},
     "--start": {"default": "", "help": "the encoder to retrain, where MODEL is trained already"},
-    "--seeds": {
-        "type": int,
-        "choices": range(1, 21),
-        "default": 2,
-        "metavar": "N",
-        "help": "trainings of every point; default 2",
-    },
+    "--seeds": _SEEDS | {"help": "trainings of every point; default 2"},
     "--to": {"default": "", "help": "a new or an empty folder; default one below the outputs"},
 } | _COMMON

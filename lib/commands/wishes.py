@@ -76,7 +76,7 @@ def _setting(text: str) -> tuple:
     except (RunError, yaml.YAMLError) as e:
         raise argparse.ArgumentTypeError(f"{name}: {' '.join(str(e).split())}") from None
 
-
+# %% ../../nbs/commands/3_wishes.ipynb #wishes-common
 _COMMON = {  # arguments of every wish
     "--set": {
         "action": "append",
@@ -244,7 +244,7 @@ def _check_encoder(model: str, task: str) -> tuple:
         _order(config, SimpleNamespace(name=task, labels=label_names(task)), model)
     return config, has_head(config)
 
-
+# %% ../../nbs/commands/3_wishes.ipynb #wishes-positions
 def _positions(config) -> int:
     "Tokens that a text may have"
     most = getattr(config, "max_position_embeddings", None) or 512
