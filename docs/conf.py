@@ -1,4 +1,6 @@
-"""Settings of the site; `tools/site.py` puts its pages together. No page loads anything from elsewhere."""
+"""Settings of the site; `tools/site_pages.py` puts its pages together. No page loads anything from elsewhere."""
+
+from pathlib import Path
 
 from latex2mathml.converter import convert
 
@@ -26,5 +28,23 @@ def _formula(block):
     return visit, None
 
 
+MENDED = {  # what the theme and the notebooks leave without a name or out of reach of the keyboard -> what stands there
+    '<p class="caption" role="heading">': '<p class="caption" role="heading" aria-level="2">',
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="Site">',
+    '<aside class="toc-drawer': '<aside aria-label="On this page" class="toc-drawer',
+    "<pre>": '<pre tabindex="0">',
+    "<th></th>": "<td></td>",
+}
+
+
+def _mend(app, failed):
+    for path in [] if failed else Path(app.outdir).rglob("*.html"):
+        text = path.read_text()
+        for old, new in MENDED.items():
+            text = text.replace(old, new)
+        path.write_text(text)
+
+
 def setup(app):
+    app.connect("build-finished", _mend)
     app.add_html_math_renderer("mathml", inline_renderers=_formula(False), block_renderers=_formula(True))

@@ -116,7 +116,7 @@ def _calm(output):
     return output
 
 # %% ../../nbs/core/5_report.ipynb #report-figure
-_SCROLL = '<div class="scroll" tabindex="0" role="region" aria-label="table">'
+_SCROLL = '<div class="scroll" tabindex="0" role="group" aria-label="table">'
 _PER_INCH, _SHOWN = 220, 120  # pixels of a stored figure, and how many of the page's an inch gets
 
 
@@ -147,7 +147,7 @@ def _folded(sources: list[str]) -> str:
     "Code of one cell or several, folded"
     code = html.escape("\n\n".join(sources))
     return (
-        f'<details class="code"><summary>Code</summary><pre><code>{code}</code></pre></details>'
+        f'<details class="code"><summary>Code</summary><pre tabindex="0"><code>{code}</code></pre></details>'
         if code
         else ""
     )
@@ -215,6 +215,7 @@ def notebook_body(
     body = re.sub(r"<style scoped.*?</style>", "", _NOT_SHOWN.sub("", body), flags=re.S)
     body = re.sub(r"<(/?)h([1-5])\b", lambda m: f"<{m[1]}h{int(m[2]) + 1}", body)
     body = re.sub(r'(<h\d id=")', rf"\g<1>{anchor}-", body)
+    body = body.replace("<th></th>", "<td></td>").replace("<pre>", '<pre tabindex="0">')
     body = re.sub(r"(<table\b.*?</table>)", rf"{_SCROLL}\1</div>", body, flags=re.S)
     return aside.back(_with_captions(body, anchor))
 

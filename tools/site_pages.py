@@ -1,4 +1,4 @@
-"""Put the pages of the site together in docs/_site: `python tools/site.py`, then Sphinx (`make docs` does both).
+"""Put the pages of the site together in docs/_site: `python tools/site_pages.py`, then Sphinx (`make docs` does both).
 
 The site has the shape of the repository, so that a link between two pages is the same in both. Only what is written here
 is made: the front page with its tables of contents, and the reference of the public names, read from lib without import.
@@ -59,6 +59,10 @@ def _parameters(node: ast.FunctionDef, said: dict[int, str]) -> list[tuple[str, 
     return rows
 
 
+def _safe(text: str) -> str:
+    return re.sub(r"([<$*_])", r"\\\1", text)
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
@@ -90,16 +94,11 @@ def _fields(node: ast.ClassDef, said: dict[int, str]) -> list[tuple[str, str, st
     return rows
 
 
-def _entry(node, said: dict[int, str]) -> list[str]:
+def _entry(name: str, node, said: dict[int, str]) -> list[str]:
     "A public name in the reference."
-    doc = (
-        re.sub(r"([<$*_])", r"\\\1", ast.get_docstring(node) or "")
-        if not isinstance(node, ast.Assign)
-        else ""
-    )
-    if isinstance(node, ast.Assign):
-        return [f"### {node.targets[0].id}", "", said.get(node.lineno, "A table or a constant."), ""]
-    lines = [f"### {node.name}", "", doc, ""]
+    if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [f"### {name}", "", _safe(said.get(node.lineno, "A table or a constant.")), ""]
+    lines = [f"### {name}", "", _safe(ast.get_docstring(node) or ""), ""]
     if isinstance(node, ast.ClassDef):
         return lines + _table(_fields(node, said), "field")
     back = [f"Gives back {_code(ast.unparse(node.returns))}.", ""] if node.returns else []
@@ -111,21 +110,27 @@ def module_page(path: Path) -> list[str]:
     source = path.read_text()
     body, said = ast.parse(source).body, comments(source)
     public = next((ast.literal_eval(n.value) for n in body if _assigns(n, "__all__")), [])
-    nodes = {getattr(n, "name", None) or n.targets[0].id: n for n in body if _named(n)}
+    nodes = {name: n for n in body for name in _names(n)}
     book = re.search(r"File to edit: (?:\.\./)*(nbs/\S+\.ipynb)", source)
     name = f"lib.{path.parent.name}.{path.stem}"
     where = [f"[The notebook](../{book[1]}), with examples and tests."] if book else []
     lines = [f"## {name}", "", ast.get_docstring(ast.parse(source)) or "", "", *where, ""]
-    return lines + [line for n in public if n in nodes for line in _entry(nodes[n], said)]
+    return lines + [line for n in public if n in nodes for line in _entry(n, nodes[n], said)]
 
 
 def _assigns(node, name: str) -> bool:
     return isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == name
 
 
-def _named(node) -> bool:
-    plain = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    return plain or isinstance(node, (ast.FunctionDef, ast.ClassDef))
+def _names(node) -> list[str]:
+    "What a statement of a module defines."
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+    if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+        return []
+    stored = (n for t in targets for n in ast.walk(t) if isinstance(getattr(n, "ctx", None), ast.Store))
+    return [n.id for n in stored if isinstance(n, ast.Name)]
 
 
 def _tree(heading: str, entries: list[str]) -> list[str]:
