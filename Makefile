@@ -56,7 +56,7 @@ outputs: $(READY)
 # the site, in docs/_build/html: built from the notebooks as they are saved; no network once DOCS is set up
 DOCS ?= .venv-docs
 docs: $(DOCS)/.ready
-	$(DOCS)/bin/python tools/site.py
+	$(DOCS)/bin/python tools/site_pages.py
 	$(DOCS)/bin/python -m sphinx -q -W --keep-going -b html docs/_site docs/_build/html
 	@echo docs/_build/html/index.html
 

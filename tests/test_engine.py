@@ -67,7 +67,7 @@ def test_the_report_is_one_file(undisturbed):
     said, code = project.sieve("report", project.sweep)
     page = (project.outputs / "reports" / "toys.html").read_text()
     assert code == 0 and said.strip().endswith("reports/toys.html")
-    assert "the sum is 200" in page and "<title>Toys</title>" in page and "find_run" not in page
+    assert "the sum is 200" in page and "<title>Toys</title>" in page and "<summary>Code</summary>" in page
     assert not re.search(r"<script|<link|<iframe|src=[\"']?http|@import", page, re.I)
 
 

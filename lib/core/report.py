@@ -116,7 +116,7 @@ def _calm(output):
     return output
 
 # %% ../../nbs/core/5_report.ipynb #report-figure
-_SCROLL = '<div class="scroll" tabindex="0" role="region" aria-label="table">'
+_SCROLL = '<div class="scroll" tabindex="0" role="group" aria-label="table">'
 _PER_INCH, _SHOWN = 220, 120  # pixels of a stored figure, and how many of the page's an inch gets
 
 
@@ -143,20 +143,41 @@ def _sharp(output, folder: Path) -> None:
             about["width"] = round(image.width / _PER_INCH * _SHOWN)
 
 # %% ../../nbs/core/5_report.ipynb #report-prepared
-def _prepared(cell, folder: Path, aside: _Aside) -> list:
-    "A cell of an executed notebook, as the cells that the page shows"
-    import nbformat
+def _folded(sources: list[str]) -> str:
+    "Code of one cell or several, folded"
+    code = html.escape("\n\n".join(sources))
+    return (
+        f'<details class="code"><summary>Code</summary><pre tabindex="0"><code>{code}</code></pre></details>'
+        if code
+        else ""
+    )
 
-    if cell.cell_type != "code":
-        return [nbformat.v4.new_markdown_cell(aside.formulas(cell.source))]
+
+def _prepared(cell, folder: Path, aside: _Aside) -> None:
+    "Make the outputs of an executed cell what the page shows, in place"
     cell.outputs = [_calm(o) for o in cell.outputs if o.get("name") != "stderr"]
     for output in cell.outputs:
         if "image/png" in output.get("data", {}):
             _sharp(output, folder)
         if "text/markdown" in output.get("data", {}):
             output.data["text/markdown"] = aside.formulas(output.data["text/markdown"])
-    code = f'<details class="code"><summary>Code</summary><pre><code>{html.escape(cell.source)}</code></pre></details>'
-    return [nbformat.v4.new_markdown_cell(aside.put(code)), cell]
+
+# %% ../../nbs/core/5_report.ipynb #report-cells
+def _cells(book, folder: Path, aside: _Aside) -> list:
+    "The cells that the page shows: code is folded, that of neighbouring cells without outputs together"
+    from nbformat.v4 import new_markdown_cell
+
+    found, waiting = [], []
+    for cell in [*book.cells, new_markdown_cell("")]:
+        if code := cell.cell_type == "code":
+            waiting.append(cell.source)
+            _prepared(cell, folder, aside)
+        if waiting and (not code or cell.outputs):
+            found.append(new_markdown_cell(aside.put(_folded(waiting))))
+            waiting = []
+        if not code or cell.outputs:
+            found.append(cell if code else new_markdown_cell(aside.formulas(cell.source)))
+    return found
 
 # %% ../../nbs/core/5_report.ipynb #report-captions
 _IMAGE = re.compile(r"<img\b[^>]*?>", re.S)
@@ -174,7 +195,7 @@ def _with_captions(body: str, anchor: str) -> str:
         image = re.sub(r'\s?alt="[^"]*"|\sclass="[^"]*"', "", found[0]).replace(
             "<img", f'<img alt="{words or f"Figure {count}"}"', 1
         )
-        return f'<figure id="{anchor}-figure-{count}">{image}<figcaption>Figure {count}. {words}</figcaption></figure>'
+        return f'<figure id="{anchor}-figure-{count}">{image}<figcaption>Figure {count}. {words.split("; ")[0]}</figcaption></figure>'
 
     return _IMAGE.sub(numbered, body)
 
@@ -187,15 +208,14 @@ def notebook_body(
     import nbformat
     from nbconvert import HTMLExporter
 
-    aside = _Aside()
-    book = nbformat.v4.new_notebook(cells=[])
-    for cell in nbformat.read(path, as_version=4).cells:
-        book.cells += _prepared(cell, path.parent, aside)
+    aside, book = _Aside(), nbformat.read(path, as_version=4)
+    book = nbformat.v4.new_notebook(cells=_cells(book, path.parent, aside))
     options = dict(exclude_input=True, exclude_output_prompt=True, embed_images=True)
     body = HTMLExporter(template_name="basic", **options).from_notebook_node(book)[0]
     body = re.sub(r"<style scoped.*?</style>", "", _NOT_SHOWN.sub("", body), flags=re.S)
     body = re.sub(r"<(/?)h([1-5])\b", lambda m: f"<{m[1]}h{int(m[2]) + 1}", body)
     body = re.sub(r'(<h\d id=")', rf"\g<1>{anchor}-", body)
+    body = body.replace("<th></th>", "<td></td>").replace("<pre>", '<pre tabindex="0">')
     body = re.sub(r"(<table\b.*?</table>)", rf"{_SCROLL}\1</div>", body, flags=re.S)
     return aside.back(_with_captions(body, anchor))
 
@@ -255,7 +275,7 @@ def _stage_rows(sweep: Sweep, plan) -> list[dict]:
         rows.append({"stage": name, "notebook": stage.notebook} | counts | {"time": span(took)})
     return rows
 
-
+# %% ../../nbs/core/5_report.ipynb #report-run-row
 def _run_row(r: Planned) -> dict:
     made = Run(r.notebook, r.key).provenance
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(made["finished"])) if "finished" in made else ""

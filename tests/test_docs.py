@@ -1,0 +1,99 @@
+"""The pages that are read beside the code: every link leads somewhere, every page stands in the contents, every public name in the reference."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+import site_pages  # noqa: E402
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "README.md"]
+BOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
+LINK = re.compile(r"(?<!\\)!?\[[^\]\n]*\]\(([^()\s]+(?:\([^()\s]*\))?)\)")
+
+
+def prose(path):
+    "The text of a page, or of a notebook's Markdown cells, without code."
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    text = re.sub(r"(?ms)^```.*?^```", "", text)
+    return re.sub(r"\$[^$\n]*\$|`[^`\n]*`(?!\])", "", text)
+
+
+def anchors(path):
+    "The names of a page's headings, as they are linked to."
+    found = re.findall(r"(?m)^#+ +(.+)$", prose(path))
+    return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in found}
+
+
+def broken(path):
+    "The links of a page that lead nowhere."
+    out = []
+    for target in LINK.findall(prose(path)):
+        if re.match(r"(https?|mailto):", target):
+            continue
+        name, _, anchor = target.partition("#")
+        place = (path.parent / name).resolve() if name else path
+        inside = place.is_relative_to(ROOT)
+        if not inside or not place.exists():
+            out.append(target)
+        elif anchor and place.suffix in (".md", ".ipynb") and anchor.lower() not in anchors(place):
+            out.append(target)
+    return out
+
+
+@pytest.mark.parametrize("path", [*PAGES, *BOOKS], ids=lambda p: p.stem)
+def test_every_link_leads_somewhere(path):
+    assert broken(path) == []
+
+
+def test_a_broken_link_is_found(tmp_path):
+    page = ROOT / "docs" / "resume.md"
+    assert LINK.findall("[a](b.md) and ![c](d.png#e), not `[x](y)`".replace("`[x](y)`", "")) == [
+        "b.md",
+        "d.png#e",
+    ]
+    assert "go-on-after-a-stop" in anchors(page)
+
+
+def test_every_page_stands_in_the_contents():
+    listed = [name for part in site_pages.PARTS for name in site_pages.pages(part)]
+    assert len(listed) == len(set(listed))
+    assert {f"docs/{p.stem}" for p in (ROOT / "docs").glob("*.md")} == set(listed)
+
+
+def test_the_glossary_has_ten_words():
+    rows = re.findall(r"(?m)^\| (?!word|---)(\w+) \|", (ROOT / "docs" / "glossary.md").read_text())
+    assert len(rows) == 10
+
+
+def test_the_reference_has_every_public_name_with_its_docments():
+    import sizes
+
+    text = {}
+    for path in sorted((ROOT / "lib").glob("*/*.py")):
+        if path.stem != "__init__":
+            text[f"{path.parent.name}.{path.stem}"] = "\n".join(site_pages.module_page(path))
+    for name, (module, *_) in sizes.public_names().items():
+        assert f"\n### {name}\n" in text[module], f"{module}.{name}"
+    rules = text["maskers.rules"]
+    assert (
+        "The mask that keeps the k best" in rules
+        and "units to keep, or their share (rounded), of each kind" in rules
+    )
+
+
+def test_the_site_loads_nothing_from_elsewhere():
+    settings = (ROOT / "docs" / "conf.py").read_text()
+    assert 'nb_execution_mode = "off"' in settings and 'html_math_renderer = "mathml"' in settings
+    assert "http" not in settings
+    lock = (ROOT / "requirements.lock").read_text().lower()
+    assert "\nsphinx==" not in lock  # the site has an environment of its own
+    lines = (ROOT / "docs" / "requirements.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"#.*|[\w-]+==[\d.]+", line) for line in lines if line)
