@@ -25,7 +25,7 @@ from .cards import TASKS, check_files, dev_rows, task_format
 from .formats import Format, _select_columns, files_of, hub_files, hub_rows, hub_split
 from .formats import read_file, read_pairs, row_ids
 from .groups import GROUP_SPLITS, RawRows, Sampling, cell_sizes, check_parts, check_sampling
-from .parts import check_task_parts, group_columns, task_parts, with_group
+from .parts import group_columns, grouped_format, task_parts, with_group
 from .records import as_text, card_rows, read_label
 from .synthetic_nli import fill_settings
 
@@ -33,6 +33,30 @@ from .synthetic_nli import fill_settings
 def dev_sets(name: str) -> list[str]:
     "Evaluation splits in order; choices are made on the first. DataError for an unknown task."
     return [s for s in task_format(name).files if s != "train"]
+
+
+def _check_rows(name: str) -> None:
+    "DataError unless the task's training rows have labels"
+    form = task_format(name)
+    why = "asks for a number" if not form.labels else "is of sentence pairs in two languages"
+    if not form.labels or form.sides:
+        raise DataError(f"{name} {why}: rows are scored and removed for tasks with labels")
+    if "train" not in form.files or len(form.files) < 2:
+        raise DataError(f"{name} has only {', '.join(form.files)}: rows are scored with train and a dev set")
+
+
+def _known(name: str, settings: dict | None) -> dict | None:
+    "The settings that a task pays attention to, checked; None without any"
+    if (form := task_format(name)).draw:
+        return settings if fill_settings(name, form.settings, settings) else None
+    return {k: v for k, v in (settings or {}).items() if k in ("revision", "group")} or None
+
+
+def _check_drawn(name: str, settings: dict | None) -> None:
+    "Refuse settings of a generated task, and a group that its rows do not have"
+    fill_settings(name, task_format(name).settings, settings)
+    if group_columns(settings, name):
+        _read(name, "synthetic", settings, dev_sets(name)[0])
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-label-names
 def label_names(name: str) -> list[str]:
@@ -220,32 +244,10 @@ def _part(columns: dict[str, list], form: Format, split: str) -> dict[str, list]
     keep = dev if split == "dev" else ~dev
     return {c: [v for v, k in zip(values, keep) if k] for c, values in columns.items()}
 
-# %% ../../nbs/data/08_tasks.ipynb #tasks-with-groups
-def _is_further(name: str, split: str) -> bool:
-    "Whether a set stands beside those that are trained on, chosen on and reported: it may be without groups"
-    return split not in ("train", "test", dev_sets(name)[0])
-
-
-def _form(name: str, settings: dict | None, split: str) -> Format:
-    "The task's format, which asks for the columns of which the settings make groups"
-    form = task_format(name)
-    asked = tuple(c for c in group_columns(settings, name) if c not in ("label", *form.keep))
-    if form.card or not asked:
-        return form
-    return replace(form, **({"keep": (*form.keep, *asked)} if _is_further(name, split) else {"group": asked}))
-
-
-def _grouped(columns: dict[str, list], name: str, split: str, settings: dict | None, where: str) -> dict:
-    "The columns with `group`, checked, where the task or the settings say what it is"
-    names = group_columns(settings, name)
-    if _is_further(name, split) and set(names) - set(columns):
-        return columns
-    return with_group(columns, names, label_names(name), where)
-
 # %% ../../nbs/data/08_tasks.ipynb #tasks-read
 def _read(name: str, place: str | Path, settings: dict | None, split: str) -> dict[str, list]:
     "Columns of a split wherever it is, its labels as positions"
-    form = _form(name, settings, split)
+    form = grouped_format(task_format(name), names := group_columns(settings, name), split)
     if place == "synthetic":
         columns = form.draw(name, split, settings)
         columns |= {"label": [label_names(name).index(y) for y in columns["label"]]}
@@ -255,27 +257,55 @@ def _read(name: str, place: str | Path, settings: dict | None, split: str) -> di
         files = _files(name, place, split)
         columns = read_pairs(files, form, split) if form.sides else read_file(files[0], form, split)
     columns = _part(columns, form, split) if form.share and split in ("train", "dev") else columns
-    return _grouped(columns, name, split, settings, f"{name}, {split}")
+    return with_group(columns, names, form, split, f"{name}, {split}")
 
 # %% ../../nbs/data/08_tasks.ipynb #86e82320
-def _halves(dataset, seed: int = 0) -> tuple:
-    "Two disjoint halves with the same labels, rows in their first order; an odd row goes to the first"
-    order = np.lexsort((rng_for(seed, "halves").permutation(len(dataset)), np.asarray(dataset["label"])))
-    return dataset.select(np.sort(order[0::2])), dataset.select(np.sort(order[1::2]))
+def _halves(labels, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    "Positions of two disjoint halves with the same labels, in their order; an odd row goes to the first"
+    order = np.lexsort((rng_for(seed, "halves").permutation(len(labels)), np.asarray(labels)))
+    return np.sort(order[0::2]), np.sort(order[1::2])
 
 
-def _synthetic_parts(name: str, settings: dict | None, sampling: Sampling) -> dict:
-    "Split -> rows of a generated task about groups"
-    settings = {"seed": sampling.seed} | (settings or {})
-    train, dev, test = (to_dataset(_read(name, "synthetic", settings, s)) for s in ("train", "dev", "test"))
-    parts = {"train": ("train", train), "align": ("test", test)}
-    parts |= {"select": ("dev", dev), "test": ("test", test)}
-    if sampling.protocol == "split":
-        parts |= {s: ("dev", half) for s, half in zip(("align", "select"), _halves(dev, sampling.seed))}
-    frames = {s: (home, rows.to_pandas()) for s, (home, rows) in parts.items()}
-    return {s: f.assign(id=[f"{home}-{i}" for i in f.pop("idx")]) for s, (home, f) in frames.items()}
+def _divided(
+    name: str, place: str | Path, settings: dict | None, sampling: Sampling
+) -> tuple[dict, list[Path]]:
+    "Split -> rows with id, checked, and the files they are from"
+    form, files = task_format(name), []
+    check_sampling(name, sampling, form.draw is not None)
+    if form.divide:
+        raw = RawRows(name, place, _repo(name, settings))
+        check_parts(name, parts := form.divide(raw, sampling), sampling.protocol)
+        return parts, raw.files
+    drawn = {"seed": sampling.seed} | (settings or {}) if form.draw else settings
+    rows, files = _all_rows(name, place, drawn)
+    parts = task_parts(name, rows, sampling)
+    if form.draw and form.group and sampling.protocol == "split":  # texts of its own: no group needs a share
+        halves = zip(("align", "select"), _halves(rows["dev"].label, sampling.seed))
+        parts |= {s: rows["dev"].iloc[half] for s, half in halves}
+    return parts, files
 
-# %% ../../nbs/data/08_tasks.ipynb #tasks-divided
+# %% ../../nbs/data/08_tasks.ipynb #tasks-group-splits
+def _group_splits(name: str, place: str | Path, settings: dict | None, sampling: Sampling) -> tuple:
+    "Splits of a task that is divided, and the files they are from"
+    frames, files = _divided(name, place, settings, sampling)
+    form, names = task_format(name), group_columns(settings, name)
+    columns = {s: {c: f[c].tolist() for c in f} for s, f in frames.items()}
+    if form.divide:  # of whole rows: elsewhere they are read with their groups
+        columns = {s: with_group(c, names, form, "train", f"{name}, {s}") for s, c in columns.items()}
+    made = {s: to_dataset(c) for s, c in columns.items()}
+    return Splits([*made], made.__getitem__), files
+
+# %% ../../nbs/data/08_tasks.ipynb #tasks-source-files
+def _source_files(name: str, place: str | Path, settings: dict | None, split: str) -> list[Path]:
+    "What a split is read from"
+    form = task_format(name)
+    card = [Path(form.card)] if form.card else []
+    if isinstance(place, Path):
+        return card + files_of(place, form, split)
+    rows = hub_rows(_repo(name, settings), form.hub, hub_split(split, form)) if place == "hub" else None
+    return [] if rows is None else card + hub_files(rows)
+
+
 def _all_rows(name: str, place: str | Path, settings: dict | None) -> tuple[dict, list[Path]]:
     "Split -> all its rows with ids, of the splits that are there; and their files"
     first, form = dev_sets(name)[0], task_format(name)
@@ -288,63 +318,6 @@ def _all_rows(name: str, place: str | Path, settings: dict | None) -> tuple[dict
     ids = {s: f.get("id", [f"{s}-{i}" for i in range(len(f))]) for s, f in frames.items()}
     files = [file for s in there for file in _source_files(name, place, settings, s)]
     return {s: f.assign(id=ids[s]) for s, f in frames.items()}, files
-
-
-def _divided(
-    name: str, place: str | Path, settings: dict | None, sampling: Sampling
-) -> tuple[dict, list[Path]]:
-    "Split -> rows with id, checked, and the files they are from"
-    form, files = task_format(name), []
-    check_sampling(name, sampling, form.draw is not None)
-    if form.draw and form.group:
-        parts = _synthetic_parts(name, settings, sampling)
-    elif form.divide:
-        raw = RawRows(name, place, _repo(name, settings))
-        parts, files = form.divide(raw, sampling), raw.files
-    else:
-        drawn = {"seed": sampling.seed} | (settings or {}) if form.draw else settings
-        rows, files = _all_rows(name, place, drawn)
-        check_task_parts(name, parts := task_parts(name, rows, sampling))
-        return parts, files
-    check_parts(name, parts, sampling.protocol)
-    return parts, files
-
-# %% ../../nbs/data/08_tasks.ipynb #tasks-group-splits
-def _group_splits(name: str, place: str | Path, settings: dict | None, sampling: Sampling) -> tuple:
-    "Splits of a task that is divided, and the files they are from"
-    frames, files = _divided(name, place, settings, sampling)
-    columns = {s: {c: f[c].tolist() for c in f} for s, f in frames.items()}
-    if task_format(name).divide:  # of whole rows: elsewhere they are read with their groups
-        columns = {s: _grouped(c, name, "train", settings, f"{name}, {s}") for s, c in columns.items()}
-    made = {s: to_dataset(c) for s, c in columns.items()}
-    return Splits([*made], made.__getitem__), files
-
-
-def _check_rows(name: str) -> None:
-    "DataError unless the task's training rows have labels"
-    form = task_format(name)
-    why = "asks for a number" if not form.labels else "is of sentence pairs in two languages"
-    if not form.labels or form.sides:
-        raise DataError(f"{name} {why}: rows are scored and removed for tasks with labels")
-    if "train" not in form.files or len(form.files) < 2:
-        raise DataError(f"{name} has only {', '.join(form.files)}: rows are scored with train and a dev set")
-
-# %% ../../nbs/data/08_tasks.ipynb #tasks-source-files
-def _known(name: str, settings: dict | None) -> dict | None:
-    "The settings that a task pays attention to, checked; None without any"
-    if (form := task_format(name)).draw:
-        return settings if fill_settings(name, form.settings, settings) else None
-    return {k: v for k, v in (settings or {}).items() if k in ("revision", "group")} or None
-
-
-def _source_files(name: str, place: str | Path, settings: dict | None, split: str) -> list[Path]:
-    "What a split is read from"
-    form = task_format(name)
-    card = [Path(form.card)] if form.card else []
-    if isinstance(place, Path):
-        return card + files_of(place, form, split)
-    rows = hub_rows(_repo(name, settings), form.hub, hub_split(split, form)) if place == "hub" else None
-    return [] if rows is None else card + hub_files(rows)
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-notes
 def _notes(name: str, form: Format) -> tuple:
@@ -436,15 +409,14 @@ def check_source(
     if epochs is not None:
         splits = ["train", *dev_sets(name)[:1]]
     place, form = _find(name, source, splits, settings), task_format(name)
+    names = group_columns(settings, name)
     if form.draw:
-        fill_settings(name, form.settings, settings)
+        _check_drawn(name, settings)
     if isinstance(place, Path) and form.columns and not form.sides:
         for split in form.files if form.card else splits or form.files:
             for file in files_of(place, form, split):
-                columns = _check_file(_form(name, settings, split), file, split)
-                _grouped(columns, name, split, settings, str(file))
-    if form.draw and group_columns(settings, name):
-        _read(name, place, settings, dev_sets(name)[0])
+                columns = _check_file(grouped_format(form, names, split), file, split)
+                with_group(columns, names, form, split, str(file))
     return str(place)
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-check-groups
@@ -480,7 +452,8 @@ def evaluation_sets(
     full = task.splits[first]
     if protocol == "split" and len(full) < 2:
         raise DataError(f"{task.name}: {first} has {len(full)} row, which has no halves: take protocol paper")
-    select, report = _halves(full, seed) if protocol == "split" else (full, full)
+    halves = (full.select(half) for half in _halves(full["label"], seed))
+    select, report = halves if protocol == "split" else (full, full)
     return {"select": select, "report": {first: report} | {name: task.splits[name] for name in others}}
 
 # %% ../../nbs/data/08_tasks.ipynb #8e1baaff
