@@ -113,7 +113,8 @@ def _load(path: Path) -> types.ModuleType:
     return module
 
 # %% ../../nbs/core/1_own.ipynb #own-file-of
-_INSTALLED = tuple(Path(p).resolve() for p in {*sysconfig.get_paths().values(), str(ROOT / "lib")})
+_PLACES = ("stdlib", "platstdlib", "purelib", "platlib")
+_INSTALLED = (ROOT / "lib", *{Path(sysconfig.get_path(p)).resolve() for p in _PLACES})
 _IMPORTED: dict[str, dict] = {}  # module -> hashes of what it was made of when it was first asked for
 
 

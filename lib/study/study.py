@@ -49,7 +49,9 @@ def in_words(
     word: str,  # base or variant of an identity column
 ) -> str:
     "A word as figures write it."
-    return word if ":" in word else WORDS.get(word, word.replace("_", " "))  # a file of one's own has its name
+    return (
+        word if ":" in word else WORDS.get(word, word.replace("_", " "))
+    )  # a file of one's own has its name
 
 # %% ../../nbs/study/1_study.ipynb #study-09
 MARKS = ("joint", "gates only", "no annealing", "rewound", "exponential", "pseudo-groups", "shuffled queries")
