@@ -41,6 +41,8 @@ def own_name(
     file = module if module.endswith(".py") else f"{module}.py" if plain else ""
     folders = list(dict.fromkeys([*filter(None, [beside]), Path.cwd(), ROOT]))
     for path in ((folder / Path(file).expanduser()).resolve() for folder in folders if file):
+        if path.is_file() and ", " in str(path):  # what a run says of itself is cut there
+            raise DataError(f"{name}: {path} has a comma and a space in it: rename it")
         if path.is_file():
             return f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}:{attribute}"
     if module.endswith(".py"):
@@ -113,7 +115,8 @@ def _load(path: Path) -> types.ModuleType:
     return module
 
 # %% ../../nbs/core/1_own.ipynb #own-file-of
-_INSTALLED = tuple(Path(p).resolve() for p in {*sysconfig.get_paths().values(), str(ROOT / "lib")})
+_PLACES = ("stdlib", "platstdlib", "purelib", "platlib")
+_INSTALLED = (ROOT / "lib", *{Path(sysconfig.get_path(p)).resolve() for p in _PLACES})
 _IMPORTED: dict[str, dict] = {}  # module -> hashes of what it was made of when it was first asked for
 
 
