@@ -195,5 +195,7 @@ def test_the_translation_model_of_the_head_pruning_study_in_float32(tmp_path):
     print(
         f"encoder-decoder, {int(mask['head'].sum())} of 72 heads, float32: logits differ by {off:.1e} on a scale of {masked.abs().max():.1f}"
     )
-    assert off < 1e-5 and small.model.decoder.layers[0].self_attn.num_heads == 1 and not mask["head"][12].any()
+    assert (
+        off < 1e-5 and small.model.decoder.layers[0].self_attn.num_heads == 1 and not mask["head"][12].any()
+    )
     assert torch.equal(words(small, given), said) and torch.equal(words(small, given, use_cache=False), said)
