@@ -232,10 +232,13 @@ def _said(made: dict) -> str:
 # %% ../../nbs/commands/2_export.ipynb #export-verb-1
 def export(args) -> int:
     "Write the subnetwork of a run, with a model card."
+    from transformers.utils.logging import disable_progress_bar
+
     if args.public and not args.push:
         raise RunError("--public says who may see what is pushed: give --push ORG/NAME too")
     if args.push:
         _checked_push(args.push)
+    disable_progress_bar()
     run = run_named(args.run)
     form = args.form or ("smaller" if subnetwork(run.key, args.sparsity).mask else "masked")
     print(_said(export_run(run.key, args.folder, form, args.sparsity, name=args.push)))

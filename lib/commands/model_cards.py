@@ -272,39 +272,41 @@ def _use(facts: dict) -> str:
         text += f"\n\n{_OWN_CODE}: `{facts['code']}` builds them, and needs torch and transformers only."
     return text + f"\n\n{_OWN_WORDS}" * bool(facts.get("pairs"))
 
-# %% ../../nbs/commands/1_model_cards.ipynb #card-limits-0
-def _limits(sub: Subnetwork, scores: list[dict], source: str) -> str:
-    "What the numbers above do not show"
-    said = [
-        "A subnetwork was chosen for one task; on other data it may have lost what the whole model knew, also where the score above stayed."
-    ]
-    if source == "synthetic":
-        said.append("The task is synthetic: its scores say nothing of real text.")
-    if len({s["seed"] for s in scores}) < 2:
-        said.append("One seed: how much another would differ is not known.")
-    if not any(
-        s["split"] == "ood" or str(s["split"]).lower() not in ("report", "select", "dev", "train", "")
-        for s in scores
-    ):
-        said.append("No score out of distribution is recorded.")
-    said.append(
-        "Whether removal has changed how it treats groups of people was not measured here, unless the table says so."
-    )
-    return "\n".join(f"- {line}" for line in said)
-
 # %% ../../nbs/commands/1_model_cards.ipynb #card-data-0
+def _source(run: Run) -> str:
+    "Where a run's data came from, as its rows say, else as was asked for"
+    said = [row["source"] for row in run.result["metrics"] if row.get("source")]
+    return (said or [run.result.get("source")])[0] or "not recorded"
+
+
 def _data(sub: Subnetwork) -> str:
     "Task, source and files of the runs, with the hashes that they recorded"
     lines = []
     for run in reversed(lineage(sub)[0]):
-        made, source = run.provenance.get("data", {}), run.result.get("source") or "not recorded"
-        task = run.params.get("task", "not recorded")
+        made, task = run.provenance.get("data", {}), run.params.get("task", "not recorded")
         files = [f"  - `{_shown(name)}` sha256 `{sha[:16]}`" for name, sha in sorted(made.items())]
-        lines += [
-            f"- `{run}`: task {task}, source {source}" + ("" if files else "; no files are recorded"),
-            *files,
-        ]
+        end = "" if files else "; no files are recorded"
+        lines += [f"- `{run}`: task {task}, source {_source(run)}{end}", *files]
     return "\n".join(lines)
+
+# %% ../../nbs/commands/1_model_cards.ipynb #card-limits-0
+_ALWAYS = """A subnetwork was chosen for one task; on other data it may have lost what the whole model knew.
+Whether removal has changed how it treats groups of people is not known, unless the table says so."""
+_CHOSEN_ON = "select", "train", "search"  # sets that a method has seen
+
+
+def _limits(sub: Subnetwork, scores: list[dict]) -> str:
+    "What the numbers above do not show"
+    said, splits = _ALWAYS.splitlines(), {str(s["split"]) for s in scores}
+    if _source(sub.run) == "synthetic":
+        said.append("The task is synthetic: its scores say nothing of real text.")
+    if len({s["seed"] for s in scores}) < 2:
+        said.append("One seed at most: how much another would differ is not known.")
+    if seen := sorted(splits & set(_CHOSEN_ON)):
+        said.append(f"Scores on {', '.join(seen)} are of rows that the method has seen.")
+    if not splits - {"report", "dev", *_CHOSEN_ON}:
+        said.append("No score out of distribution is recorded.")
+    return "\n".join(f"- {line}" for line in said)
 
 # %% ../../nbs/commands/1_model_cards.ipynb #card-results-0
 def _results(scores: list[dict], task: str) -> list:
@@ -350,7 +352,7 @@ def model_card(
         "Scores": _scored(scores),
         "Data": _data(sub),
         "How to load it": _use(facts),
-        "Limits": _limits(sub, scores, sub.run.result.get("source") or ""),
+        "Limits": _limits(sub, scores),
         "How it was made": _provenance(sub, facts),
         "Citation": "\n".join(f"- {line}" for line in cite) + "\n\nand the paper of the base model.",
     }

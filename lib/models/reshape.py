@@ -66,14 +66,28 @@ def _drop(module: torch.nn.Module, name: str) -> None:
         raise ValueError(f"an edit drops {name!r} of {type(module).__name__}; valid: bias")
     module.bias = None
 
+# %% ../../nbs/models/0_reshape.ipynb #reshape-blank
+class _Placed:
+    "A function of this module that a pickle of any process finds; also where this text lies beside a model"
+
+    def __init__(self, name: str, function):
+        self.name, self.function = name, function
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+    def __reduce__(self):
+        if not __name__.startswith("transformers_modules."):
+            return self.name
+        return get_class_in_module, (self.name, __name__.replace(".", "/") + ".py")
+
 # %% ../../nbs/models/0_reshape.ipynb #reshape-t5
-def _forget(module, args, kwargs):
-    return args, kwargs | {"position_bias": None}  # a hook: each layer computes its own
+_FORGET = _Placed("_FORGET", lambda module, args, kwargs: (args, kwargs | {"position_bias": None}))  # a hook
 
 
 def _position_bias(attention: torch.nn.Module, heads: int | None) -> None:
     "Make a T5 attention independent of the first layer's position bias, in place"
-    attention.register_forward_pre_hook(_forget, with_kwargs=True)
+    attention.register_forward_pre_hook(_FORGET, with_kwargs=True)
     if heads is None:  # cross-attention has none
         return
     table = torch.zeros(attention.relative_attention_num_buckets, heads)
@@ -84,10 +98,15 @@ def _position_bias(attention: torch.nn.Module, heads: int | None) -> None:
 def _dtype(module: torch.nn.Module, value: list) -> None:
     "Give parameters a type of their own, in place, in a model that is being made in the type `value[0]`"
     main, own = value
-    if torch.get_default_dtype() == getattr(torch, main):
-        for name, kind in own.items():
+    kinds = {name: getattr(torch, str(kind), None) for name, kind in {"": main, **own}.items()}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(kind, torch.dtype)]:
+        raise ValueError(
+            f"an edit gives {type(module).__name__} the type {dict(own)[wrong[0]] if wrong[0] else main!r}"
+        )
+    if torch.get_default_dtype() == kinds.pop(""):
+        for name, kind in kinds.items():
             p = module.get_parameter(name)
-            p.data = p.data.to(getattr(torch, kind))
+            p.data = p.data.to(kind)
 
 # %% ../../nbs/models/0_reshape.ipynb #reshape-kinds
 _KINDS = {
@@ -110,22 +129,15 @@ def apply_edits(
         if (module := _module(model, path)) is not None:
             _KINDS[kind](module, value)
 
-# %% ../../nbs/models/0_reshape.ipynb #reshape-blank
-class _Blank:
-    "Called, a model without anything, which a pickle fills; itself pickled by a place that any process finds"
-
-    def __call__(self, plain: type):
-        return (cls := shrunken_class(plain)).__new__(cls)
-
-    def __reduce__(self):
-        if not __name__.startswith("transformers_modules."):
-            return "_BLANK"
-        return get_class_in_module, ("_BLANK", __name__.replace(".", "/") + ".py")
-
-
-_BLANK = _Blank()
-
 # %% ../../nbs/models/0_reshape.ipynb #reshape-mixin
+def _blank(plain: type):
+    cls = (shrunken_config if issubclass(plain, transformers.PreTrainedConfig) else shrunken_class)(plain)
+    return cls.__new__(cls)
+
+
+_BLANK = _Placed("_BLANK", _blank)  # plain class -> a model or configuration without anything, to be filled
+
+
 class _Shrunken:
     "What the class of a model with edits has beyond the plain one"
 
@@ -172,6 +184,9 @@ def plain_type(given: dict) -> dict:
 class _ShrunkenConfig:
     "What the configuration class of a saved model has beyond the plain one: it knows its type by the plain name"
 
+    def __reduce_ex__(self, protocol):
+        return _BLANK, (self.plain_class,), self.__getstate__()
+
     @classmethod
     def get_config_dict(cls, *args, **kwargs):
         given, rest = super().get_config_dict(*args, **kwargs)
@@ -182,9 +197,10 @@ class _ShrunkenConfig:
         "Nothing, as for the model"
 
 
+@lru_cache
 def shrunken_config(plain: type) -> type:
     "A subclass of a configuration class of transformers that reads a saved configuration"
-    return type(plain.__name__, (_ShrunkenConfig, plain), {"__module__": __name__})
+    return type(plain.__name__, (_ShrunkenConfig, plain), {"__module__": __name__, "plain_class": plain})
 
 # %% ../../nbs/models/0_reshape.ipynb #reshape-classes
 _AUTO = {
