@@ -585,6 +585,18 @@ stages:
         load_sweep(folder / "sweeps" / "study.yaml")
 
 
+def test_a_bias_model_of_pairs_is_not_planned_for_single_texts(folder, capsys):
+    write(folder / "a.csv", ROWS)
+    write(folder / "card.yaml", CARD)
+    for kind, code in (("lexical", 2), ("weak", 0)):
+        stage = {"notebook": "bias_model", "set": {"task": "card.yaml", "kind": kind, "sets": ["report"]}}
+        (folder / "study.yaml").write_text(json.dumps({"stages": {"one": stage}}))
+        assert main(["run", str(folder / "study.yaml"), "--dry-run"]) == code
+    assert (
+        "card.yaml has single texts, and bias model lexical needs pairs. Valid: " in capsys.readouterr().err
+    )
+
+
 PAGE = Path(__file__).parents[1] / "docs" / "own_data.md"
 
 
@@ -765,7 +777,7 @@ def test_a_card_of_the_hub_is_read_at_its_revision(folder, tmp_path):
         "none": "org/set (small) on the hub",
         "set": "org/none (small) on the hub",
     }
-    words |= {"split": "split test", "text": "no column 'txt', did you mean 'text'?"}
+    words |= {"split": "line 8, column 1: org/set has no split 'test'. Valid: ", "text": "no column 'txt', did you mean 'text'?"}
     assert all(isinstance(said[n], str) and w in said[n] and "\n" not in said[n] for n, w in words.items()), (
         said
     )
