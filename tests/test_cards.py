@@ -777,7 +777,10 @@ def test_a_card_of_the_hub_is_read_at_its_revision(folder, tmp_path):
         "none": "org/set (small) on the hub",
         "set": "org/none (small) on the hub",
     }
-    words |= {"split": "line 8, column 1: org/set has no split 'test'. Valid: ", "text": "no column 'txt', did you mean 'text'?"}
+    words |= {
+        "split": "line 8, column 1: org/set has no split 'test'. Valid: ",
+        "text": "no column 'txt', did you mean 'text'?",
+    }
     assert all(isinstance(said[n], str) and w in said[n] and "\n" not in said[n] for n, w in words.items()), (
         said
     )
