@@ -24,6 +24,8 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from .reshape import EDITS
+
 # %% ../../nbs/models/1_architectures.ipynb #arch-slice
 @dataclass(frozen=True)
 class Slice:
@@ -313,7 +315,7 @@ class Parts:
     group: int = 1  # query heads that share a key head
     calls: tuple[int, ...] = ()  # row that each layer of a pass uses, where layers share parameters
     spare: tuple[bool, ...] = ()  # rows that keep a silent head when all are removed
-    norms: list[dict[str, Slice]] | None = None  # of each row, where heads are normalised together
+    norms: tuple[dict[str, Slice], ...] = ()  # of each row, where heads are normalised together
 
     def shape(self, kind: str) -> tuple[int, ...]:
         "Shape of a `head`, `ffn` or `mlp` mask"
@@ -326,16 +328,20 @@ class Parts:
 @patch
 def kept(
     self: Parts,
-    row: int,  # of `attention`
-    alive: torch.Tensor,  # (H,), heads that the mask keeps
+    kind: str,  # head or ffn
+    row: int,  # of that kind
+    alive: torch.Tensor,  # (H,) or (F,), what the mask keeps
+    spare: bool = True,  # with the silent unit of a layer that cannot be without
 ) -> torch.Tensor:
-    "Heads that physical removal leaves, (H,) bool: the living, and those that have to stay with them"
-    alive, some = alive.bool(), alive.bool().any()
-    if self.norms:
-        return some.expand(len(alive))
-    groups = alive.view(-1, self.group)  # (key heads, query heads of each)
-    rank = groups.int().argsort(dim=1, descending=True, stable=True).argsort(1)  # the living first
-    return ((rank < groups.sum(1).max()) & groups.any(1, keepdim=True)).flatten()
+    "Units that physical removal leaves, (H,) or (F,) bool: the living, and those that have to stay with them"
+    left = alive = alive.bool()
+    if kind == "head":
+        groups = alive.view(-1, self.group)  # (key heads, query heads of each)
+        rank = groups.int().argsort(dim=1, descending=True, stable=True).argsort(1)  # the living first
+        left = ((rank < groups.sum(1).max()) & groups.any(1, keepdim=True)).flatten()
+        left = alive.any().expand(len(alive)) if self.norms else left
+    needed = self.spare[row] if kind == "head" else self.ffn[row]["down"].transposed
+    return torch.arange(len(alive)) == 0 if spare and needed and not left.any() else left
 
 # %% ../../nbs/models/1_architectures.ipynb #666a059f
 def _layers(model: PreTrainedModel, pattern: dict[str, Slice]) -> list[dict[str, Slice]]:
@@ -368,9 +374,13 @@ def _heads(model: PreTrainedModel, row: Architecture) -> int:
     return heads.pop()
 
 
-def _first(kinds: list[str]) -> int:
-    "The attention whose keys a cache counts"
-    return next((i for i, kind in enumerate(kinds) if kind in ("decoder", "causal")), 0)
+def _spare(config: PretrainedConfig, row: Architecture, kinds: list[str]) -> tuple[bool, ...]:
+    "The attentions that keep a head: all, or the first of each sort of layer, whose keys a cache counts"
+    types = getattr(config, "layer_types", None) or kinds
+    if "decoder" in kinds:
+        return tuple(i == kinds.index("decoder") and bool(row.spare) for i in range(len(kinds)))
+    first = {types.index(t) for t in set(types[: len(kinds)])} if row.spare == "first" else set()
+    return tuple(row.spare == "all" or i in first for i in range(len(kinds)))
 
 
 def _calls(config: PretrainedConfig, rows: int) -> tuple[int, ...]:
@@ -404,7 +414,7 @@ def layout(
     "As `parts`, but of a shrunken model too: `heads` is then what its layers once had"
     config, row = model.config, architecture(model.config)
     heads = _heads(model, row)
-    whole = skeleton(config) if getattr(config, WIDTHS, None) else model
+    whole = skeleton(config) if _own_sizes(config) else model
     attention = [_layers(model, pattern) for pattern in row.attention]
     kinds = [kind for kind, rows in zip(row.kinds, attention, strict=True) for _ in rows]
     first = _layers(whole, row.attention[0])[0]
@@ -416,19 +426,25 @@ def layout(
     widths, calls = {layer["down"].units for layer in ffn}, _calls(config, len(rows))
     neurons = widths.pop() if len(widths) == 1 else 0
     group = heads * size // (_width(whole, first["k"], False) // first["k"].blocks)
-    spare = [row.spare == "all" or row.spare == "first" and i == _first(kinds) for i in range(len(kinds))]
-    norms = row.norms and [_sized(model, layer, "", size) for layer in _layers(model, row.norms)]
-    return Parts(rows, ffn, heads, size, kinds, neurons, group, calls, tuple(spare), norms)
+    norms = [_sized(model, layer, "", size) for layer in _layers(model, row.norms)] if row.norms else []
+    return Parts(
+        rows, ffn, heads, size, kinds, neurons, group, calls, _spare(config, row, kinds), tuple(norms)
+    )
 
 # %% ../../nbs/models/1_architectures.ipynb #dc733236
-WIDTHS = "sieve_widths"  # configuration attribute of a shrunken model
+WIDTHS = "sieve_widths"  # configuration attribute of a shrunken model, in folders of before it had edits
+
+
+def _own_sizes(config: PretrainedConfig) -> bool:
+    "Whether the layers of a configuration's model have sizes of their own"
+    return bool(getattr(config, EDITS, None) or getattr(config, WIDTHS, None))
 
 
 def parts(
     model: PreTrainedModel,  # any model whose type has a row in `ARCHITECTURES`
 ) -> Parts:
     "Where `model` keeps its heads and FFNs; UnitError for an unknown type, a missing path, a shrunken model"
-    if getattr(model.config, WIDTHS, None):
+    if _own_sizes(model.config):
         raise UnitError(
             f"this {type(model).__name__} was shrunk, and its layers differ in width: "
             "a mask is for the whole model. Combine the masks and shrink that one once"
@@ -484,6 +500,7 @@ def random_model(
     model_type: str = "bert",  # a row of `ARCHITECTURES`
     seed: int = 0,  # of the weights
     attn: str = "sdpa",  # attention implementation: sdpa | eager; where there is but one, that
+    dtype: torch.dtype = torch.float32,  # it is made in; the numbers are those of float32
     **size: int,  # fields of `Size`
 ) -> PreTrainedModel:
     "A tiny classifier or sequence-to-sequence model of random weights *and* biases, in evaluation mode"
@@ -498,10 +515,10 @@ def random_model(
     )
     made = model_class(config)
     attn = attn if made._supports_sdpa else "eager"
-    model = made._from_config(config, attn_implementation=attn).eval()
+    model = made._from_config(config, attn_implementation=attn, dtype=dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     for p in (p for p in model.parameters() if p.requires_grad):
-        p.data = torch.randn(p.shape, generator=generator) * (0.3 if p.dim() > 1 else 0.5)
+        p.data = (torch.randn(p.shape, generator=generator) * (0.3 if p.dim() > 1 else 0.5)).to(dtype)
     return model
 
 # %% ../../nbs/models/1_architectures.ipynb #e65a652c

@@ -20,13 +20,22 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .architectures import layout, parts, random_model
+from .architectures import Slice, layout, parts, random_model
 from .shrink import load, shrink
 from .units import UNITS, attach, bake
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or torch's profiler announces every start and end
 
 # %% ../../nbs/models/5_speed.ipynb #03524baf
+def _positions(model: PreTrainedModel, row: dict[str, Slice]) -> tuple[int, int, list[str]]:
+    "Of DeBERTa's relative positions: how many, in how many products with the tokens, and the layers they pass"
+    attention = model.get_submodule(row["q"].path.rpartition(".")[0])
+    if not (span := 2 * getattr(attention, "pos_ebd_size", 0)):
+        return 0, 0, []
+    own = [row[part].path for part in ("pos_k", "pos_q") if part in row]
+    return span, len(attention.pos_att_type), own or [row["q"].path, row["k"].path]
+
+
 def flops(
     model: PreTrainedModel,  # shrunken or not
     batch: int,  # B
@@ -37,7 +46,7 @@ def flops(
     p, seq2seq = layout(model), model.config.is_encoder_decoder
     linear = {n: m for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
     head = target if seq2seq else tokens if "causal" in p.kinds else 1  # positions that the model's head sees
-    rows, total = {n: tokens if "embedding" in n else head for n in linear}, 0
+    rows, total, once = {n: tokens if "embedding" in n else head for n in linear}, 0, 0
     lengths = dict.fromkeys(("encoder", "causal"), (tokens, tokens))
     lengths |= {"cross": (target, tokens), "decoder": (target, target)}
     for i, (row, kind) in enumerate(zip(p.attention, p.kinds)):
@@ -45,11 +54,15 @@ def flops(
         rows |= {
             row[part].path: calls * (keys if part in "kv" else queries) for part in ("q", "k", "v", "out")
         }
-        total += calls * 4 * queries * keys * row["out"].units * p.head_size
+        span, products, layers = _positions(model, row)  # which no batch multiplies
+        once += sum(2 * span * linear[path].weight.numel() for path in layers)
+        rows |= {s.path: 0 for part, s in row.items() if part.startswith("pos")}
+        each = 4 * keys + 2 * span * products
+        total += calls * each * queries * row["out"].units * p.head_size
     for i, row in enumerate(p.ffn):
         source = not seq2seq or i < p.kinds.count("encoder")
         rows |= {s.path: p.calls.count(i) * (tokens if source else target) for s in row.values()}
-    return batch * (total + sum(2 * rows[n] * m.weight.numel() for n, m in linear.items()))
+    return once + batch * (total + sum(2 * rows[n] * m.weight.numel() for n, m in linear.items()))
 
 # %% ../../nbs/models/5_speed.ipynb #23aa45c1
 @dataclass(frozen=True)

@@ -284,7 +284,7 @@ def _unit_lines(
         for name in tensors(model, s.path):
             shape = original(model, name).shape
             if part == out and len(shape) == 1:
-                yield name, torch.tensor([bool(bias)])
+                yield name, torch.tensor([bool(bias) or s.transposed])  # Conv1D cannot be without
                 continue
             found = _line_mask(shape[s.dim if len(shape) > 1 else 0], s, own)
             yield name, found if len(shape) == 1 else found[None] if s.dim else found[:, None]
@@ -296,13 +296,15 @@ def _survivors(
     "(parameter, boolean tensor that broadcasts over it) of what removal leaves; `really`: of heads in groups"
     p = parts(model)
     for i, (row, heads) in enumerate(zip(p.attention, mask.get("head", []))):
-        alive = p.kept(i, heads.cpu()) if really else heads.cpu().bool()
+        heads = heads.cpu().bool()
+        alive = p.kept("head", i, heads, spare="cross" not in p.kinds) if really else heads
         norms = {f"{part}_norm": s for part, s in (p.norms[i] if p.norms else {}).items()}
         yield from _unit_lines(model, row | norms, "out", alive, alive.any())
-    for kind in mask.keys() & {"ffn", "mlp"}:
-        for row, alive in zip(p.ffn, mask[kind].cpu().bool()):
-            alive = alive.expand(row["down"].units)
-            yield from _unit_lines(model, row, "down", alive, alive.any() or kind == "ffn")
+    for i, row in enumerate(p.ffn if mask.keys() & {"ffn", "mlp"} else []):
+        units = torch.ones(row["down"].units) if "ffn" not in mask else mask["ffn"][i].cpu()
+        stays = bool(mask["mlp"][i]) if "mlp" in mask else True
+        alive = units.bool() & stays
+        yield from _unit_lines(model, row, "down", p.kept("ffn", i, alive) if really else alive, stays)
     for name, value, expand in factors(model, {k: v for k, v in mask.items() if "/" in k}):
         yield name, expand(value).bool()
 

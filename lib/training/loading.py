@@ -30,7 +30,7 @@ from ..core.folders import find_run
 from ..data.formats import hub_reachable, hub_says
 from ..data.tasks import Task, task_texts, tiny_tokenizer
 from ..models.architectures import ARCHITECTURES, architecture, model_class, parts
-from ..models.shrink import is_shrunken, shrunken_class
+from ..models.shrink import read_config
 from .weights import head_names, load_tokenizer, load_whole
 
 logging.set_verbosity_error()  # a new head is no news
@@ -164,7 +164,7 @@ def _config(model: str):
     "Configuration of a model by name; no code of the model's own is run"
     place = _local(model) or _fetched(model, "config.json")
     try:
-        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return read_config(place)
     except Exception as error:  # a stranger's file: the library raises what it meets there
         remote = "trust_remote_code" in str(error)
         why = "it needs code of its own, which is never run" if remote else str(error).splitlines()[0]
@@ -235,13 +235,12 @@ def _trained(model: str, task: Task, seed: int, attn: str) -> tuple:
     order, ours = _order(config, task, model) if has_head(config) else [], config_labels(task)
     place, cls = model_place(model), model_class(config, named=False)
     config.update(ours)
-    own = shrunken_class(cls) if is_shrunken(config) else cls
     options = dict(attn_implementation=attn, dtype=torch.float32)
-    net, new = load_whole(place, own, config, is_run_key(model), **options)
+    net, new = load_whole(place, cls, config, is_run_key(model), **options)
     if bool(new) == bool(order):
         named = ", ".join(config.architectures or ["no class"])
         held = "it holds no" if new else "it holds a"
-        raise DataError(f"{model}: config.json names {named}, but {held} head of {own.__name__}")
+        raise DataError(f"{model}: config.json names {named}, but {held} head of {cls.__name__}")
     _draw_head(net, new, seed) if new else _reorder(net, order)
     return net, load_tokenizer(place, net)
 

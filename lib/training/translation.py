@@ -30,7 +30,6 @@ from lib.data.translation import (
     pair_tokenizer,
     token_batches,
 )
-from ..models.shrink import is_shrunken, shrunken_class
 from .loading import check_model, load_model, model_place
 from .recipes import classification, criterion, score_sets, summed_loss
 from .trainer import Optim, Recipe
@@ -92,8 +91,7 @@ def _trained_translator(model: str, task: Task, **options):
             "Valid: tiny, or a run of finetune on sentence pairs"
         )
     tokenizer, cls = load_pair_tokenizer(place), MarianMTModel
-    own = shrunken_class(cls) if is_shrunken(config) else cls
-    net, _ = load_whole(place, own, config, is_run_key(model), dtype=torch.float32, **options)
+    net, _ = load_whole(place, cls, config, is_run_key(model), dtype=torch.float32, **options)
     counts, rows = list(tokenizer.sizes), [config.vocab_size, config.decoder_vocab_size]
     if counts != rows:
         raise DataError(f"{model}: its tokenizers number {counts} pieces, and the model knows {rows}")

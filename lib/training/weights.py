@@ -18,6 +18,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from ..core.base import DataError
+from ..models.reshape import shrunken_class
+from ..models.shrink import is_shrunken
 
 # %% ../../nbs/training/1_weights.ipynb #weights-shards
 def _weight_files(folder: Path) -> list[Path]:
@@ -129,9 +131,10 @@ def _check_values(net, new: list[str], where: str) -> None:
 
 # %% ../../nbs/training/1_weights.ipynb #weights-load
 def _concrete(cls, config):
-    "The class of an architecture, where an automatic one is given"
+    "The class of an architecture, where an automatic one is given; one with edits for a shrunken model"
     try:
-        return cls._model_mapping[type(config)] if hasattr(cls, "_model_mapping") else cls
+        cls = cls._model_mapping[type(config)] if hasattr(cls, "_model_mapping") else cls
+        return shrunken_class(cls) if is_shrunken(config) else cls
     except KeyError:
         raise DataError(f"there is no {cls.__name__} of architecture {config.model_type!r}") from None
 
