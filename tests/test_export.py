@@ -37,8 +37,11 @@ def mask_of(model, kind, seed):
         full = ones(model, kind, (4, 4) if kind == "block" else None)
         mask = {k: torch.rand(v.shape, generator=g) < 0.6 for k, v in full.items()}
         step = 4 if kind == "block" else 1
-        for path, columns in ((p.attention[0]["out"], p.head_size), (p.ffn[-1]["down"], 4)):
-            mask[f"{kind}/{path}.weight"][:, : columns // step] = False  # a head and neurons that say nothing
+        for s, lines in ((p.attention[0]["out"], p.head_size * p.group), (p.ffn[-1]["down"], 4)):
+            here = mask[f"{kind}/{s.path}.weight"]
+            here.movedim(s.dim, 0)[: lines // step] = (
+                False  # a head (of a group, all) and neurons that say nothing
+            )
         return mask
     if kind == "equal":
         gone = torch.stack([torch.randperm(p.neurons, generator=g) for _ in p.ffn]) < p.neurons // 2
@@ -94,7 +97,7 @@ def saved(tmp_path_factory):
     top, expected, memory = tmp_path_factory.mktemp("saved"), {}, {}
     for seed, arch in enumerate(ARCHITECTURES):
         for kind in KINDS:
-            m = random_model(arch, seed, ffn=16).double()
+            m = random_model(arch, seed, ffn=16, dtype=torch.float64)
             mask = mask_of(m, kind, seed)
             with attach(m, mask):
                 expected[arch, kind] = answers(m, kind)
@@ -137,7 +140,9 @@ def test_it_answers_the_same_everywhere(saved, arch, kind):
     for how in ("deepcopy", "pickle", "torch", "again") if kind in COPIED else ():
         assert (found[how] - wanted["logits"]).abs().max() < 1e-12, how
     own = is_shrunken(back.config)
-    assert own == (kind != "equal") and own == bool([*folder.glob("modeling_*.py")])
+    assert own == bool([*folder.glob("modeling_*.py")]) and not (own and kind == "equal")
+    if ARCHITECTURES[arch].kinds != ("causal",) and arch != "albert":  # whose layers differ, and share no keys
+        assert own == (kind != "equal")
     said = json.loads((folder / "config.json").read_text())
     assert own == ("auto_map" in said) and said["model_type"] == "shrunken-" * own + back.config.model_type
     assert {p.suffix for p in folder.iterdir()} <= {".json", ".safetensors", ".st", ".py"}

@@ -8,26 +8,28 @@ __all__ = ['MAP_TYPES', 'attention_maps', 'attention_entropy']
 # %% ../../nbs/attribution/2_attention.ipynb #fe59e930
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
 from .importance import frozen
-from ..models.architectures import UnitError, parts
+from ..models.architectures import Slice, UnitError, parts
 
 # %% ../../nbs/attribution/2_attention.ipynb #ed80a27a
 def transformed(
-    values: torch.Tensor,  # (B, T, H * head_size): output of the value projection
-    weight: torch.Tensor,  # (D, H * head_size): of the attention output projection
-    heads: int,
+    values: torch.Tensor,  # (B, T, n): output of the layer that holds the value projection
+    weight: torch.Tensor,  # of the attention output projection, as it is stored
+    row: dict[str, Slice],  # where v and out keep their heads
     legacy: bool = False,  # rows instead of columns of the weight, as released
 ) -> Iterator[torch.Tensor]:
     "For each head in turn, f_h(x) of every token: (B, T, D)."
-    size = values.shape[-1] // heads
-    for h in range(heads):
-        own = slice(h * size, (h + 1) * size)
-        yield values[..., own] @ (weight[own] if legacy else weight[:, own].T)
+    v, out = row["v"], row["out"]
+    matrix = weight.T if out.transposed else weight  # (D, H * head_size)
+    for h in range(out.units):
+        start, own = (int(s.lines()[i, 0]) for s, i in ((v, h * v.units // out.units), (out, h)))
+        columns = slice(own, own + out.size)
+        passed = matrix[columns] if legacy else matrix[:, columns].T
+        yield values[..., start : start + v.size] @ passed
 
 # %% ../../nbs/attribution/2_attention.ipynb #2ec00257
 @contextmanager
@@ -44,12 +46,12 @@ def _eager(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 @contextmanager
 def _captured(model: PreTrainedModel, paths: list[str]) -> Iterator[list[torch.Tensor]]:
-    "A list that holds the modules' outputs, in the order of the paths, once the model has run."
-    found: list = [None] * len(paths)
+    "A list that holds the modules' outputs, a layer's as often as it runs, in the order of a pass."
+    found: list = []
     with ExitStack() as stack:
-        for i, path in enumerate(paths):
-            hook = partial(lambda i, module, args, out: found.__setitem__(i, out), i)
-            stack.callback(model.get_submodule(path).register_forward_hook(hook).remove)
+        for path in paths:
+            hook = model.get_submodule(path).register_forward_hook(lambda _, args, out: found.append(out))
+            stack.callback(hook.remove)
         yield found
 
 # %% ../../nbs/attribution/2_attention.ipynb #142c8ade
@@ -57,7 +59,7 @@ MAP_TYPES = ("raw", "norm", "norm_legacy")  # norm_legacy: of the released slice
 
 
 def attention_maps(
-    model: PreTrainedModel,  # any encoder of `lib.models.architectures.ARCHITECTURES`; attached masks take part
+    model: PreTrainedModel,  # any encoder or decoder of ARCHITECTURES; attached masks take part
     batch: dict[str, torch.Tensor],  # model inputs, without labels
     maps: tuple[str, ...] = ("raw",),  # of MAP_TYPES, all from one forward pass
 ) -> dict[str, torch.Tensor]:
@@ -65,21 +67,26 @@ def attention_maps(
     if unknown := set(maps) - set(MAP_TYPES):
         raise ValueError(f"no map {sorted(unknown)}: choose from {', '.join(MAP_TYPES)}")
     p, name = parts(model), type(model).__name__
-    if set(p.kinds) != {"encoder"}:
+    if len(set(p.kinds)) > 1:
         raise UnitError(f"{name} is an encoder-decoder, with three sorts of attention: maps are of encoders")
-    with _eager(model), _captured(model, [row["v"] for row in p.attention]) as values:
+    if "norm_legacy" in maps and p.heads * p.head_size != model.config.hidden_size:
+        raise UnitError(
+            f"{name}: its heads are not as wide as the model, and norm_legacy is of square matrices"
+        )
+    with _eager(model), _captured(model, [row["v"].path for row in p.attention]) as values:
         raw = model(**batch, output_attentions=True).attentions
         if not raw or raw[0] is None:
             raise UnitError(f"{name} returned no attentions")
-        weights = [model.get_submodule(row["out"]).weight for row in p.attention]
-        return {m: torch.stack(_scaled(raw, values, weights, p.heads, m), 1) for m in maps}
+        rows = [p.attention[i] for i in p.calls]
+        layers = [(v, model.get_submodule(row["out"].path).weight, row) for v, row in zip(values, rows)]
+        return {m: torch.stack(_scaled(raw, layers, m), 1) for m in maps}
 
 
-def _scaled(raw, values, weights, heads: int, maps: str) -> list[torch.Tensor]:
+def _scaled(raw: tuple, layers: list[tuple], maps: str) -> list[torch.Tensor]:
     "Attentions of every layer (B, H, T, T), times the length of what each key passes on unless maps is raw."
     if maps == "raw":
         return list(raw)
-    passed = (transformed(v, w, heads, maps == "norm_legacy") for v, w in zip(values, weights))
+    passed = (transformed(*layer, maps == "norm_legacy") for layer in layers)
     lengths = (torch.stack([f.norm(dim=-1) for f in layer], 1) for layer in passed)  # (B, H, T)
     return [a * n[:, :, None] for a, n in zip(raw, lengths)]
 

@@ -9,16 +9,20 @@ __all__ = ['is_shrunken', 'read_config', 'load', 'untied_state_dict', 'shrink']
 import copy
 import json
 import re
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
 from torch.nn.utils import parametrize
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lib.models.architectures import (
     WIDTHS,
     Parts,
+    Slice,
     UnitError,
     architecture,
     layout,
@@ -34,68 +38,104 @@ def _parent(path: str) -> str:
     return path.rpartition(".")[0]  # of a module
 
 
-def _sized(model: PreTrainedModel, path: str, out: int | None = None, into: int | None = None) -> list:
-    "The edit that gives a layer other outputs or inputs; [] where it has them"
-    layer = model.get_submodule(path)
-    have = [layer.out_features, layer.in_features]
-    size = [n if want is None else want for n, want in zip(have, (out, into), strict=True)]
-    return [["resize", path, size]] if size != have else []
+def _size(layer: torch.nn.Module) -> list[int]:
+    "Outputs and inputs of a linear layer, the width of a norm"
+    shape = list(layer.weight.shape)
+    return shape[::-1] if isinstance(layer, Conv1D) else shape
+
+
+def _resized(plain: PreTrainedModel, row: dict[str, Slice], units: dict[str, int]) -> list:
+    "The edits that give each part of a row so many units; [] where they have them"
+    edits = []
+    for path in dict.fromkeys(s.path for s in row.values()):
+        here = {part: s for part, s in row.items() if s.path == path}
+        have, inputs = _size(plain.get_submodule(path)), any(s.inputs for s in here.values())
+        size = [*have]
+        size[inputs] = sum(units[part] * s.size for part, s in here.items())
+        edits += [["resize", path, size]] if size != have else []
+    return edits
 
 # %% ../../nbs/models/4_shrink.ipynb #shrink-attention-0
-def _attention_edits(plain: PreTrainedModel, row: dict[str, str], columns: int, heads: int) -> list:
-    "The edits that leave an attention this many heads, of so many columns together"
-    owner = plain.get_submodule(path := _parent(row["q"]))
-    edits = [edit for part in "qkv" for edit in _sized(plain, row[part], out=columns)]
-    edits += _sized(plain, row["out"], into=columns)
-    names = {"num_attention_heads", "num_heads", "n_heads"} & vars(owner).keys()
-    values = {name: heads for name in sorted(names) if getattr(owner, name) != heads}
-    return edits + [["set", path, values]] * bool(values)
+@dataclass(frozen=True)
+class _Left:
+    "What is left of a model, layer by layer"
+
+    heads: list[list[int]]  # of every attention
+    keys: list[list[int]]  # key heads
+    neurons: list[list[int] | None]  # of every FFN; None: the MLP is gone
 
 
-def _ffn_edits(plain: PreTrainedModel, row: dict[str, str], neurons: int | None) -> list:
-    "The edits that leave an FFN this many neurons; None: the MLP is gone"
-    n, down = neurons or 0, row["down"]
-    edits = [e for part in row if part != "down" for e in _sized(plain, row[part], out=n)]
-    edits += _sized(plain, down, into=n)
-    gone = neurons is None and plain.get_submodule(down).bias is not None
-    return edits + [["drop", down, "bias"]] * gone
+def _attention_edits(plain: PreTrainedModel, p: Parts, i: int, heads: list[int], keys: int) -> list:
+    "The edits that leave an attention these heads, with so many key heads"
+    row, n = (
+        p.attention[i] | {f"{part}_norm": s for part, s in (p.norms[i] if p.norms else {}).items()},
+        len(heads),
+    )
+    owner = plain.get_submodule(path := _parent(row["q"].path))
+    edits = _resized(plain, row, {part: keys if part[0] in "kv" else n for part in row})
+    values = dict.fromkeys(("num_attention_heads", "num_heads", "n_heads"), n)
+    values |= dict.fromkeys(("all_head_size", "split_size"), n * p.head_size)
+    values |= {"num_key_value_groups": n // keys} if keys else {}
+    new = {k: v for k, v in sorted(values.items()) if vars(owner).get(k, v) != v}
+    edits += [["set", path, new]] * bool(new)
+    shared = hasattr(plain.base_model, "encoder") and hasattr(
+        plain.base_model.encoder, "compute_position_bias"
+    )
+    return edits + [["position_heads", path, heads]] * (shared and n != p.heads)
+
+
+def _ffn_edits(plain: PreTrainedModel, row: dict[str, Slice], neurons: list[int] | None) -> list:
+    "The edits that leave an FFN so many neurons; None: the MLP is gone"
+    down = row["down"]
+    edits = _resized(plain, row, dict.fromkeys(row, len(neurons or [])))
+    gone = neurons is None and plain.get_submodule(down.path).bias is not None
+    return edits + [["drop", down.path, "bias"]] * gone
 
 # %% ../../nbs/models/4_shrink.ipynb #shrink-edits-0
-def _edits(plain: PreTrainedModel, heads: list[int], neurons: list[int | None], apart: set[str]) -> list:
-    "The edits that give a plain model these widths, its layers of the attention types `apart` a bias of their own"
+def _edits(plain: PreTrainedModel, left: _Left, apart: set[str]) -> list:
+    "The edits that leave this much of a plain model; the attention types `apart` get a position bias of their own"
     p, edits, firsts = layout(plain), [], set()
-    for row, kind, k in zip(p.attention, p.kinds, heads, strict=True):
-        edits += _attention_edits(plain, row, k * p.head_size, k)
-        first = kind not in firsts and k != p.heads  # a table of fewer columns
+    for i, (row, kind) in enumerate(zip(p.attention, p.kinds, strict=True)):
+        heads, keys = left.heads[i], left.keys[i]
+        edits += _attention_edits(plain, p, i, heads, len(keys))
+        first = kind not in firsts and len(heads) != p.heads  # a table of fewer columns
         firsts.add(kind)
-        if hasattr(plain.get_submodule(path := _parent(row["q"])), "has_relative_attention_bias"):
+        if hasattr(plain.get_submodule(path := _parent(row["q"].path)), "has_relative_attention_bias"):
             own = kind in apart or (first and kind != "cross")
-            edits += [["position_bias", path, None if kind == "cross" else k]] * own
-    for row, k in zip(p.ffn, neurons, strict=True):
-        edits += _ffn_edits(plain, row, k)
+            edits += [["position_bias", path, None if kind == "cross" else len(heads)]] * own
+    for row, neurons in zip(p.ffn, left.neurons, strict=True):
+        edits += _ffn_edits(plain, row, neurons)
     prefix = f"{plain.base_model_prefix}." if plain.base_model is not plain else ""
     return [[kind, path.removeprefix(prefix), value] for kind, path, value in edits]
 
 # %% ../../nbs/models/4_shrink.ipynb #shrink-narrow-0
-def _apart(p: Parts, heads: list[torch.Tensor]) -> set[str]:
+def _apart(p: Parts, heads: list[list[int]]) -> set[str]:
     "Types of attention whose layers keep different heads (cross-attention, which has no table: so many)"
-    kept = [(kind, len(k) if kind == "cross" else tuple(k.tolist())) for kind, k in zip(p.kinds, heads)]
+    kept = [(kind, len(k) if kind == "cross" else tuple(k)) for kind, k in zip(p.kinds, heads)]
     return {kind for kind in p.kinds if len({k for other, k in kept if other == kind}) > 1}
 
 
-def _narrow(
-    config: PretrainedConfig, p: Parts, heads: list[torch.Tensor], neurons: list[torch.Tensor | None]
-) -> None:
+def _narrow_heads(config: PretrainedConfig, sizes: dict[str, str], heads: int, keys: int) -> None:
+    "Put the number of heads into a configuration that says their size too, in place"
+    if config.hidden_size % heads and "key_heads" in sizes:  # transformers refuses it
+        return
+    for size, n in (("heads", heads), ("key_heads", keys)):
+        for name in sizes.get(size, "").split():
+            setattr(config, name, n)
+
+
+def _narrow(config: PretrainedConfig, p: Parts, left: _Left) -> None:
     "Put the widths that all layers share into the configuration, where it has a name for them, in place"
     sizes, n = architecture(config).sizes, p.kinds.count("encoder")
-    names, one = sizes["ffn"].split(), {len(k) for k in heads}
-    for name, layers in zip(names, [neurons[:n], neurons[n:]] if len(names) > 1 else [neurons], strict=True):
+    names, one = sizes["ffn"].split(), {(len(h), len(k)) for h, k in zip(left.heads, left.keys)}
+    halves = [left.neurons[:n], left.neurons[n:]] if len(names) > 1 else [left.neurons]
+    for name, layers in zip(names, halves, strict=True):
         widths = {0 if k is None else len(k) for k in layers}
         if len(widths) == 1 and min(widths):
             setattr(config, name, min(widths))
-    if "head_size" in sizes and len(one) == 1 and min(one) and not _apart(p, heads):
-        for name in sizes["heads"].split():
-            setattr(config, name, min(one))
+    alike = "key_heads" in sizes or not _apart(p, left.heads)  # without a position bias any heads will do
+    if "head_size" in sizes and len(one) == 1 and min(one)[0] and alike:
+        _narrow_heads(config, sizes, *min(one))
 
 # %% ../../nbs/models/4_shrink.ipynb #5c8c9eb2
 def is_shrunken(
@@ -119,8 +159,9 @@ def read_config(
     config = transformers.CONFIG_MAPPING[kind].from_dict(given, name_or_path=str(folder))
     if widths := getattr(config, WIDTHS, None):
         delattr(config, WIDTHS)
-        edits = _edits(skeleton(config), widths["heads"], widths["ffn"], set(layout(skeleton(config)).kinds))
-        setattr(config, EDITS, edits)
+        heads = [[*range(k)] for k in widths["heads"]]
+        left = _Left(heads, heads, [None if k is None else [*range(k)] for k in widths["ffn"]])
+        setattr(config, EDITS, _edits(plain := skeleton(config), left, set(layout(plain).kinds)))
     return config
 
 # %% ../../nbs/models/4_shrink.ipynb #shrink-load-0
@@ -167,20 +208,18 @@ def load_untied(
         raise UnitError(f"these tensors do not fit {type(model).__name__}: {', '.join(wrong[:3])}")
 
 # %% ../../nbs/models/4_shrink.ipynb #2c9e40b1
-def _kept_units(
-    model: PreTrainedModel, mask: dict[str, torch.Tensor]
-) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-    "Numbers of the heads that each attention keeps, and of the neurons of each FFN; None: the MLP is gone"
-    p = parts(model)
-    heads = [row.nonzero().flatten() for row in mask.get("head", torch.ones(p.shape("head"))).cpu()]
-    if "decoder" in p.kinds and not len(heads[first := p.kinds.index("decoder")]):
-        heads[first] = torch.tensor([0])  # the cache counts this layer's keys
-    widths = [
-        model.get_submodule(row["down"]).in_features for row in p.ffn
-    ]  # may differ, then there is no mask
-    ffn = mask["ffn"].cpu() if "ffn" in mask else [torch.ones(n) for n in widths]
-    alive = mask.get("mlp", torch.ones(p.shape("mlp")))
-    return heads, [n.nonzero().flatten() if m else None for n, m in zip(ffn, alive, strict=True)]
+def _kept_units(model: PreTrainedModel, mask: dict[str, torch.Tensor]) -> _Left:
+    "Heads, key heads and neurons that each layer keeps"
+    p, ones = parts(model), torch.ones
+    rows = mask.get("head", ones(p.shape("head"))).cpu()
+    heads = [p.kept("head", i, row).nonzero().flatten().tolist() for i, row in enumerate(rows)]
+    keys = [sorted({h // p.group for h in kept}) for kept in heads]
+    neurons, alive = [], mask.get("mlp", ones(p.shape("mlp"))).cpu()
+    for i, row in enumerate(p.ffn):
+        there = mask["ffn"][i].cpu() if "ffn" in mask else ones(row["down"].units)  # widths may differ
+        kept = p.kept("ffn", i, there * (alive[i] != 0)).nonzero().flatten().tolist()
+        neurons.append(kept if alive[i] or row["down"].transposed else None)
+    return _Left(heads, keys, neurons)
 
 # %% ../../nbs/models/4_shrink.ipynb #shrink-slice-0
 _T5_TABLE = (
@@ -188,32 +227,34 @@ _T5_TABLE = (
 )
 
 
-def _cut_state(state: dict[str, torch.Tensor], path: str, index: torch.Tensor, out: bool) -> None:
-    "Keep these rows of a layer's weight and bias, or (`out`) these columns of its weight, in place"
-    for name in [f"{path}.weight"] if out else [f"{path}.weight", f"{path}.bias"]:
-        if name in state:
-            state[name] = state[name].index_select(int(out), index.to(state[name].device))
+def _cut_row(state: dict[str, torch.Tensor], row: dict[str, Slice], kept: dict[str, list[int]]) -> None:
+    "Keep of every part of a row these units, in place"
+    for path in dict.fromkeys(s.path for s in row.values()):
+        here = {part: s for part, s in row.items() if s.path == path}
+        lines = torch.cat([s.lines()[kept[part]].flatten() for part, s in here.items()]).sort().values
+        s = next(iter(here.values()))
+        for name in (f"{path}.weight", f"{path}.bias")[: 1 if s.inputs else 2]:
+            if name in state:
+                dim = s.dim if state[name].dim() > 1 else 0
+                state[name] = state[name].index_select(dim, lines.to(state[name].device))
 
 # %% ../../nbs/models/4_shrink.ipynb #shrink-sliced-0
-def _sliced(
-    state: dict[str, torch.Tensor], p: Parts, heads: list[torch.Tensor], neurons: list[torch.Tensor | None]
-) -> dict[str, torch.Tensor]:
+def _sliced(state: dict[str, torch.Tensor], p: Parts, left: _Left) -> dict[str, torch.Tensor]:
     "The tensors of a model with only these heads and neurons"
-    firsts = {kind: _parent(p.attention[p.kinds.index(kind)]["q"]) for kind in set(p.kinds)}
+    firsts = {kind: _parent(p.attention[p.kinds.index(kind)]["q"].path) for kind in set(p.kinds)}
     tables = {kind: state.get(f"{path}.{_T5_TABLE}") for kind, path in firsts.items()}
-    state, apart = dict(state), _apart(p, heads)
-    for row, kind, kept in zip(p.attention, p.kinds, heads, strict=True):
-        columns = (kept[:, None] * p.head_size + torch.arange(p.head_size)).flatten()
-        for part, path in row.items():
-            _cut_state(state, path, columns, part == "out")
-        at = _parent(row["q"])
+    state, apart = dict(state), _apart(p, left.heads)
+    for i, (row, kind) in enumerate(zip(p.attention, p.kinds, strict=True)):
+        norms = p.norms[i] if p.norms else {}
+        for slices in (row, norms):
+            _cut_row(state, slices, {q: left.keys[i] if q in ("k", "v") else left.heads[i] for q in slices})
+        at = _parent(row["q"].path)
         if (table := tables[kind]) is not None and (kind in apart or at == firsts[kind]):
-            state[f"{at}.{_T5_TABLE}"] = table[:, kept.to(table.device)]
-    for row, kept in zip(p.ffn, neurons, strict=True):
-        for part, path in row.items():
-            _cut_state(state, path, torch.arange(0) if kept is None else kept, part == "down")
+            state[f"{at}.{_T5_TABLE}"] = table[:, left.heads[i]]
+    for row, kept in zip(p.ffn, left.neurons, strict=True):
+        _cut_row(state, row, dict.fromkeys(row, kept or []))
         if kept is None:
-            state.pop(f"{row['down']}.bias", None)
+            state.pop(f"{row['down'].path}.bias", None)
     return state
 
 # %% ../../nbs/models/4_shrink.ipynb #shrink-check-0
@@ -230,11 +271,27 @@ def _check_shrinkable(model: PreTrainedModel, mask: dict[str, torch.Tensor]) -> 
         )
 
 # %% ../../nbs/models/4_shrink.ipynb #shrink-fill
-def _fill(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
-    "Put tensors in place, each in its own type: T5's `wo` stays float32 among halves"
+def _fill(model: PreTrainedModel, state: dict[str, torch.Tensor], whole: PreTrainedModel) -> None:
+    "Put tensors in place, each in its own type: T5's `wo` stays float32 among halves; tables that no file holds too"
     for name, value in model.state_dict(keep_vars=True).items():
         value.data = value.data.to(state[name].dtype)
     model.load_state_dict(state)
+    tables = dict(whole.named_buffers())
+    for name, value in model.named_buffers():  # a scale as the whole model rounds it
+        if name not in state and value.shape == tables[name].shape:
+            value.data = tables[name].detach().clone()
+
+# %% ../../nbs/models/4_shrink.ipynb #shrink-whole
+def _warn_whole(model: PreTrainedModel, mask: dict[str, torch.Tensor], left: _Left) -> None:
+    "A warning where a mask over heads takes none out: it is obeyed, but nothing gets smaller by it"
+    p = parts(model)
+    if "head" in mask and not mask["head"].all() and all(len(kept) == p.heads for kept in left.heads):
+        some = "all heads of a layer" if p.norms else f"{p.group} heads with one key head"
+        warnings.warn(
+            f"{type(model).__name__}: {some} go together, and the mask leaves some of each alive: all heads stay, "
+            "the masked ones silent",
+            stacklevel=3,
+        )
 
 # %% ../../nbs/models/4_shrink.ipynb #shrink-dtype-0
 def _dtype_edits(model: PreTrainedModel) -> list:
@@ -254,11 +311,11 @@ def _dtype_edits(model: PreTrainedModel) -> list:
     return edits
 
 # %% ../../nbs/models/4_shrink.ipynb #shrink-made-0
-def _built(model: PreTrainedModel, config: PretrainedConfig, widths: tuple, types: list) -> PreTrainedModel:
-    "A model of the configuration, with the edits that it needs for these widths and types; random numbers"
+def _built(model: PreTrainedModel, config: PretrainedConfig, left: _Left, types: list) -> PreTrainedModel:
+    "A model of the configuration, with the edits that it needs for these layers and types; random numbers"
     cls = getattr(type(model), "plain_class", type(model))
     with torch.device("meta"):
-        edits = _edits(cls(config), *widths) + types
+        edits = _edits(plain := cls(config), left, _apart(layout(plain), left.heads)) + types
     if edits:
         setattr(config, EDITS, edits)
         cls = shrunken_class(cls)
@@ -278,11 +335,11 @@ def shrink(
     with torch.no_grad():
         for name, value, expand in factors(model, mask):
             state[name] = state[name] * expand(value.to(state[name]))
-    heads, neurons = _kept_units(model, mask)
-    _narrow(config, p, heads, neurons)
-    widths = [len(h) for h in heads], [None if n is None else len(n) for n in neurons], _apart(p, heads)
-    small = _built(model, config, widths, _dtype_edits(model))
-    _fill(small, _sliced(state, p, heads, neurons))
+    left = _kept_units(model, mask)
+    _warn_whole(model, mask, left)
+    _narrow(config, p, left)
+    small = _built(model, config, left, _dtype_edits(model))
+    _fill(small, _sliced(state, p, left), model)
     if getattr(model, "generation_config", None):
         small.generation_config = copy.deepcopy(model.generation_config)
     return small.to(model.device).train(model.training)

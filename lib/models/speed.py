@@ -18,14 +18,24 @@ import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from .architectures import layout, parts, random_model
+from .architectures import Slice, layout, parts, random_model
 from .shrink import load, shrink
 from .units import UNITS, attach, bake
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or torch's profiler announces every start and end
 
 # %% ../../nbs/models/5_speed.ipynb #03524baf
+def _positions(model: PreTrainedModel, row: dict[str, Slice]) -> tuple[int, int, list[str]]:
+    "Of DeBERTa's relative positions: how many, in how many products with the tokens, and the layers they pass"
+    attention = model.get_submodule(row["q"].path.rpartition(".")[0])
+    if not (span := 2 * getattr(attention, "pos_ebd_size", 0)):
+        return 0, 0, []
+    own = [row[part].path for part in ("pos_k", "pos_q") if part in row]
+    return span, len(attention.pos_att_type), own or [row["q"].path, row["k"].path]
+
+
 def flops(
     model: PreTrainedModel,  # shrunken or not
     batch: int,  # B
@@ -33,17 +43,26 @@ def flops(
     target: int = 0,  # tokens of the target, of an encoder-decoder
 ) -> int:
     "Floating-point operations of the matrix products of one forward pass, by formula"
-    p, linear = layout(model), {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    seq2seq, total = model.config.is_encoder_decoder, 0
-    rows = {n: target if seq2seq else tokens if "embeddings" in n else 1 for n in linear}  # unless said below
-    lengths = {"encoder": (tokens, tokens), "cross": (target, tokens), "decoder": (target, target)}
-    for row, kind in zip(p.attention, p.kinds):
-        queries, keys = lengths[kind]
-        rows |= {row["q"]: queries, row["out"]: queries, row["k"]: keys, row["v"]: keys}
-        total += 4 * queries * keys * linear[row["out"]].in_features
+    p, seq2seq = layout(model), model.config.is_encoder_decoder
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+    head = target if seq2seq else tokens if "causal" in p.kinds else 1  # positions that the model's head sees
+    rows, total, once = {n: tokens if "embedding" in n else head for n in linear}, 0, 0
+    lengths = dict.fromkeys(("encoder", "causal"), (tokens, tokens))
+    lengths |= {"cross": (target, tokens), "decoder": (target, target)}
+    for i, (row, kind) in enumerate(zip(p.attention, p.kinds)):
+        (queries, keys), calls = lengths[kind], p.calls.count(i)
+        rows |= {
+            row[part].path: calls * (keys if part in "kv" else queries) for part in ("q", "k", "v", "out")
+        }
+        span, products, layers = _positions(model, row)  # which no batch multiplies
+        once += sum(2 * span * linear[path].weight.numel() for path in layers)
+        rows |= {s.path: 0 for part, s in row.items() if part.startswith("pos")}
+        each = 4 * keys + 2 * span * products
+        total += calls * each * queries * row["out"].units * p.head_size
     for i, row in enumerate(p.ffn):
-        rows |= dict.fromkeys(row.values(), tokens if i < p.kinds.count("encoder") else target)
-    return batch * (total + sum(2 * rows[n] * m.in_features * m.out_features for n, m in linear.items()))
+        source = not seq2seq or i < p.kinds.count("encoder")
+        rows |= {s.path: p.calls.count(i) * (tokens if source else target) for s in row.values()}
+    return once + batch * (total + sum(2 * rows[n] * m.weight.numel() for n, m in linear.items()))
 
 # %% ../../nbs/models/5_speed.ipynb #23aa45c1
 @dataclass(frozen=True)
