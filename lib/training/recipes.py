@@ -20,6 +20,7 @@ from ..data.ood import EvaluationSet, as_set
 from ..core.base import DataError
 from ..data.tasks import Task, collator, tokenized
 from ..metrics.scores import accuracy_by, predictions, score
+from ..models.reading import predicts_words
 from .trainer import Recipe
 
 # %% ../../nbs/training/3_recipes.ipynb #77fff81a
@@ -207,8 +208,15 @@ def watched_rows(
     ]
 
 # %% ../../nbs/training/3_recipes.ipynb #recipes-12
+def aligned(model, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    "The answers that belong to the labels: a causal language model's at a token is the next one"
+    if labels.dim() > 1 and predicts_words(model):
+        return logits[:, :-1], labels[:, 1:]
+    return logits, labels
+
+# %% ../../nbs/training/3_recipes.ipynb #recipes-summed
 def summed_loss(model, batch: dict) -> Tensor:
     "Summed cross-entropy of a batch with labels (B,) or (B, T); -100 is left out"
-    logits = model(**batch).logits
+    logits, labels = aligned(model, model(**batch).logits, batch["labels"])
     exact = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
-    return cross_entropy(exact, batch["labels"].flatten(), reduction="sum", ignore_index=-100)
+    return cross_entropy(exact, labels.flatten(), reduction="sum", ignore_index=-100)
