@@ -67,11 +67,11 @@ def attention_maps(
     p, name = parts(model), type(model).__name__
     if set(p.kinds) != {"encoder"}:
         raise UnitError(f"{name} is an encoder-decoder, with three sorts of attention: maps are of encoders")
-    with _eager(model), _captured(model, [row["v"] for row in p.attention]) as values:
+    with _eager(model), _captured(model, [row["v"].path for row in p.attention]) as values:
         raw = model(**batch, output_attentions=True).attentions
         if not raw or raw[0] is None:
             raise UnitError(f"{name} returned no attentions")
-        weights = [model.get_submodule(row["out"]).weight for row in p.attention]
+        weights = [model.get_submodule(row["out"].path).weight for row in p.attention]
         return {m: torch.stack(_scaled(raw, values, weights, p.heads, m), 1) for m in maps}
 
 

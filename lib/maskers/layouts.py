@@ -86,7 +86,9 @@ class Layout:
 def _activations(model: PreTrainedModel, units: str) -> Layout:
     "Heads and neurons go into a layer, an MLP comes out of one"
     p = parts(model)
-    paths = [row["out"] for row in p.attention] if units == "head" else [row["down"] for row in p.ffn]
+    paths = (
+        [row["out"].path for row in p.attention] if units == "head" else [row["down"].path for row in p.ffn]
+    )
     group = "attention" if units == "head" else "ffn"
     shapes = [tuple(model.get_parameter(f"{path}.weight").shape) for path in paths]
     slots = [
@@ -124,7 +126,11 @@ def _rows(model: PreTrainedModel) -> list[tuple[str, int, dict[str, str]]]:
 
 def _weights(model: PreTrainedModel, pooler: bool = True, classifier: bool = False) -> Layout:
     "A score for each weight"
-    places = {f"{path}.weight": (group, i, n) for group, i, row in _rows(model) for n, path in row.items()}
+    places = {
+        f"{path}.weight": (group, i, n)
+        for group, i, row in _rows(model)
+        for n, path in ((n, s.path) for n, s in row.items())
+    }
     slots = []
     for name in mask_scope(model, pooler, classifier):
         group, layer, part = places.get(name, ("head", -1, "head of the model"))
@@ -210,12 +216,12 @@ def _layer(model: PreTrainedModel, group: str, layer: int, row: dict, how: Block
         block = how.ffn_block or (None if block == "head" else block)
     found, size = [], parts(model).head_size
     for part in {"none": (), "values": ("v", "out")}.get(scheme, row):
-        name = f"{row[part]}.weight"
+        name = f"{row[part].path}.weight"
         bare = Slot(name, tuple(model.get_parameter(name).shape), group, layer, part, ())
-        shapes = _score_shapes(bare, scheme, next(iter(row.values())), block, size)
+        shapes = _score_shapes(bare, scheme, next(iter(row.values())).path, block, size)
         turned = part in TOGETHER.get(scheme, ()) and part in ("out", "down")
         factors = tuple((key, turned) for key in shapes)
-        biased = how.bias and len(tensors(model, row[part])) == 2
+        biased = how.bias and len(tensors(model, row[part].path)) == 2
         found.append((Slot(name, bare.shape, group, layer, part, factors, biased), shapes))
     return found
 

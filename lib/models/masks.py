@@ -26,7 +26,7 @@ from transformers.activations import ACT2FN
 from ..core.arrays import read_array
 from ..core.base import RunError, nearest
 from ..core.folders import Run, find_run
-from .architectures import UnitError, parts
+from .architectures import Slice, UnitError, parts
 from .units import factors, original, tensors
 
 # %% ../../nbs/models/3_masks.ipynb #2d01b701
@@ -162,17 +162,30 @@ def _check_weights(model: PreTrainedModel, mask: dict[str, Tensor]) -> None:
     factors(model, mask)
 
 
-def _share(mask: dict[str, Tensor], slices: list[tuple[str, bool]], groups: int) -> np.ndarray:
-    "(groups,) share kept of each group of rows (where told: columns) of those parameters that have a mask"
-    kept, total = torch.zeros(groups, dtype=torch.long), 0
-    for name, columns in slices:
-        if (value := mask.get(f"weight/{name}")) is not None:
-            rows = (value.T if columns else value).reshape(groups, -1)
-            kept, total = kept + (rows != 0).sum(1), total + rows.shape[1]
+def _kept_by_unit(value: Tensor, part: Slice, units: int) -> tuple[Tensor, int]:
+    "Numbers kept of every head or neuron, (units,), and of how many; a key head counts for each of its heads"
+    own = part.take(value) != 0
+    return own.sum(1).repeat_interleave(units // part.units), own.shape[1]
+
+
+def _share(counts: list[tuple[Tensor, int]]) -> np.ndarray:
+    "Share kept of every unit, (units,)"
+    kept, total = sum(k for k, _ in counts), sum(n for _, n in counts)
     return (kept.double() / total).numpy()
 
 # %% ../../nbs/models/3_masks.ipynb #masks-shares-0
-_TENSORS = "weight", "bias"
+def _head_counts(row: dict[str, Slice], mask: dict[str, Tensor], heads: int) -> list[tuple[Tensor, int]]:
+    "What each part of an attention keeps of every head: all parts but the output's bias are cut by the table"
+    counts = []
+    for part, s in row.items():
+        if (value := mask.get(f"weight/{s.path}.weight")) is not None:
+            counts.append(_kept_by_unit(value, s, heads))
+        bias = mask.get(f"weight/{s.path}.bias")
+        if bias is not None and part != "out":
+            counts.append(_kept_by_unit(bias, s, heads))
+        elif bias is not None and len(bias) % heads == 0:  # as released: a piece of it for every head
+            counts.append(((bias.view(heads, -1) != 0).sum(1), len(bias) // heads))
+    return counts
 
 
 def surviving_shares(
@@ -183,17 +196,22 @@ def surviving_shares(
     _check_weights(model, mask)
     p, rows = parts(model), []
     for i, row in enumerate(p.attention):
-        slices = [(f"{row[part]}.{t}", (part, t) == ("out", "weight")) for part in row for t in _TENSORS]
-        rows += [("head", i, h, share) for h, share in enumerate(_share(mask, slices, p.heads))]
+        share = _share(_head_counts(row, mask, p.heads) or [(torch.zeros(p.heads), 0)])
+        rows += [("head", i, h, one) for h, one in enumerate(share)]
     for i, row in enumerate(p.ffn):
-        slices = [(f"{path}.{t}", False) for path in row.values() for t in _TENSORS]
-        rows.append(("mlp", i, -1, _share(mask, slices, 1)[0]))
+        names = dict.fromkeys(f"weight/{s.path}.{t}" for s in row.values() for t in ("weight", "bias"))
+        found = [mask[name] for name in names if name in mask] or [torch.zeros(0)]
+        rows.append(("mlp", i, -1, _share([((v != 0).sum()[None], v.numel()) for v in found])[0]))
     return pd.DataFrame(rows, columns=["kind", "layer", "head", "share"])
 
 # %% ../../nbs/models/3_masks.ipynb #05g-density-05
 def _layer_of(kinds: list[str], row: int) -> int:
     "The layer of an attention, the encoder's first; a decoder's self- and cross-attention share one"
-    return row if row < (n := kinds.count("encoder")) else n + (row - n) % kinds.count("decoder")
+    return (
+        row
+        if row < (n := kinds.count("encoder"))
+        else n + (row - n) % (len(kinds) - n - kinds.count("cross"))
+    )
 
 
 def _kept_weights(model: PreTrainedModel, mask: dict[str, Tensor], path: str) -> tuple[int, int]:
@@ -204,13 +222,12 @@ def _kept_weights(model: PreTrainedModel, mask: dict[str, Tensor], path: str) ->
 # %% ../../nbs/models/3_masks.ipynb #density-heads-0
 def _kept_by_head(model: PreTrainedModel, mask: dict, row: dict, heads: int) -> list[tuple[int, int]]:
     "(kept, total) of every head of an attention: rows of query, key and value and columns of the output"
-    kept, total = torch.zeros(heads, dtype=torch.long), 0
-    for part, path in row.items():
-        whole = torch.ones(model.get_submodule(path).weight.shape)
-        value = mask.get(f"weight/{path}.weight", whole).cpu() != 0
-        kept += (value.T if part == "out" else value).reshape(heads, -1).sum(1)
-        total += value.numel() // heads
-    return [(int(k), total) for k in kept]
+    found = []
+    for s in row.values():
+        name = f"{s.path}.weight"
+        value = mask.get(f"weight/{name}", torch.ones(original(model, name).shape))
+        found.append(_kept_by_unit(value.cpu(), s, heads))
+    return [(int(k), sum(n for _, n in found)) for k in sum(kept for kept, _ in found)]
 
 # %% ../../nbs/models/3_masks.ipynb #density-frame-0
 _DENSITY = ["level", "group", "layer", "name", "kept", "total"]
@@ -221,7 +238,7 @@ def _matrices_and_heads(model: PreTrainedModel, mask: dict[str, Tensor]) -> tupl
     attention = [(_layer_of(p.kinds, i), row) for i, row in enumerate(p.attention)]
     for group, layers in (("attention", attention), ("ffn", enumerate(p.ffn))):
         for layer, row in layers:
-            for path in row.values():
+            for path in dict.fromkeys(s.path for s in row.values()):
                 matrices.append(("matrix", group, layer, f"{path}.weight", *_kept_weights(model, mask, path)))
     for i, (layer, row) in enumerate(attention):
         for h, counted in enumerate(_kept_by_head(model, mask, row, p.heads)):
@@ -243,21 +260,20 @@ def density(
     return pd.concat(levels, ignore_index=True).astype({"layer": "Int64"}).eval("density = kept / total")
 
 # %% ../../nbs/models/3_masks.ipynb #05g-density-08
-def _zeros(model: PreTrainedModel, mask: dict[str, Tensor], path: str, out: bool = False) -> Tensor:
-    "Outputs of a layer that are 0 whatever goes in, (rows,); `out`: inputs that come to nothing, (columns,)"
-    zero = {}
-    for name in tensors(model, path):
+def _zeros(model: PreTrainedModel, mask: dict[str, Tensor], part: Slice) -> Tensor:
+    "Units of a part that are 0 whatever goes in, or (of inputs) that come to nothing, (units,)"
+    zero = None
+    for name in tensors(model, part.path)[: 1 if part.inputs else 2]:
         value = original(model, name)
-        zero[name] = (value * mask[f"weight/{name}"].to(value) if f"weight/{name}" in mask else value) == 0
-    if out:
-        return zero[f"{path}.weight"].all(0)
-    rows = zero[f"{path}.weight"].all(1)
-    return rows & zero[f"{path}.bias"] if f"{path}.bias" in zero else rows
+        value = value * mask[f"weight/{name}"].to(value) if f"weight/{name}" in mask else value
+        own = part.take(value == 0).all(1)
+        zero = own if zero is None else zero & own
+    return zero
 
 
 def _activation(config) -> str:
     "Name of the function between a model's two FFN matrices"
-    names = ("dense_act_fn", "hidden_act", "activation", "activation_function")
+    names = ("dense_act_fn", "hidden_act", "hidden_activation", "activation", "activation_function")
     return next(v for v in (getattr(config, n, None) for n in names) if isinstance(v, str))
 
 # %% ../../nbs/models/3_masks.ipynb #density-removable-0
@@ -272,11 +288,10 @@ def removable(
     still = ACT2FN[_activation(model.config)](torch.zeros(1)) == 0  # nothing goes in, nothing comes out
     heads, neurons = [], []
     for row in p.attention:
-        gone = _zeros(model, mask, row["v"]), _zeros(model, mask, row["out"], out=True)
-        value, out = (units.view(p.heads, -1).all(1) for units in gone)
-        heads.append(value | out)
+        value = _zeros(model, mask, row["v"]).repeat_interleave(p.group)
+        heads.append(value | _zeros(model, mask, row["out"]))
     for row in p.ffn:
-        gone = _zeros(model, mask, row["down"], out=True) | (_zeros(model, mask, row["up"]) & still)
+        gone = _zeros(model, mask, row["down"]) | (_zeros(model, mask, row["up"]) & still)
         neurons.append(gone | _zeros(model, mask, row["gate"]) if "gate" in row else gone)
     return {"head": 1 - torch.stack(heads).float(), "ffn": 1 - torch.stack(neurons).float()}
 

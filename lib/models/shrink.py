@@ -51,18 +51,18 @@ def _resize(model: PreTrainedModel) -> None:
     p, widths = layout(model), getattr(model.config, WIDTHS)
     for row, kind, k in zip(p.attention, p.kinds, widths["heads"], strict=True):
         for part in "qkv":
-            _cut(model.get_submodule(row[part]), rows=k * p.head_size)
-        _cut(model.get_submodule(row["out"]), columns=k * p.head_size)
-        owner = model.get_submodule(_parent(row["q"]))
+            _cut(model.get_submodule(row[part].path), rows=k * p.head_size)
+        _cut(model.get_submodule(row["out"].path), columns=k * p.head_size)
+        owner = model.get_submodule(_parent(row["q"].path))
         for name in {"num_attention_heads", "num_heads", "n_heads"} & vars(owner).keys():
             setattr(owner, name, k)
         if hasattr(owner, "has_relative_attention_bias"):
             _own_bias(owner, k, kind)
     for row, k in zip(p.ffn, widths["ffn"], strict=True):
-        for part, path in row.items():
-            _cut(model.get_submodule(path), **{"columns" if part == "down" else "rows": k or 0})
+        for part, s in row.items():
+            _cut(model.get_submodule(s.path), **{"columns" if part == "down" else "rows": k or 0})
         if k is None:
-            model.get_submodule(row["down"]).bias = None
+            model.get_submodule(row["down"].path).bias = None
 
 # %% ../../nbs/models/4_shrink.ipynb #bd102d7c
 @lru_cache
@@ -139,7 +139,7 @@ def _kept_units(
     if "decoder" in p.kinds and not len(heads[first := p.kinds.index("decoder")]):
         heads[first] = torch.tensor([0])  # the cache counts this layer's keys
     widths = [
-        model.get_submodule(row["down"]).in_features for row in p.ffn
+        model.get_submodule(row["down"].path).in_features for row in p.ffn
     ]  # may differ, then there is no mask
     ffn = mask["ffn"].cpu() if "ffn" in mask else [torch.ones(n) for n in widths]
     alive = mask.get("mlp", torch.ones(p.shape("mlp")))
@@ -162,20 +162,20 @@ def _sliced(
     state: dict[str, torch.Tensor], p: Parts, heads: list[torch.Tensor], neurons: list[torch.Tensor | None]
 ) -> dict[str, torch.Tensor]:
     "The tensors of a model with only these heads and neurons"
-    firsts = {kind: _parent(p.attention[p.kinds.index(kind)]["q"]) for kind in set(p.kinds)}
+    firsts = {kind: _parent(p.attention[p.kinds.index(kind)]["q"].path) for kind in set(p.kinds)}
     tables = {kind: state.get(f"{path}.{_T5_TABLE}") for kind, path in firsts.items()}
     state = dict(state)
     for row, kind, kept in zip(p.attention, p.kinds, heads, strict=True):
         columns = (kept[:, None] * p.head_size + torch.arange(p.head_size)).flatten()
-        for part, path in row.items():
-            _cut_state(state, path, columns, part == "out")
+        for part, s in row.items():
+            _cut_state(state, s.path, columns, part == "out")
         if (table := tables[kind]) is not None:
-            state[f"{_parent(row['q'])}.{_T5_TABLE}"] = table[:, kept.to(table.device)]
+            state[f"{_parent(row['q'].path)}.{_T5_TABLE}"] = table[:, kept.to(table.device)]
     for row, kept in zip(p.ffn, neurons, strict=True):
-        for part, path in row.items():
-            _cut_state(state, path, torch.arange(0) if kept is None else kept, part == "down")
+        for part, s in row.items():
+            _cut_state(state, s.path, torch.arange(0) if kept is None else kept, part == "down")
         if kept is None:
-            state.pop(f"{row['down']}.bias", None)
+            state.pop(f"{row['down'].path}.bias", None)
     return state
 
 # %% ../../nbs/models/4_shrink.ipynb #shrink-check-0

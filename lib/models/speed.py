@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .architectures import layout, parts, random_model
 from .shrink import load, shrink
@@ -33,17 +34,22 @@ def flops(
     target: int = 0,  # tokens of the target, of an encoder-decoder
 ) -> int:
     "Floating-point operations of the matrix products of one forward pass, by formula"
-    p, linear = layout(model), {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    seq2seq, total = model.config.is_encoder_decoder, 0
-    rows = {n: target if seq2seq else tokens if "embeddings" in n else 1 for n in linear}  # unless said below
-    lengths = {"encoder": (tokens, tokens), "cross": (target, tokens), "decoder": (target, target)}
-    for row, kind in zip(p.attention, p.kinds):
-        queries, keys = lengths[kind]
-        rows |= {row["q"]: queries, row["out"]: queries, row["k"]: keys, row["v"]: keys}
-        total += 4 * queries * keys * linear[row["out"]].in_features
+    p, seq2seq = layout(model), model.config.is_encoder_decoder
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+    head = target if seq2seq else tokens if "causal" in p.kinds else 1  # positions that the model's head sees
+    rows, total = {n: tokens if "embedding" in n else head for n in linear}, 0
+    lengths = dict.fromkeys(("encoder", "causal"), (tokens, tokens))
+    lengths |= {"cross": (target, tokens), "decoder": (target, target)}
+    for i, (row, kind) in enumerate(zip(p.attention, p.kinds)):
+        (queries, keys), calls = lengths[kind], p.calls.count(i)
+        rows |= {
+            row[part].path: calls * (keys if part in "kv" else queries) for part in ("q", "k", "v", "out")
+        }
+        total += calls * 4 * queries * keys * row["out"].units * p.head_size
     for i, row in enumerate(p.ffn):
-        rows |= dict.fromkeys(row.values(), tokens if i < p.kinds.count("encoder") else target)
-    return batch * (total + sum(2 * rows[n] * m.in_features * m.out_features for n, m in linear.items()))
+        source = not seq2seq or i < p.kinds.count("encoder")
+        rows |= {s.path: p.calls.count(i) * (tokens if source else target) for s in row.values()}
+    return batch * (total + sum(2 * rows[n] * m.weight.numel() for n, m in linear.items()))
 
 # %% ../../nbs/models/5_speed.ipynb #23aa45c1
 @dataclass(frozen=True)
