@@ -36,7 +36,9 @@ def debiasing(
     if optim.max_steps < 0:
         raise ValueError("debiasing is measured in steps: give max_steps")
     if loss and loss.pads and is_causal(model.config):
-        raise ValueError("pads counts padding as tokens, and in a decoder padding has read the whole sentence")
+        raise ValueError(
+            "pads counts padding as tokens, and in a decoder padding has read the whole sentence"
+        )
     loss, original = loss or DebiasingLoss(), copy.deepcopy(model).requires_grad_(False).eval()
     passes = optim.max_steps * optim.accumulation
     length = min(_PUBLISHED_LENGTH, model.config.max_position_embeddings) if loss.pads else 0
