@@ -122,7 +122,9 @@ def _context_products(model: PreTrainedModel, batch: dict, mask: dict | None, lo
 # %% ../../nbs/attribution/1_importance.ipynb #imp-divisor
 def _real(batch: dict, kind: str) -> Tensor:
     "Which positions of a sort of attention are no padding (B, T)."
-    if kind in ("encoder", "causal"):
+    if (
+        kind in ("encoder", "causal") or batch["labels"].dim() == 1
+    ):  # a classifier's decoder reads the same text
         return batch["attention_mask"].bool()
     if "decoder_attention_mask" in batch:
         return batch["decoder_attention_mask"].bool()

@@ -22,11 +22,13 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import nn
 from torch.nn.functional import cross_entropy
+from transformers.pytorch_utils import Conv1D
 
 from lib.attribution.per_example import (
     Projector,
     RowData,
     RowStore,
+    _row_outputs,
     layer_names,
     margin,
     row_gradients,
@@ -34,7 +36,9 @@ from lib.attribution.per_example import (
 )
 from .trak import one_minus_p, trak
 from ..core.base import RunError, nearest
-from ..training.recipes import batches, head_input
+from ..models.architectures import parts
+from ..models.reading import predicts_words
+from ..training.recipes import aligned, batches, head_input, last_layer
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-05
 def gradient_dot(
@@ -64,18 +68,26 @@ def _gradients(model, data: RowData, rows, output: str, names: list, start: int 
     for batch in data.batches(model, rows, start):
         yield torch.cat([v.flatten(1) for v in row_gradients(model, batch, output, names).values()], 1)
 
-# %% ../../nbs/attribution/6_influence.ipynb #08m-influence-08
+# %% ../../nbs/attribution/6_influence.ipynb #influence-representations
 @torch.no_grad()
-def _head_features(model, data: RowData, rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "What goes into the last layer, with a one appended (N, d + 1), logits (N, C), labels (N,); float64."
-    parts = []
+def _representations(model, data: RowData, rows) -> tuple[torch.Tensor, list]:
+    "What goes into the last layer (N, d), float64; and (logits, labels) of every batch."
+    hidden, answers = [], []
     model.eval()
     for batch in data.batches(model, rows):
         with head_input(model, into := {}):
             logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
-        parts.append((into["hidden"].double().cpu(), logits.double().cpu(), batch["labels"].cpu()))
-    hidden, logits, labels = map(torch.cat, zip(*parts))
-    return nn.functional.pad(hidden, (0, 1), value=1.0), logits, labels
+        hidden.append(into["hidden"].double().cpu())
+        answers.append((logits.double().cpu(), batch["labels"].cpu()))
+    return torch.cat(hidden), answers
+
+# %% ../../nbs/attribution/6_influence.ipynb #08m-influence-08
+def _head_features(model, data: RowData, rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "What goes into the last layer, with a one for its bias (N, d + 1), logits (N, C), labels (N,); float64."
+    hidden, answers = _representations(model, data, rows)
+    if model.get_submodule(last_layer(model)).bias is not None:
+        hidden = nn.functional.pad(hidden, (0, 1), value=1.0)
+    return hidden, *map(torch.cat, zip(*answers))
 
 
 def _head_gradients(hidden, logits, labels) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,6 +125,9 @@ def last_layer_influence(
     damping: float | None = None,  # lambda; None: a tenth of the mean eigenvalue
 ) -> np.ndarray:
     "(N, Q) float32: exact damped influence on the queries' margins through the last layer."
+    if predicts_words(model):
+        why = "the last layer of a language model has a class for every word, and no exact Hessian fits"
+        raise ValueError(f"{why}. Valid: {', '.join(STRATEGIES)}, trak, gradient_dot")
     train, query = (_head_features(model, data, rows) for rows in (data.train, data.query))
     solved = _damped_solve(_head_hessian(*train[:2]), _head_gradients(*query)[1].T, damping)
     return -(_head_gradients(*train)[0] @ solved).float().numpy()
@@ -121,9 +136,20 @@ def last_layer_influence(
 STRATEGIES = ("identity", "diagonal", "kfac", "ekfac")
 
 
-def _linear_names(model, patterns: list[str] | None) -> list[str]:
-    "Linear layers whose names match; ValueError where none does."
+def _own_layers(model) -> list[str]:
+    "Where nothing is said: the last layer of a head, of a language model the linear layers of its last block."
+    if not predicts_words(model):
+        return [last_layer(model)]
+    block = parts(model)
+    return list(dict.fromkeys(s.path for row in (block.attention[-1], block.ffn[-1]) for s in row.values()))
+
+
+def _linear_names(model, patterns: list[str] | str | None) -> list[str]:
+    "Linear layers whose names match, or those of the architecture; ValueError where none does."
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    if patterns == "own":
+        own = _own_layers(model)
+        return [n for n in own if n in linear]
     found = [n for n in linear if not patterns or any(re.search(p, n) for p in patterns)]
     if not found:
         some = f"{', '.join(linear[:3])} ... {linear[-1]}"
@@ -140,13 +166,14 @@ def _task(names: list[str]):
             return model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float()
 
         def compute_train_loss(self, batch, model, sample=False):
-            logits, labels = self.logits(batch, model), batch["labels"]
+            logits, labels = aligned(model, self.logits(batch, model), batch["labels"])
+            logits, labels = logits[labels != -100], labels[labels != -100]
             if sample:
                 labels = torch.multinomial(logits.detach().softmax(1), 1).squeeze(1)
             return cross_entropy(logits, labels, reduction="sum")
 
         def compute_measurement(self, batch, model):
-            return -margin(self.logits(batch, model), batch["labels"]).sum()
+            return -_row_outputs(model, self.logits(batch, model), batch["labels"], "margin").sum()
 
         def get_influence_tracked_modules(self):
             return names
@@ -192,23 +219,47 @@ def _pairwise(net, task, data: RowData, strategy: str, damping: float | None) ->
         analyzer.compute_pairwise_scores("pairs", "factors", query, train, **sizes, score_args=settings)
         return analyzer.load_pairwise_scores("pairs")["all_modules"].T.float().cpu().numpy()
 
+# %% ../../nbs/attribution/6_influence.ipynb #influence-conv1d
+def _without_conv1d(net):
+    "The model, in place, with linear layers for GPT-2's transposed ones, which kronfluence does not know"
+    for name, conv in [(n, m) for n, m in net.named_modules() if isinstance(m, Conv1D)]:
+        linear = nn.Linear(*conv.weight.shape, device=conv.weight.device, dtype=conv.weight.dtype)
+        linear.weight.data, linear.bias.data = conv.weight.data.T.contiguous(), conv.bias.data
+        net.set_submodule(name, linear)
+    return net
+
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-16
 def kronfluence_influence(
     model,
     data: RowData,  # its seed draws the labels of the Fisher matrix
     strategy: str = "ekfac",  # of STRATEGIES
-    patterns: list[str] | None = ("^classifier$",),  # linear layers; None: all
+    patterns: list[str] | str | None = "own",  # linear layers; None: all; own: see `_own_layers`
     damping: float | None = None,  # None: a tenth of the mean eigenvalue of each layer
 ) -> np.ndarray:
     "(N, Q) float32: influence on the queries' margins."
     if strategy not in STRATEGIES:
         raise ValueError(f"no strategy {strategy!r}{nearest(strategy, STRATEGIES)}")
     _check_kronfluence()
-    task, net = _task(_linear_names(model, patterns)), copy.deepcopy(model).float().eval()
+    net = _without_conv1d(copy.deepcopy(model).float().eval())
+    task = _task(_linear_names(net, patterns))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(data.seed)
         return _pairwise(net, task, data, strategy, damping)
+
+# %% ../../nbs/attribution/6_influence.ipynb #influence-doubt
+@torch.no_grad()
+def _word_doubt(model, data: RowData) -> torch.Tensor:
+    "1 - p of the right token, mean over each training text (N,), float64"
+    found = []
+    model.eval()
+    for batch in data.batches(model, data.train):
+        logits, labels = aligned(model, model(**batch).logits, batch["labels"])
+        asked = labels != -100
+        doubt = torch.zeros(labels.shape, dtype=torch.float64, device=labels.device)
+        doubt[asked] = torch.sigmoid(-margin(logits[asked].double(), labels[asked]))
+        found.append(doubt.sum(1) / asked.sum(1))
+    return torch.cat(found).cpu()
 
 # %% ../../nbs/attribution/6_influence.ipynb #influence-trak
 def trak_influence(
@@ -227,7 +278,8 @@ def trak_influence(
         features, logits = set_features(projector, data, data.train, files[0])
         train.append(features)
         query.append(set_features(projector, data, data.query, files[1])[0])
-        wrong.append(one_minus_p(logits, data.train["label"][:]))
+        texts = predicts_words(model)
+        wrong.append(_word_doubt(model, data) if texts else one_minus_p(logits, data.train["label"][:]))
         sizes.append(projector.size)
     return trak(train, query, wrong, sizes, ridge)
 
@@ -282,5 +334,5 @@ def words_in_common(data: RowData) -> np.ndarray:
 # %% ../../nbs/attribution/6_influence.ipynb #influence-representation
 def representation_similarity(model, data: RowData, kind: str = "cosine") -> np.ndarray:
     "(N, Q): `similarity` of what goes into the last layer."
-    a, b = (_head_features(model, data, rows)[0][:, :-1].numpy() for rows in (data.train, data.query))
+    a, b = (_representations(model, data, rows)[0].numpy() for rows in (data.train, data.query))
     return similarity(a, b, kind)
