@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.base import nearest
+from ..models.reading import text_encoder
 
 # %% ../../nbs/losses/4_debias.ipynb #06c-debias-05
 FORMS = {"paper": lambda d: (d**2).sum(1), "reference": lambda d: d.sum(1) ** 2}
@@ -102,10 +103,11 @@ def hidden_states(
     model,  # with an encoder
     batch: dict,  # input_ids, attention_mask, perhaps token_type_ids
 ) -> tuple:
-    "Of the encoder, the embeddings' output first, each (B, T, d)."
-    names = [k for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch]
+    "Of what reads the text (encoder, or decoder alone), the embeddings' output first, each (B, T, d)."
+    types = [] if model.config.is_encoder_decoder else ["token_type_ids"]
+    names = [k for k in ("input_ids", "attention_mask", *types) if k in batch]
     inputs = {k: batch[k].to(model.device) for k in names}
-    return model.base_model(**inputs, output_hidden_states=True).hidden_states
+    return text_encoder(model)(**inputs, output_hidden_states=True).hidden_states
 
 # %% ../../nbs/losses/4_debias.ipynb #debias-vectors-0
 @torch.no_grad()

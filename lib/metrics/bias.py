@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GENDER_TESTS', 'associations', 'effect_size', 'permutation_p', 'association_test', 'association_file',
            'association_tests', 'stereo_score', 'stereo_test', 'read_stereoset', 'stored_scores', 'shared_positions',
-           'pair_test', 'read_crows']
+           'pair_test', 'pair_difference', 'read_crows']
 
 # %% ../../nbs/metrics/5_bias.ipynb #03b-bias-tests-02
 import csv
@@ -301,6 +301,25 @@ def pair_test(
         low, high = map(float, np.quantile(drawn, TAILS))
         value = float(100 * np.mean(wins))
         rows.append(dict(domain=domain, metric="crows", value=value, low=low, high=high, n=len(part)))
+    return rows
+
+# %% ../../nbs/metrics/5_bias.ipynb #bias-pairs-difference
+def pair_difference(
+    scores: pd.DataFrame,  # as for `pair_test`
+    draws: int = 1000,
+    seed: int = 0,
+) -> list[dict]:
+    "Rows as of `pair_test`, of metric likelihood_diff: mean absolute difference of the log-probabilities, nats."
+    _wins(scores)  # there are some, and they are finite
+    rows = []
+    for domain, part in _domains(scores, ["bias_type", "direction"]).items():
+        gaps, rng = (part.more - part.less).abs().to_numpy(float), rng_for(seed, "differences", domain)
+        drawn = bootstrap(lambda i, gaps=gaps: gaps[i].mean(), len(gaps), draws, rng)
+        low, high = map(float, np.quantile(drawn, TAILS))
+        value = float(gaps.mean())
+        rows.append(
+            dict(domain=domain, metric="likelihood_diff", value=value, low=low, high=high, n=len(part))
+        )
     return rows
 
 # %% ../../nbs/metrics/5_bias.ipynb #bias-crows-0

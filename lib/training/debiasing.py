@@ -10,6 +10,7 @@ import copy
 
 from torch import Tensor
 
+from ..models.reading import is_causal
 from ..losses.debiasing import Debiasing, DebiasingBatches, DebiasingLoss
 from .trainer import Optim, Recipe
 
@@ -25,7 +26,7 @@ def _debiasing_loss(model, batch: dict, step: int) -> Tensor:
 
 # %% ../../nbs/training/4_debiasing.ipynb #debiasing-03
 def debiasing(
-    model,  # with an encoder, as it is before the training
+    model,  # any that reads texts, as it is before the training
     rows: dict[str, list],  # kind -> encoded sentences
     pad_id: int,
     optim: Optim,  # its batch size and seed make the batches; max_steps, not epochs
@@ -34,6 +35,10 @@ def debiasing(
     "A recipe to take a model's gender bias away, in its weights or by a masker"
     if optim.max_steps < 0:
         raise ValueError("debiasing is measured in steps: give max_steps")
+    if loss and loss.pads and is_causal(model.config):
+        raise ValueError(
+            "pads counts padding as tokens, and in a decoder padding has read the whole sentence"
+        )
     loss, original = loss or DebiasingLoss(), copy.deepcopy(model).requires_grad_(False).eval()
     passes = optim.max_steps * optim.accumulation
     length = min(_PUBLISHED_LENGTH, model.config.max_position_embeddings) if loss.pads else 0

@@ -11,12 +11,15 @@ from contextlib import contextmanager
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModel, AutoModelForMaskedLM, DataCollatorForLanguageModeling
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import DataCollatorForLanguageModeling
 
 from ..core.base import DataError
 from ..core.keys import is_run_key
 from ..data.tasks import Task, tokenized
-from .loading import check_model, model_place, tiny_model
+from ..models.reading import is_causal
+from .causal_text import TextTokenizer, causal_text
+from .loading import check_model, check_tiny, model_place, tiny_model
 from .trainer import Optim, Recipe, Trained, train
 from .weights import load_tokenizer, load_whole
 
@@ -25,12 +28,29 @@ def masked_lm_of(
     model,  # with an encoder: a classifier, for instance
     seed: int,  # of the new head
 ):
-    "A masked language model with the model's encoder (all but a pooler, which it has not)"
+    "A language model with the model's encoder or decoder (all but a pooler, which it has not)"
+    auto = AutoModelForCausalLM if is_causal(model.config) else AutoModelForMaskedLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        mlm = AutoModelForMaskedLM.from_config(model.config)
+        mlm = auto.from_config(model.config)
     mlm.base_model.load_state_dict(model.base_model.state_dict(), strict=False)
     return mlm
+
+# %% ../../nbs/training/4_masked_words.ipynb #masked-words-heads
+_HEADS = dict(masked_lm=AutoModelForMaskedLM, causal_lm=AutoModelForCausalLM, encoder=AutoModel)
+_NAMES = dict(masked_lm="masked language model", causal_lm="causal language model")
+
+
+def check_tiny_head(
+    tiny: dict | None,  # sizes of a tiny model
+    head: str,  # as for `check_model`
+) -> None:
+    "DataError for a tiny model of a type that has no such head"
+    kind = check_tiny(tiny)["type"]
+    causal = is_causal(AutoConfig.for_model(kind))
+    if head in _NAMES and causal != (head == "causal_lm"):
+        valid = "causal_lm" if causal else "masked_lm"
+        raise DataError(f"a tiny {kind} is no {_NAMES[head]}. Valid: head {valid}, or head encoder")
 
 # %% ../../nbs/training/4_masked_words.ipynb #masked-words-05
 def load_masked_lm(
@@ -39,22 +59,23 @@ def load_masked_lm(
     seed: int,  # of a new one
     attn: str = "sdpa",
     tiny: dict | None = None,
-    head: str = "masked_lm",  # or encoder: no head, whatever the checkpoint has
+    head: str = "masked_lm",  # or causal_lm; or encoder: no head, whatever the checkpoint has
 ):
     """(model in evaluation mode and float32, on the GPU if there is one; tokenizer).
 
-    DataError for a checkpoint without a trained head, if one is asked for."""
+    DataError for a checkpoint without a trained head, or a model without such a one, if one is asked for."""
     device, bare = "cuda" if torch.cuda.is_available() else "cpu", head == "encoder"
     if model == "tiny":
+        check_tiny_head(tiny, head)
         net, tokenizer = tiny_model(task, seed, tiny, attn)
         return (net.base_model if bare else masked_lm_of(net, seed)).eval().to(device), tokenizer
-    config, cls = check_model(model, head), AutoModel if bare else AutoModelForMaskedLM
+    config, cls = check_model(model, head), _HEADS[head]
     place, options = model_place(model), dict(attn_implementation=attn, dtype=torch.float32)
     net, new = load_whole(place, cls, config, is_run_key(model), **options)
     if new and not bare:
         raise DataError(
-            f"{model} has no trained masked-language-model head ({new[0]} and others would be random), and what random "
-            "weights say of words is no bias. Valid: a masked language model, or a run of masked_lm"
+            f"{model} has no trained {head.removesuffix('_lm')}-language-model head ({new[0]} and others would be "
+            f"random), and what random weights say of words is no bias. Valid: a {_NAMES[head]}, or a run of one"
         )
     return net.to(device), load_tokenizer(place, net)
 
@@ -91,9 +112,13 @@ def with_dropout(model, p: float | None) -> Iterator[None]:
 
 # %% ../../nbs/training/4_masked_words.ipynb #masked-words-03
 def pretrain(model, tokenizer, task: Task, optim: Optim, max_length: int = 128) -> Trained:
-    "Train the encoder of a classifier in place as a masked language model on the training texts."
+    "Train the encoder of a classifier in place as a language model (a decoder: causal) on the training texts."
     mlm = masked_lm_of(model, optim.seed)
-    done = train(mlm, masked_words(tokenizer, task, max_length=max_length), optim)
+    if is_causal(model.config):
+        recipe = causal_text(TextTokenizer(tokenizer), task, max_length=max_length)
+    else:
+        recipe = masked_words(tokenizer, task, max_length=max_length)
+    done = train(mlm, recipe, optim)
     model.base_model.load_state_dict(mlm.base_model.state_dict(), strict=False)
     return done
 
