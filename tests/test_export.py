@@ -141,7 +141,9 @@ def test_it_answers_the_same_everywhere(saved, arch, kind):
         assert (found[how] - wanted["logits"]).abs().max() < 1e-12, how
     own = is_shrunken(back.config)
     assert own == bool([*folder.glob("modeling_*.py")]) and not (own and kind == "equal")
-    if ARCHITECTURES[arch].kinds != ("causal",) and arch != "albert":  # whose layers differ, and share no keys
+    if (
+        ARCHITECTURES[arch].kinds != ("causal",) and arch != "albert"
+    ):  # whose layers differ, and share no keys
         assert own == (kind != "equal")
     said = json.loads((folder / "config.json").read_text())
     assert own == ("auto_map" in said) and said["model_type"] == "shrunken-" * own + back.config.model_type

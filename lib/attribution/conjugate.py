@@ -6,6 +6,7 @@
 __all__ = ['conjugate_gradients', 'gauss_newton', 'conjugate_influence']
 
 # %% ../../nbs/attribution/7_conjugate.ipynb #cg-02
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .influence import fitted_factors
+from .influence import fitted_factors, without_conv1d
 from .per_example import RowData, row_gradients
 from .importance import frozen
+from ..models.reading import predicts_words
 
 # %% ../../nbs/attribution/7_conjugate.ipynb #cg-joined
 Vectors = list[Tensor]  # for each layer (Q, out, in + 1)
@@ -156,14 +158,19 @@ def _dots(model, data: RowData, names: list[str], x: Vectors) -> Tensor:
 def conjugate_influence(
     model,
     data: RowData,  # its seed draws the labels of the Fisher matrix behind the preconditioner
-    patterns: list[str] | None = None,  # linear layers; None: all
+    patterns: list[str] | str | None = "own",  # linear layers; None: all; own: the last of the head
     damping: float | None = None,  # None: a tenth of the mean eigenvalue of each layer
     iterations: int = 20,  # at most
     tolerance: float = 1e-2,  # relative residual at which a query is done
 ) -> np.ndarray:
     """(N, Q) float32: influence on the queries' margins, by EK-FAC and conjugate gradients.
 
-    Prints the steps and the largest relative residual; warns where it is above the tolerance."""
+    Prints steps and largest relative residual; warns where it is above the tolerance. ValueError for a language model."""
+    if predicts_words(model):
+        raise ValueError(
+            "conjugate gradients are written for classifiers, and this is a language model. Valid: ekfac"
+        )
+    model = without_conv1d(copy.deepcopy(model))
     with fitted_factors(model, data, "ekfac", patterns) as analyzer:
         names = list(analyzer.load_lambda_matrices("factors")["lambda_matrix"])
         precondition, dampings = _preconditioner(analyzer, names, damping, next(model.parameters()))

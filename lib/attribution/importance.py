@@ -113,7 +113,7 @@ def _context_products(model: PreTrainedModel, batch: dict, mask: dict | None, lo
 
     with torch.enable_grad(), ExitStack() as stack, gates(model, 1, mask, ("head",)):
         for i, row in enumerate(p.attention):
-            module = model.get_submodule(row["out"])
+            module = model.get_submodule(row["out"].path)
             stack.callback(module.register_forward_pre_hook(keep(i), prepend=True).remove)
         value = loss(model, batch)
     grads = torch.autograd.grad(value, [seen[i] for i in range(len(p.attention))])
@@ -122,7 +122,9 @@ def _context_products(model: PreTrainedModel, batch: dict, mask: dict | None, lo
 # %% ../../nbs/attribution/1_importance.ipynb #imp-divisor
 def _real(batch: dict, kind: str) -> Tensor:
     "Which positions of a sort of attention are no padding (B, T)."
-    if kind == "encoder":
+    if (
+        kind in ("encoder", "causal") or batch["labels"].dim() == 1
+    ):  # a classifier's decoder reads the same text
         return batch["attention_mask"].bool()
     if "decoder_attention_mask" in batch:
         return batch["decoder_attention_mask"].bool()

@@ -26,7 +26,8 @@ from torch.nn.functional import cross_entropy
 from .importance import frozen
 from ..core.base import rng_for
 from ..core.files import read_json, write_json
-from ..training.recipes import batches
+from ..models.reading import predicts_words
+from ..training.recipes import aligned, batches
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-05
 def margin(
@@ -44,6 +45,18 @@ def margin(
 
 
 _OUTPUTS = {"loss": partial(cross_entropy, reduction="none"), "margin": margin}
+
+# %% ../../nbs/attribution/4_per_example.ipynb #row-outputs
+def _row_outputs(model, logits: Tensor, labels: Tensor, output: str) -> Tensor:
+    "Loss or margin of every row (B,); of a text the sum over its tokens (Park et al. 2023)"
+    if output not in _OUTPUTS:
+        raise ValueError(f"no output {output!r}: choose {', '.join(_OUTPUTS)}")
+    logits, labels = aligned(model, logits, labels)
+    if labels.dim() == 1:
+        return _OUTPUTS[output](logits, labels)
+    asked = labels != -100
+    values = _OUTPUTS[output](logits[asked], labels[asked])
+    return values.new_zeros(len(labels)).index_add(0, asked.nonzero()[:, 0], values)
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-08
 def layer_names(
@@ -72,8 +85,6 @@ _SUPPORTED = (nn.Linear, nn.LayerNorm, nn.Embedding)
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-10
 def _trace(model: nn.Module, batch: dict, output: str, names: list[str]) -> tuple[dict, Tensor]:
     "name -> [[input, gradient of the output], ...], a pair for each call; and the rows' logits (B, C)."
-    if output not in _OUTPUTS:
-        raise ValueError(f"no output {output!r}: choose {', '.join(_OUTPUTS)}")
     seen, rows = {n: [] for n in names}, len(batch["labels"])
 
     def keep(pairs, module, args, output):
@@ -89,7 +100,7 @@ def _trace(model: nn.Module, batch: dict, output: str, names: list[str]) -> tupl
         for n in names:
             stack.callback(model.get_submodule(n).register_forward_hook(partial(keep, seen[n])).remove)
         logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
-        _OUTPUTS[output](logits, batch["labels"]).sum().backward()
+        _row_outputs(model, logits, batch["labels"], output).sum().backward()
     return seen, logits.detach()
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-11
@@ -119,20 +130,28 @@ def _check_finite(values: Tensor, start: int = 0) -> None:
     if bad.any():
         raise ValueError(f"row {start + int(bad.nonzero()[0, 0])}: its gradient is not finite")
 
+# %% ../../nbs/attribution/4_per_example.ipynb #row-owners
+def _owners(model: nn.Module, names: list[str]) -> dict[str, str]:
+    "Of each layer the first that has the same weight: a head may share that of the embeddings"
+    first = {}
+    weights = {n: id(model.get_submodule(n).weight) for n in names}
+    return {n: first.setdefault(weight, n) for n, weight in weights.items()}
+
 # %% ../../nbs/attribution/4_per_example.ipynb #row-gradients
 def row_gradients(
-    model: nn.Module,  # a classifier
+    model: nn.Module,  # a classifier, or a causal language model
     batch: dict,  # inputs with labels
     output: str = "loss",  # loss or margin
     names: list[str] | None = None,  # of `layer_names`; default all
 ) -> dict[str, Tensor]:
-    "Parameter name -> (B, *its shape). ValueError for a row whose gradient is not finite."
+    "Parameter name (of a shared one the first) -> (B, *shape). ValueError for a gradient that is not finite."
     names = layer_names(model) if names is None else names
-    seen, found = _trace(model, batch, output, names)[0], {}
+    (seen, _), found, owner = _trace(model, batch, output, names), {}, _owners(model, names)
     for n in names:
         for a, g in seen[n]:
             for p, value in _layer_gradients(model.get_submodule(n), a, g).items():
-                found[f"{n}.{p}"] = found.get(f"{n}.{p}", 0) + value
+                key = f"{owner[n] if p == 'weight' else n}.{p}"
+                found[key] = found.get(key, 0) + value
     _check_finite(torch.stack([v.flatten(1).sum(1) for v in found.values()], 1))
     return found
 
@@ -172,8 +191,10 @@ class Projector:
             raise ValueError(f"k = {k}: a projection has one direction at least")
         self.model, self.k, self.kind, self.seed, self.room, self.stored = model, k, kind, seed, room, {}
         self.names = layer_names(model, patterns)
-        modules = [model.get_submodule(n) for n in self.names]
-        self.size = sum(p.numel() for m in modules for p in m.parameters(recurse=False))  # p
+        modules, self.owner = [model.get_submodule(n) for n in self.names], _owners(model, self.names)
+        self.size = sum(
+            {id(p): p.numel() for m in modules for p in m.parameters(recurse=False)}.values()
+        )  # p
 
     def __call__(self, batch: dict, output: str = "margin", start: int = 0) -> tuple[Tensor, Tensor]:
         seen, logits = _trace(self.model, batch, output, self.names)
@@ -197,11 +218,14 @@ class Projector:
 
     def _layer(self, name: str, a: Tensor, g: Tensor) -> Tensor:
         "Features of one call of a layer."
-        module = self.model.get_submodule(name)
+        module, owner = self.model.get_submodule(name), self.owner[name]
         if self.kind != "factored" or isinstance(module, nn.LayerNorm):
             found = _layer_gradients(module, a, g)
-            return sum(self._dense(f"{name}.{p}", v.flatten(1)) for p, v in found.items())
+            of = {p: owner if p == "weight" else name for p in found}
+            return sum(self._dense(f"{of[p]}.{p}", v.flatten(1)) for p, v in found.items())
         embedding, (k1, k2) = isinstance(module, nn.Embedding), _factors(self.k)
+        if owner != name and isinstance(self.model.get_submodule(owner), nn.Embedding):
+            return self._shared(name, owner, _tokens(a), _tokens(g))
         right = self._block(module.weight.shape[0 if embedding else 1], k2, name, "in").to(g.dtype)
         left = _tokens(g) @ self._block(g.shape[-1], k1, name, "out").to(g.dtype)  # (B, T, k1)
         if embedding and module.padding_idx is not None:
@@ -211,6 +235,18 @@ class Projector:
         if getattr(module, "bias", None) is None:
             return features
         return features + self._dense(f"{name}.bias", _tokens(g).sum(1))
+
+# %% ../../nbs/attribution/4_per_example.ipynb #row-shared
+@patch
+def _shared(self: Projector, name: str, owner: str, a: Tensor, g: Tensor) -> Tensor:
+    "Features of a head that shares the embeddings' weight (V, D): its inputs are what comes out of those"
+    k1, k2 = _factors(self.k)
+    left = a @ self._block(a.shape[-1], k1, owner, "out").to(a.dtype)  # (B, T, k1)
+    right = g @ self._block(g.shape[-1], k2, owner, "in").to(g.dtype)  # (B, T, k2)
+    features = (left.transpose(1, 2) @ right).flatten(1)
+    if getattr(self.model.get_submodule(name), "bias", None) is None:
+        return features
+    return features + self._dense(f"{name}.bias", g.sum(1))
 
 # %% ../../nbs/attribution/4_per_example.ipynb #row-data
 @dataclass(frozen=True)
@@ -285,11 +321,14 @@ def set_features(
     rows,  # data.train or data.query
     file: Path | None = None,  # .npy; None: in memory
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Features of the margin (N, k) float32, possibly a memory map; logits (N, C) float32; in the rows' order."
+    """Features of the margin (N, k) float32, possibly a memory map; logits (N, C) float32; in the rows' order.
+
+    Of texts no logits are kept (C is 0): there is a row of them for each token."""
     model, k = projector.model, projector.k
+    classes = 0 if predicts_words(model) else model.config.num_labels
     settings = (k, projector.kind, projector.seed, projector.names, data.max_length)
-    store = RowStore(file, (len(rows), k + model.config.num_labels), model, rows, *settings)
+    store = RowStore(file, (len(rows), k + classes), model, rows, *settings)
     for batch in data.batches(model, rows, store.done):
         features, logits = projector(batch, start=store.done)
-        store.add(torch.cat([features, logits.to(features)], 1))
+        store.add(torch.cat([features, logits.to(features)], 1) if classes else features)
     return store.array[:, :k], store.array[:, k:]

@@ -8,7 +8,7 @@ __all__ = ['EDITS', 'apply_edits', 'shrunken_class']
 # %% ../../nbs/models/0_reshape.ipynb #reshape-imports
 import json
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -42,6 +42,9 @@ def _cut(tensor: torch.nn.Parameter, *size: int) -> torch.nn.Parameter:
 
 def _resize(layer: torch.nn.Module, size: list[int]) -> None:
     "Give a linear layer, or a `Conv1D` (which holds its matrix the other way), outputs and inputs, in place"
+    if len(size) == 1:  # a norm
+        layer.weight = _cut(layer.weight, *size)
+        return
     out, into = size
     turned = isinstance(layer, Conv1D)
     layer.weight = _cut(layer.weight, *([into, out] if turned else [out, into]))
@@ -94,6 +97,17 @@ def _position_bias(attention: torch.nn.Module, heads: int | None) -> None:
     attention.has_relative_attention_bias = True
     attention.relative_attention_bias = torch.nn.Embedding.from_pretrained(table, freeze=False)
 
+# %% ../../nbs/models/0_reshape.ipynb #reshape-mpnet
+def _choose(heads: list[int], module, args, kwargs):
+    "A hook: of the position bias (B, H, T, T), the third argument or named, the maps of these heads"
+    named = {"position_bias": kwargs["position_bias"][:, heads]} if "position_bias" in kwargs else {}
+    return args if named else (*args[:2], args[2][:, heads], *args[3:]), kwargs | named
+
+
+def _position_heads(attention: torch.nn.Module, heads: list[int]) -> None:
+    "Let an MPNet attention take these heads' part of the position bias, in place"
+    attention.register_forward_pre_hook(partial(_choose, heads), with_kwargs=True)
+
 # %% ../../nbs/models/0_reshape.ipynb #reshape-dtype
 def _dtype(module: torch.nn.Module, value: list) -> None:
     "Give parameters a type of their own, in place, in a model that is being made in the type `value[0]`"
@@ -114,6 +128,7 @@ _KINDS = {
     "set": _set,
     "drop": _drop,
     "position_bias": _position_bias,
+    "position_heads": _position_heads,
     "dtype": _dtype,
 }  # kind -> function of (module, value)
 

@@ -10,12 +10,13 @@ __all__ = ['UNITS', 'tensors', 'weight_scope', 'original', 'ones', 'expand_mask'
 import difflib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import cycle
 
 import torch
 from torch.nn.utils import parametrize
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .architectures import ATTENTION_TYPES, UnitError, embedding_size, parts, skeleton
+from .architectures import ATTENTION_TYPES, Slice, UnitError, embedding_size, parts, skeleton
 
 # %% ../../nbs/models/2_units.ipynb #acdc8e8b
 def tensors(
@@ -32,16 +33,17 @@ def weight_scope(
     biases: bool = True,  # with the biases of all but the FFN output
 ) -> list[str]:
     "Names of the prunable parameters, layer by layer; a decoder's layers have two attentions, self and cross"
-    p, names = parts(model), []
-    encoder, cross, decoder = (
+    p, names = parts(model), {}  # a fused layer counts once
+    encoder, cross, decoder, causal = (
         [row for row, kind in zip(p.attention, p.kinds) if kind == one] for one in ATTENTION_TYPES
     )
-    for ffn, *attention in [*zip(p.ffn, encoder), *zip(p.ffn[len(encoder) :], decoder, cross)]:
-        paths = [row[part] for row in attention for part in ("q", "k", "v", "out")]
-        paths += [ffn[part] for part in ffn if part != "down"]
-        names += [t for path in paths for t in tensors(model, path)[: 2 if biases else 1]]
-        names.append(f"{ffn['down']}.weight")
-    return names
+    first = encoder + causal
+    for ffn, *attention in [*zip(p.ffn, first), *zip(p.ffn[len(first) :], decoder, cross)]:
+        paths = [s.path for row in attention for s in row.values()]
+        paths += [s.path for part, s in ffn.items() if part != "down"]
+        names |= dict.fromkeys(t for path in paths for t in tensors(model, path)[: 2 if biases else 1])
+        names[f"{ffn['down'].path}.weight"] = None
+    return list(names)
 
 # %% ../../nbs/models/2_units.ipynb #units-original-1
 def _owner(model: PreTrainedModel, name: str, key: str) -> tuple[torch.nn.Module, str]:
@@ -109,14 +111,17 @@ def _structured(model: PreTrainedModel, key: str, value: torch.Tensor) -> list[t
     "Factors of a `head`, `ffn` or `mlp` mask: (parameter name, mask -> factor)"
     p = parts(model)
     if tuple(value.shape) != p.shape(key):
-        raise UnitError(f"mask {key!r} has shape {tuple(value.shape)}; this model needs {p.shape(key)}")
+        shared = (
+            f", because its {len(p.calls)} layers share their parameters: a mask is for all of them, and "
+            "`gates(..., calls=True)` for each"
+        )
+        why = shared if len(p.calls) > len(p.attention) else ""
+        raise UnitError(f"mask {key!r} has shape {tuple(value.shape)}; this model needs {p.shape(key)}{why}")
     if key == "mlp":
-        names = [(i, name) for i, row in enumerate(p.ffn) for name in tensors(model, row["down"])]
+        names = [(i, name) for i, row in enumerate(p.ffn) for name in tensors(model, row["down"].path)]
         return [(name, lambda m, i=i: m[i]) for i, name in names]
-    if key == "ffn":
-        return [(f"{row['down']}.weight", lambda m, i=i: m[i][None]) for i, row in enumerate(p.ffn)]
-    outs = [f"{row['out']}.weight" for row in p.attention]
-    return [(n, lambda m, i=i: m[i].repeat_interleave(p.head_size)[None]) for i, n in enumerate(outs)]
+    out = [row["out"] for row in p.attention] if key == "head" else [row["down"] for row in p.ffn]
+    return [(f"{s.path}.weight", lambda m, i=i, s=s: s.spread(m[i])) for i, s in enumerate(out)]
 
 
 def _tiled(shape: torch.Size, key: str, value: torch.Tensor) -> Callable:
@@ -220,21 +225,19 @@ def bake(
     return model
 
 # %% ../../nbs/models/2_units.ipynb #3ccc4160
-def _gate_hook(live: dict[str, torch.Tensor], kind: str, i: int) -> Callable:
+def _gate_hook(live: dict[str, torch.Tensor], kind: str, uses: list[int]) -> Callable:
     "Hook of a layer: heads and neurons gate the input of a projection (B, T, D), an MLP its output (B, T, D)"
+    turn = cycle(uses)  # gates that its calls use, in turn
     if kind == "mlp":
-        return lambda _, args, out: out * live["mlp"][:, i][:, None, None]
+        return lambda _, args, out: out * live["mlp"][:, next(turn)][:, None, None]
     n = live[kind].shape[2]  # H or F
     return lambda _, args: (
-        (args[0].unflatten(-1, (n, -1)) * live[kind][:, i][:, None, :, None]).flatten(-2),
+        (args[0].unflatten(-1, (n, -1)) * live[kind][:, next(turn)][:, None, :, None]).flatten(-2),
     )
 
 
-def _live(model: PreTrainedModel, kind: str, batch_size: int, mask: dict[str, torch.Tensor]) -> torch.Tensor:
+def _live(value: torch.Tensor, batch_size: int, like: torch.Tensor) -> torch.Tensor:
     "The gates of one kind, (B, ...), that require grad"
-    value = mask.get(kind, torch.ones(parts(model).shape(kind)))
-    _structured(model, kind, value)  # checks the shape
-    like = next(model.parameters())
     return value.to(like).expand(batch_size, *value.shape).clone().requires_grad_()
 
 # %% ../../nbs/models/2_units.ipynb #units-gates-2
@@ -245,38 +248,77 @@ def gates(
     mask: dict[str, torch.Tensor]
     | None = None,  # values of the gates, head (L, H), mlp (L,) and ffn (L, F); default ones
     kinds: tuple[str, ...] = ("head", "mlp"),
+    calls: bool = False,  # L counts the layers of a pass, also where they share their parameters
 ) -> Iterator[dict[str, torch.Tensor]]:
     "Per-example gates that require grad: `{'head': (B, L, H), 'mlp': (B, L), 'ffn': (B, L, F)}`, live inside the context"
-    p, live = parts(model), {kind: _live(model, kind, batch_size, mask or {}) for kind in kinds}
+    p, live, mask, like = parts(model), {}, mask or {}, next(model.parameters())
+    for kind in kinds:
+        shape = (len(p.calls), *p.shape(kind)[1:]) if calls and len(p.calls) > len(p.ffn) else p.shape(kind)
+        value = mask.get(kind, torch.ones(shape))
+        if tuple(value.shape) != shape:
+            _structured(model, kind, value)  # says what is wrong
+        live[kind] = _live(value, batch_size, like)
     places = {"head": (p.attention, "out"), "ffn": (p.ffn, "down"), "mlp": (p.ffn, "down")}
     with ExitStack() as stack:
         for kind, (rows, part) in ((kind, places[kind]) for kind in kinds):
             for i, row in enumerate(rows):
-                module = model.get_submodule(row[part])
-                add = module.register_forward_hook if kind == "mlp" else module.register_forward_pre_hook
-                stack.callback(add(_gate_hook(live, kind, i)).remove)
+                uses = [c for c, used in enumerate(p.calls) if used == i] if calls else []
+                module, hook = model.get_submodule(row[part].path), _gate_hook(live, kind, uses or [i])
+                on = module.register_forward_hook if kind == "mlp" else module.register_forward_pre_hook
+                stack.callback(on(hook).remove)
         yield live
 
 # %% ../../nbs/models/2_units.ipynb #06e7c89a
-def _survivors(model: PreTrainedModel, mask: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    "(parameter, boolean tensor that broadcasts over it) of what physical removal leaves"
-    p, layers = parts(model), []  # (modules, the one that goes out, units kept, whether its bias stays)
-    for row, heads in zip(p.attention, mask.get("head", [])):
-        alive = heads.bool().repeat_interleave(p.head_size)
-        layers.append((row, "out", alive, alive.any()))
-    for kind in mask.keys() & {"ffn", "mlp"}:
-        for row, alive in zip(p.ffn, mask[kind].bool()):
-            layers.append((row, "down", alive.reshape(-1), alive.any() | (kind == "ffn")))
-    for row, out, alive, bias in layers:
-        for part, path in row.items():
-            for name in tensors(model, path):
-                matrix = name.endswith("weight")
-                if part == out:
-                    yield name, alive[None] if matrix else bias[None]
-                else:
-                    yield name, alive[:, None] if matrix else alive
+def _line_mask(n: int, part: Slice, alive: torch.Tensor) -> torch.Tensor:
+    "Lines of a parameter that stay, (n,) bool: of this part's units those alive, and all of other blocks"
+    found = torch.ones(n, dtype=torch.bool)
+    found[part.lines().flatten()] = alive.repeat_interleave(part.size)
+    return found
+
+
+def _unit_lines(
+    model: PreTrainedModel, row: dict[str, Slice], out: str, alive: torch.Tensor, bias: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    "(parameter, boolean tensor that broadcasts over it) of a row with these units; `bias`: the last one stays"
+    for part, s in row.items():
+        own = alive.view(s.units, -1).any(1)  # a key head stays for any head of its group
+        for name in tensors(model, s.path):
+            shape = original(model, name).shape
+            if part == out and len(shape) == 1:
+                yield name, torch.tensor([bool(bias) or s.transposed])  # Conv1D cannot be without
+                continue
+            found = _line_mask(shape[s.dim if len(shape) > 1 else 0], s, own)
+            yield name, found if len(shape) == 1 else found[None] if s.dim else found[:, None]
+
+
+def _survivors(
+    model: PreTrainedModel, mask: dict[str, torch.Tensor], really: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    "(parameter, boolean tensor that broadcasts over it) of what removal leaves; `really`: of heads in groups"
+    p = parts(model)
+    for i, (row, heads) in enumerate(zip(p.attention, mask.get("head", []))):
+        heads = heads.cpu().bool()
+        alive = p.kept("head", i, heads, spare="cross" not in p.kinds) if really else heads
+        norms = {f"{part}_norm": s for part, s in (p.norms[i] if p.norms else {}).items()}
+        yield from _unit_lines(model, row | norms, "out", alive, alive.any())
+    for i, row in enumerate(p.ffn if mask.keys() & {"ffn", "mlp"} else []):
+        units = torch.ones(row["down"].units) if "ffn" not in mask else mask["ffn"][i].cpu()
+        stays = bool(mask["mlp"][i]) if "mlp" in mask else True
+        alive = units.bool() & stays
+        yield from _unit_lines(model, row, "down", p.kept("ffn", i, alive) if really else alive, stays)
     for name, value, expand in factors(model, {k: v for k, v in mask.items() if "/" in k}):
         yield name, expand(value).bool()
+
+
+def _left(model: PreTrainedModel, survivors: Iterator[tuple[str, torch.Tensor]]) -> int:
+    "Parameters that survive all that is said of them"
+    alive, left = {}, 0
+    for name, kept in survivors:
+        alive[name] = alive.get(name, True) & kept
+    for name, p in model.named_parameters():
+        kept = alive.get(name, torch.tensor([True]))
+        left += int(kept.sum()) * (p.numel() // kept.numel())
+    return left
 
 # %% ../../nbs/models/2_units.ipynb #e11510bd
 def subnetwork_size(
@@ -284,16 +326,10 @@ def subnetwork_size(
     mask: dict[str, torch.Tensor],
 ) -> dict[str, float]:
     """Parameters left and in all, their share, and the share without embeddings (Prasanna et al. 2020; their
-    figure titles show share - 0.21)"""
+    figure titles show share - 0.21); `masked`: left where each head counts alone"""
     model = skeleton(model) if isinstance(model, PretrainedConfig) else model
     factors(model, mask)  # checks keys and shapes
-    alive, left, total = {}, 0, 0
-    for name, kept in _survivors(model, mask):
-        alive[name] = alive.get(name, True) & kept
-    for name, p in model.named_parameters():
-        kept = alive.get(name, torch.tensor([True]))
-        left += int(kept.sum()) * (p.numel() // kept.numel())
-        total += p.numel()
-    e = embedding_size(model)
+    left, masked = (_left(model, _survivors(model, mask, really)) for really in (True, False))
+    total, e = sum(p.numel() for p in model.parameters()), embedding_size(model)
     shares = {"share": left / total, "share_no_embeddings": (left - e) / (total - e)}
-    return {"parameters": left, "total": total} | shares
+    return {"parameters": left, "masked": masked, "total": total} | shares

@@ -21,6 +21,7 @@ from ..core.base import DataError
 from ..data.tasks import Task, collator, tokenized
 from ..metrics.groups import group_report
 from ..metrics.scores import accuracy_by, predictions, score
+from ..models.reading import is_causal, last_token, predicts_words
 from .trainer import Recipe
 
 # %% ../../nbs/training/3_recipes.ipynb #77fff81a
@@ -125,19 +126,40 @@ def with_columns(
         rows = rows.add_column(name, list(values), new_fingerprint=fingerprint)
     return rows
 
+# %% ../../nbs/training/3_recipes.ipynb #recipes-last-layer
+def last_layer(model) -> str:
+    "Name of the last linear layer of a model's head; ValueError where it has none"
+    elsewhere = (model.base_model_prefix + ".", "objective.", "masker.")
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith(elsewhere)]
+    if model.base_model is model or not linear:
+        raise ValueError(f"a {type(model).__name__} has no head, and so no last layer")
+    return linear[-1]
+
 # %% ../../nbs/training/3_recipes.ipynb #dfb85f47
 @contextmanager
 def head_input(model, into: dict) -> Iterator[None]:
-    "Inside the context, what the last layer of the head receives (B, width) goes into a dict as `hidden`."
-    elsewhere = (model.base_model_prefix + ".", "objective.", "masker.")
-    last = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith(elsewhere)][
-        -1
-    ]
-    hook = last.register_forward_pre_hook(lambda _, args: into.update(hidden=args[0]))
+    """Inside the context, what the last layer of the head receives (B, width) goes into a dict as `hidden`.
+
+    Of a causal model that is what it receives at the last token that is no padding."""
+    seen = {}
+
+    def keep(_, args):
+        hidden = args[0]
+        if hidden.dim() > 2 and is_causal(model.config):
+            at = last_token(model.config, seen["ids"])
+            hidden = hidden[torch.arange(len(hidden), device=hidden.device), at]
+        into.update(hidden=hidden)
+
+    def read(_, args, given):
+        seen.update(ids=args[0] if args else given.get("input_ids"))
+
+    hooks = [model.get_submodule(last_layer(model)).register_forward_pre_hook(keep)]
+    hooks.append(model.register_forward_pre_hook(read, with_kwargs=True))
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 # %% ../../nbs/training/3_recipes.ipynb #2a606275
 def task_loss(task: Task) -> Callable:
@@ -225,8 +247,15 @@ def watched_rows(
     ]
 
 # %% ../../nbs/training/3_recipes.ipynb #recipes-12
+def aligned(model, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    "The answers that belong to the labels: a causal language model's at a token is the next one"
+    if labels.dim() > 1 and predicts_words(model):
+        return logits[:, :-1], labels[:, 1:]
+    return logits, labels
+
+# %% ../../nbs/training/3_recipes.ipynb #recipes-summed
 def summed_loss(model, batch: dict) -> Tensor:
     "Summed cross-entropy of a batch with labels (B,) or (B, T); -100 is left out"
-    logits = model(**batch).logits
+    logits, labels = aligned(model, model(**batch).logits, batch["labels"])
     exact = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
-    return cross_entropy(exact, batch["labels"].flatten(), reduction="sum", ignore_index=-100)
+    return cross_entropy(exact, labels.flatten(), reduction="sum", ignore_index=-100)

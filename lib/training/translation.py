@@ -30,7 +30,9 @@ from lib.data.translation import (
     pair_tokenizer,
     token_batches,
 )
+from .causal_text import TextTokenizer, causal_text, score_texts, text_criterion
 from .loading import check_model, load_model, model_place
+from .masked_words import load_masked_lm
 from .recipes import classification, criterion, score_sets, summed_loss
 from .trainer import Optim, Recipe
 from .weights import load_whole
@@ -245,9 +247,21 @@ class Handling:
     optim: Optim  # settings to begin with
 
 # %% ../../nbs/training/4_translation.ipynb #translation-08
-def handling(task: Task) -> Handling:
+def handling(
+    task: Task,
+    head: str = "classifier",  # or causal_lm: the task's texts are predicted word by word
+) -> Handling:
     "For sentence pairs the functions of this notebook, for anything else those of `training/3_recipes`."
+    if head == "causal_lm":
+        scoring = (score_texts, text_criterion, summed_loss)
+        return Handling(_load_texts, causal_text, *scoring, Optim())
     if task.languages:
         scoring = (score_translations, bleu_of, summed_token_loss)
         return Handling(load_translator, translation, *scoring, TRANSLATION_OPTIM)
     return Handling(load_model, classification, score_sets, criterion, summed_loss, Optim())
+
+
+def _load_texts(model: str, task: Task, seed: int, attn: str = "sdpa", tiny: dict | None = None):
+    "(causal language model, tokenizer whose rows are texts)"
+    net, tokenizer = load_masked_lm(model, task, seed, attn, tiny, "causal_lm")
+    return net, TextTokenizer(tokenizer)
