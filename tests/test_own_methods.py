@@ -2,16 +2,18 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 
 from lib.core.base import ROOT
 from lib.core.engine import make_plan
-from lib.core.folders import find_run, run_folders
+from lib.core.folders import Run, find_run, run_folders
 from lib.core.keys import notebook_path, run_key
 from lib.core.sweeps import SweepError, check_inputs, load_sweep
 from lib.models.masks import load_mask
@@ -55,6 +57,21 @@ def made(notebook, **given):
     return scope
 
 
+def papermill_runs(line, folder):
+    "Run a page's line, with the folder and the key that it speaks of"
+    key = run_folders("bias_model")[0].key
+    line = (
+        line.replace("/home/me/study", str(folder))
+        .replace("KEY", key)
+        .replace("out.ipynb", f"{folder}/out.ipynb")
+    )
+    command = [sys.executable, "-m", *shlex.split(line)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [run] = run_folders("train_mask")
+    assert run.finished() and run.params["loss"] == f"{folder.resolve()}/my_loss.py:my_loss"
+
+
 def blocks(page):
     "(language, source) of every code block"
     return re.findall(r"(?ms)^```(\w+)\n(.*?)^```$", (ROOT / "docs" / page).read_text())
@@ -69,9 +86,8 @@ def test_a_page_does_what_it_says(page, tmp_path, monkeypatch, capsys):
             (tmp_path / named[1]).write_text(source)
         elif language == "sh" and source.startswith("sieve run"):
             assert "failed" not in sieve(*source.split()[1:], cwd=tmp_path)
-        elif language == "sh":  # a key stands for a run's: what it names must exist
-            book = re.search(r"nbs/experiments/(\w+)\.ipynb", source)[1]
-            assert notebook_path(book).is_file()
+        elif language == "sh":
+            papermill_runs(source, tmp_path)
         else:
             exec(source, scope)  # noqa: S102
             ran += 1
@@ -105,6 +121,13 @@ def test_ten_lines_beside_a_sweep(tmp_path):
     (tmp_path / "my_loss.py").write_text(TEN_LINES.replace("2.0", "0.0"))
     plan = make_plan(load_sweep(tmp_path / "study.yaml"), redo=True)
     assert list(plan.stale.values()) == [["my_loss.py changed"]] * 2 and len(plan.missing) == 2
+    trained = [pd.read_parquet(run.artefact("loss.parquet")) for run in (first, second)]
+    sieve("run", "study.yaml", "--stale", cwd=tmp_path)
+    again = [Run("train_mask", run.key) for run in (first, second)]
+    assert not any(run.stale() for run in again)
+    for one, before in zip(again, trained):  # -log p for (1 - p)^2 -log p, of p near a half
+        now = pd.read_parquet(one.artefact("loss.parquet")).loss
+        assert now[0] > 2 * before.loss[0]
     (tmp_path / "my_loss.py").unlink()
     assert first.stale_because() == ["my_loss.py is gone"]
     with pytest.raises(
@@ -135,8 +158,6 @@ def test_two_studies_with_a_file_of_the_same_name(tmp_path, monkeypatch):
         check_inputs([planned], folder / "s.yaml")
         keys[name] = made("finetune", **planned.params)["run"]
     assert keys["a"].key != keys["b"].key
-    import pandas as pd
-
     a, b = (pd.read_parquet(keys[n].artefact("loss.parquet")).loss for n in "ab")
     assert b[0] == pytest.approx(3 * a[0], rel=1e-5)  # the first step: the same weights
     (tmp_path / "a" / "my_tools.py").write_text("scale = 2\n")
