@@ -75,6 +75,17 @@ BAD = {
         {"metric": "acuracy"},
         {"head": "encoder"},
     ],
+    "select_units": [
+        {"remove": {"head": 1}},
+        {"remove": {"head": -0.5}},
+        {"remove": {"head": True}},
+        {"remove": {"heads": 0.5}},
+        {"remove": {}},
+        {"remove": {"mlp": 0.5}, "scope": "layer"},
+        {"scope": "all"},
+        {"scores": KEYS[:1]},
+        {"task": "synthetic-nlp"},
+    ],
     "iterative_pruning": [*TRAINED, *SETS, *TINY, {"max_steps": 0}, {"turns": 1}, {"scope": "all"}],
     "masked_lm": [
         *TRAINED[:3],

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from safetensors import safe_open
@@ -25,7 +27,7 @@ from transformers import (
 from lib.commands.cli import main
 from lib.core.base import ROOT
 from lib.core.folders import Run
-from lib.core.keys import fill, run_key
+from lib.core.keys import fill, notebook_path, run_key
 from lib.core.sweeps import load_sweep
 
 GOOD, BAD = "good fine lovely great bright warm".split(), "bad poor awful dull grey cold".split()
@@ -368,3 +370,42 @@ def test_refused_in_one_line_before_anything_starts(line, env, capsys, monkeypat
     )
     assert shown.out == "" and not (env / "new").exists()
     assert not [p for p in (env / "untouched").rglob("*") if p.is_file() and ".cache" not in p.parts]
+
+
+def made(notebook, **given):
+    "What is left of a notebook that was run with these parameters in this process"
+    scope = {"display": print}
+    for cell in nbformat.read(notebook_path(notebook), 4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, scope)  # noqa: S102
+            if "parameters" in cell.metadata.get("tags", []):
+                scope |= given
+    return scope
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_select_units_keeps_the_highest_of_each_kind(scope, env):
+    shares = {"head": 0.5, "ffn": 0.25}
+    found = made("select_units", remove=shares, scope=scope, seed=3)
+    for kind, share in shares.items():
+        scores, mask = found["made_up"][kind].numpy(), found["mask"][kind].numpy()
+        parts = [(scores, mask)] if scope == "global" else [*zip(scores, mask, strict=True)]
+        for values, kept in parts:
+            order = np.argsort(values, axis=None)[: round(share * values.size)]
+            expected = np.ones(values.size)
+            expected[order] = 0
+            assert (kept.ravel() == expected).all()
+    assert found["run"].result["kept"] == {"head": [6, 12], "ffn": [54, 72]}
+
+
+def test_select_units_refuses_scores_of_several_models_and_of_other_tasks(env):
+    small = dict(settings={"train": 40, "dev": 16, "ood": 8}, mode="neurons", rows=8)
+    one, other = (made("importance", seed=seed, **small)["run"].key for seed in (0, 1))
+    mask = made("select_units", scores=[one], remove={"head": 0.25})["mask"]
+    assert int(mask["head"].sum()) == 6 and list(mask) == ["head"]
+    with pytest.raises(ValueError, match="two of the runs have scores of head"):
+        made("select_units", scores=[one, other], remove={"head": 0.25})
+    with pytest.raises(ValueError, match="is of task synthetic-nli, not synthetic-toxicity"):
+        made("select_units", scores=[one], task="synthetic-toxicity")
+    with pytest.raises(ValueError, match="none of the runs has scores of mlp; there: head"):
+        made("select_units", scores=[one], remove={"head": 0.25, "mlp": 0.5})
