@@ -17,12 +17,22 @@ from matplotlib.figure import Figure
 
 from .figures import BLUE, DOUBLE, PINK, SINGLE, _facets, _title, styled
 
+# %% ../../nbs/study/3_matrices.ipynb #matrices-readable
+def _readable(ax):
+    "Numbers in black or white, whichever stands out more from the cell's colour."
+    mesh = ax.collections[0]
+    mesh.update_scalarmappable()
+    filled = ~np.ma.getmaskarray(mesh.get_array()).ravel()
+    for text, colour in zip(ax.texts, mesh.get_facecolors()[filled]):
+        text.set_color("black" if sns.utils.relative_luminance(colour) > 0.179 else "white")
+
 # %% ../../nbs/study/3_matrices.ipynb #a41328c4
 def _cells(ax, cells, limits, text=False, **more):
     "One matrix, as seaborn draws it; nan cells stay empty."
     text = np.asarray(text) if text is not False else False
     look = {"cmap": "Blues", "fmt": "", "cbar": False, "annot_kws": {"fontsize": 7}, "linewidths": 0.7} | more
     sns.heatmap(cells, vmin=limits[0], vmax=limits[1], annot=text, ax=ax, rasterized=text is False, **look)
+    _readable(ax)
     ax.tick_params(length=0, rotation=0)
     ax.set(xlabel="", ylabel="")
 

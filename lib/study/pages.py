@@ -18,7 +18,7 @@ from ..core.base import RunError, nearest
 from ..core.keys import fill, in_key, parameters
 from ..core.folders import Run, find_run, run_folders
 from ..core.runs import start
-from .figures import marked, save_figure
+from .figures import _title, marked, save_figure
 
 # %% ../../nbs/study/3_pages.ipynb #pages-05
 def latest(
@@ -48,6 +48,7 @@ class Page:
     run: Run
     invented: bool = False  # nothing was measured: everything says so, and nothing is stored
     said: str = ""  # the answer in a sentence
+    of: str = ""  # seeds and n of what is shown; stands in every figure's title
 
     def table(self, shown):
         "The frame or the words, to be shown; of invented data with a column, or a beginning, that says so."
@@ -85,6 +86,8 @@ def figure(
     if self.invented:
         drawn = marked(drawn, NO_RESULT)
     else:
+        title = " ".join(drawn.get_suptitle().split())
+        _title(drawn, f"{title} ({self.of})" if self.of else title)
         save_figure(drawn, self.run.path(name))
     if shown:
         about = {"alt": alternative(drawn)} | ({} if self.invented else {"file": name})
@@ -146,6 +149,18 @@ def _notice(notebook: str, earlier: Run | None) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(earlier.provenance.get("finished", 0)))
     return f"No `runs` were given: these are the {len(earlier.params['runs'])} runs of `{earlier}`, finished {when}."
 
+# %% ../../nbs/study/3_pages.ipynb #pages-counts
+def _counts(
+    keys: list[str],  # of finished runs
+) -> str:
+    "How many seeds, and of how many examples, as `2 seeds, n = 300 to 600`; of runs that are not there nothing"
+    there = {run.key: run for run in run_folders()}
+    found = [there[key].result for key in keys if key in there and there[key].result]
+    seeds = {one.get("seed") for one in found} - {None}
+    n = [row["n"] for one in found for row in one["metrics"] if isinstance(row.get("n"), (int, float))]
+    size = [f"n = {min(n):g}" + (f" to {max(n):g}" if max(n) > min(n) else "")] if n else []
+    return ", ".join([f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"] * bool(seeds) + size)
+
 # %% ../../nbs/study/3_pages.ipynb #pages-16
 def begin(
     notebook: str,  # the analysis' own name
@@ -160,7 +175,8 @@ def begin(
     if earlier:
         scope["runs"] = earlier.params["runs"]
     run = start(notebook, scope)
-    return Page(run, invented=not given and earlier is None)
+    shown = _counts(scope.get("runs") or [])
+    return Page(run, invented=not given and earlier is None, of=shown)
 
 # %% ../../nbs/study/3_pages.ipynb #pages-19
 @patch
