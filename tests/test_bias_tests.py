@@ -209,7 +209,10 @@ def test_models_without_masks_or_heads_are_debiased_and_what_is_kept_tests_the_s
 
 
 def test_what_a_model_cannot_do_is_said_before_anything_runs(checkpoints):
-    done, _ = run(
-        checkpoints, {"albert": STAGES["albert"].replace("masker: none", "masker: random")}, "--dry-run"
+    (checkpoints / "rembert").mkdir()
+    (checkpoints / "rembert" / "config.json").write_text('{"model_type": "rembert"}')
+    stage = (
+        STAGES["albert"].replace("masker: none", "masker: random").replace("FOLDER/albert", "FOLDER/rembert")
     )
-    assert done.returncode != 0 and "unknown architecture 'albert'" in done.stdout + done.stderr
+    done, _ = run(checkpoints, {"albert": stage}, "--dry-run")
+    assert done.returncode != 0 and "unknown architecture 'rembert'" in done.stdout + done.stderr

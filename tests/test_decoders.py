@@ -6,6 +6,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from lib.attribution.importance import IMPORTANCE_FORMS, Importance, importance
 from lib.attribution.per_example import RowData
@@ -18,7 +19,7 @@ from lib.losses.objectives import Objective
 from lib.maskers.iterative import prune_model
 from lib.maskers.maskers import make_masker
 from lib.maskers.passes import masked
-from lib.metrics.bias_scores import sentence_vectors
+from lib.metrics.bias_scores import sentence_vectors, synthetic_bias
 from lib.models.architectures import parts
 from lib.models.masks import load_mask
 from lib.models.units import attach, ones
@@ -184,6 +185,25 @@ def test_the_first_token_of_a_decoder_is_no_sentence(texts):
     with pytest.raises(DataError, match="sees only itself.*Valid: mean"):
         sentence_vectors(model, tokenizer, some, "cls")
     assert np.ptp(sentence_vectors(model, tokenizer, some, "mean"), axis=0).max() > 0
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "mpnet", "xlm-roberta", "albert", "modernbert"])
+def test_encoders_are_asked_with_the_attention_that_they_have(kind, texts, tmp_path):
+    _, tokenizer = tiny_model(texts, 0, SIZE)
+    if kind in ("mpnet", "modernbert"):
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    sizes |= dict(
+        vocab_size=len(tokenizer) + 4, max_position_embeddings=60, type_vocab_size=2, pad_token_id=0
+    )
+    AutoModelForMaskedLM.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = load_masked_lm(str(tmp_path), texts, 0)
+    only = kind in ("deberta-v2", "mpnet")
+    assert model.config._attn_implementation == ("eager" if only else "sdpa")
+    found = {r["metric"]: r["value"] for r in synthetic_bias(model, tokenizer)}
+    assert set(found) == {"seat", "ss", "lm", "icat", "crows", "log_odds"}
+    assert all(np.isfinite(v) for v in found.values())
 
 
 def made(notebook, **given):
