@@ -1,12 +1,19 @@
 """Task cards: what is wrong with a card or a file of one's own is told in one line before anything starts, and what is right is read alike from all forms of file."""
 
 import gzip
+import hashlib
+import io
 import json
 import os
 import re
 import shlex
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 
@@ -578,6 +585,18 @@ stages:
         load_sweep(folder / "sweeps" / "study.yaml")
 
 
+def test_a_bias_model_of_pairs_is_not_planned_for_single_texts(folder, capsys):
+    write(folder / "a.csv", ROWS)
+    write(folder / "card.yaml", CARD)
+    for kind, code in (("lexical", 2), ("weak", 0)):
+        stage = {"notebook": "bias_model", "set": {"task": "card.yaml", "kind": kind, "sets": ["report"]}}
+        (folder / "study.yaml").write_text(json.dumps({"stages": {"one": stage}}))
+        assert main(["run", str(folder / "study.yaml"), "--dry-run"]) == code
+    assert (
+        "card.yaml has single texts, and bias model lexical needs pairs. Valid: " in capsys.readouterr().err
+    )
+
+
 PAGE = Path(__file__).parents[1] / "docs" / "own_data.md"
 
 
@@ -624,4 +643,141 @@ def test_the_page_names_every_key():
     assert named | {"configuration", "revision"} == set(cards._Card.model_fields)
     assert all(
         f"`{key}" in PAGE.read_text() or f"`{key}:" in PAGE.read_text() for key in cards._Options.model_fields
+    )
+
+
+COMMITS = {"main": "a" * 40, "v1": "b" * 40}
+ASK = """
+import json, sys
+from lib.core.base import DataError
+from lib.data.tasks import check_source, load_task
+for name in sys.argv[1:]:
+    try:
+        check_source(name)
+        task = load_task(name)
+        rows = {s: task.splits[s].remove_columns("idx")[:] for s in task.splits}
+        print(json.dumps([task.source, sorted(task.files.values()), rows]))
+    except DataError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    "What the clients ask of a data set: its commit, the names of its files, and the files."
+
+    files: dict = {}  # commit -> name -> bytes
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, body, code=200, **headers):
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(code)
+        for name, value in ({"Content-Length": len(body)} | headers).items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def entries(self, commit):
+        sums = {n: hashlib.sha1(body).hexdigest() for n, body in self.files[commit].items()}
+        return [
+            {"type": "file", "path": n, "size": len(self.files[commit][n]), "oid": s} for n, s in sums.items()
+        ]
+
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = self.path.split("?")[0].strip("/").split("/")
+        if path[:4] == ["api", "datasets", "org", "set"]:
+            commit = COMMITS.get(path[5], path[5]) if len(path) > 5 else COMMITS["main"]
+            if commit not in self.files:
+                return self.answer({}, 404, X_Error_Code="RevisionNotFound")
+            if path[4:5] == ["tree"]:
+                below = "/".join([*path[6:], ""]) if len(path) > 6 else ""
+                return self.answer([e for e in self.entries(commit) if e["path"].startswith(below)])
+            if path[4:5] == ["paths-info"]:
+                return self.answer(self.entries(commit))
+            names = [{"rfilename": n} for n in self.files[commit]]
+            return self.answer({"id": "org/set", "sha": commit, "siblings": names, "tags": []})
+        if path[:4] == ["datasets", "org", "set", "resolve"]:
+            commit = COMMITS.get(path[4], path[4])
+            body = self.files.get(commit, {}).get("/".join(path[5:]))
+            if body is not None:
+                return self.answer(body, X_Repo_Commit=commit, ETag=f'"{hashlib.sha1(body).hexdigest()}"')
+            return self.answer({}, 404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+        self.answer(
+            {}, 200 if not path[0] or path[:2] == ["api", "models"] else 404, X_Error_Code="RepoNotFound"
+        )
+
+    do_HEAD = do_POST = do_GET
+
+
+def stored(texts, names):
+    "A data set of two splits in the form that the hub stores, labels by number."
+    label = datasets.ClassLabel(names=names)
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": label, "who": datasets.Value("string")}
+    )
+    files = {}
+    for split, n in (("train", 20), ("dev", 4)):
+        rows = {
+            "text": [f"{texts} {split} {i}" for i in range(n)],
+            "label": [i % 2 for i in range(n)],
+            "who": ["a", "b"] * (n // 2),
+        }
+        datasets.Dataset.from_dict(rows, features).to_parquet(out := io.BytesIO())
+        files[f"data/{split}.parquet"] = out.getvalue()
+    listed = "".join(f"  - split: {s}\n    path: data/{s}.parquet\n" for s in ("train", "dev"))
+    return files | {
+        "README.md": f"---\nconfigs:\n- config_name: small\n  data_files:\n{listed}---\n".encode()
+    }
+
+
+@pytest.mark.slow  # a process of its own, whose imports are most of it
+def test_a_card_of_the_hub_is_read_at_its_revision(folder, tmp_path):
+    Hub.files = {
+        COMMITS["main"]: stored("new", ["good", "bad"]),
+        COMMITS["v1"]: stored("old", ["bad", "good"]),
+    }
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    card = "hub: org/set\nconfiguration: small\ndev: dev\ntext: text\nlabel: label\nlabels: [bad, good]\ngroup: who\n"
+    faults = {
+        "other": "labels: [bad, fair]",
+        "none": "revision: v2",
+        "set": "hub: org/none",
+        "split": "test: test",
+        "text": "text: txt",
+    }
+    write(folder / "main.yaml", card)
+    write(folder / "v1.yaml", card + "revision: v1\n")
+    for name, line in faults.items():
+        write(folder / f"{name}.yaml", more(card, **dict([line.split(": ")])))
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    home = Path(__file__).parents[1]
+    env |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf")}
+    env |= {"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(home)}
+    names = ["main", "v1", *faults]
+    command = [sys.executable, "-c", ASK, *(str(folder / f"{n}.yaml") for n in names)]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    server.shutdown()
+    said = dict(zip(names, map(json.loads, filter(lambda line: line[:1] in '["', done.stdout.splitlines()))))
+    assert list(said) == names, done.stderr[-3000:] + done.stdout
+    assert isinstance(said["main"], list), said
+    (place, new, rows), (_, old, before) = said["main"], said["v1"]
+    assert place == "hub" and len(new) == len(old) == 3 and not set(new) & set(old)
+    assert rows["train"]["text_a"][0] == "new train 0" and before["dev"]["text_a"] == [
+        f"old dev {i}" for i in range(4)
+    ]
+    assert rows["train"]["label"] == [1, 0] * 10 and before["train"]["label"] == [0, 1] * 10  # by name
+    assert rows["dev"]["group"] == ["a", "b"] * 2
+    words = {
+        "other": "labels good, bad are not bad, fair",
+        "none": "org/set (small) on the hub",
+        "set": "org/none (small) on the hub",
+    }
+    words |= {"split": "line 8, column 1: org/set has no split 'test'. Valid: ", "text": "no column 'txt', did you mean 'text'?"}
+    assert all(isinstance(said[n], str) and w in said[n] and "\n" not in said[n] for n, w in words.items()), (
+        said
     )

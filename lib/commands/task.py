@@ -13,9 +13,10 @@ from pathlib import Path
 from ..core.base import DataError, card_file, nearest
 
 # %% ../../nbs/commands/1_task.ipynb #task-set
-def _keys(rows: dict) -> list[tuple]:  # what two rows of the same text have in common
-    columns = [rows[c] for c in ("text_a", "text_b") if c in rows]
-    return [tuple(text.strip().lower() for text in texts) for texts in zip(*columns)]
+def _keys(rows: dict) -> list[tuple]:  # what rows of the same text have in common
+    from lib.data.cards import text_keys
+
+    return text_keys(rows)
 
 
 def _words(keys: list[tuple]) -> str:

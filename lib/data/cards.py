@@ -60,6 +60,8 @@ TASKS = FORMATS | {
         hub_repo="Hate-speech-CNERG/hatexplain",
     ),
 }
+
+# %% ../../nbs/data/07_cards.ipynb #tasks-table-generated
 TASKS |= {name: _generated(synthetic_nli, NLI_LABELS, settings) for name, settings in NLI_SETTINGS.items()}
 TASKS["synthetic-gender"] = _generated(synthetic_gender, GENDER_LABELS, GENDER_SETTINGS)
 TASKS["synthetic-translation"] = _generated(
@@ -323,14 +325,22 @@ def task_format(
     return TASKS[name]
 
 # %% ../../nbs/data/07_cards.ipynb #cards-files
-def check_files(form: Format) -> None:
-    "Refuse a card whose files are not there, before any is read"
+def check_files(form: Format, known: list | None = None) -> None:
+    "Refuse a card whose files (on the hub: splits, of those that are known) are not there, before any is read"
     path = Path(form.card)
+    there = known or sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(_SUFFIXES))
     for split, name in form.files.items():
+        keys = ("ood", split) if split in form.ood else (split,)
+        if known and name.partition("[")[0] not in known:
+            raise _Place(path).fault(f"{form.hub_repo} has no split {name!r}{nearest(name, there)}", *keys)
         if not form.hub_repo and not (path.parent / name).is_file():
-            place, keys = _Place(path), ("ood", split) if split in form.ood else (split,)
-            there = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(_SUFFIXES))
-            raise place.fault(f"no file {path.parent / name}{nearest(name, there)}", *keys)
+            raise _Place(path).fault(f"no file {path.parent / name}{nearest(name, there)}", *keys)
+
+# %% ../../nbs/data/07_cards.ipynb #cards-text-keys
+def text_keys(columns: dict[str, list]) -> list[tuple]:
+    "What rows of the same text have in common: their texts without capitals and outer spaces"
+    texts = [columns[c] for c in ("text_a", "text_b") if c in columns]
+    return [tuple(text.strip().lower() for text in row) for row in zip(*texts)]
 
 # %% ../../nbs/data/07_cards.ipynb #cards-dev-rows
 def dev_rows(
@@ -338,8 +348,7 @@ def dev_rows(
     share: float,
 ) -> np.ndarray:
     "Which training rows are the dev set, (N,) boolean"
-    texts = [columns[c] for c in ("text_a", "text_b") if c in columns]
-    keys = [tuple(text.strip().lower() for text in pair) for pair in zip(*texts)]
+    keys = text_keys(columns)
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     rows = np.sort(list(first.values()))  # one of each text
     label = np.asarray([0 if isinstance(y, float) else y for y in columns["label"]])[rows]

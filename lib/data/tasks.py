@@ -10,6 +10,7 @@ __all__ = ['dev_sets', 'label_names', 'Splits', 'Task', 'to_dataset', 'load_task
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ import pandas as pd
 from ..core.base import DataError, card_name, data_dir, nearest, outputs, rng_for
 from ..core.files import write_text
 from ..core.runs import file_hashes
-from .cards import TASKS, check_files, dev_rows, task_format
+from .cards import TASKS, check_files, dev_rows, task_format, text_keys
 from .formats import Format, _select_columns, files_of, hub_files, hub_rows, hub_split
 from .formats import read_file, read_pairs, row_ids
 from .groups import GROUP_SPLITS, RawRows, Sampling, cell_sizes, check_parts, check_sampling
@@ -52,11 +53,12 @@ def _known(name: str, settings: dict | None) -> dict | None:
     return {k: v for k, v in (settings or {}).items() if k in ("revision", "group")} or None
 
 
-def _check_drawn(name: str, settings: dict | None) -> None:
-    "Refuse settings of a generated task, and a group that its rows do not have"
-    fill_settings(name, task_format(name).settings, settings)
-    if group_columns(settings, name):
-        _read(name, "synthetic", settings, dev_sets(name)[0])
+def _check_grouped(name: str, place: str | Path, settings: dict | None) -> None:
+    "Refuse groups that the rows of a generated task, or of a card, do not have"
+    form, names = task_format(name), group_columns(settings, name)
+    if (form.draw and names) or (form.card and isinstance(place, Path) and (names or form.group)):
+        for split in [*form.files] if form.card else dev_sets(name)[:1]:
+            _read(name, place, settings, split)
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-label-names
 def label_names(name: str) -> list[str]:
@@ -113,11 +115,9 @@ def _card_place(name: str, form: Format, source: str, repo: str) -> str | Path:
         raise DataError(
             f"{name} with {asked}: its rows are {'on the hub' if form.hub_repo else 'files'}. Valid: auto, {valid}"
         )
-    if not form.hub_repo:
-        check_files(form)
-        return Path(form.root)
-    hub_rows(repo, form.hub, "")
-    return "hub"
+    there = hub_rows(repo, form.hub, "") if form.hub_repo else None
+    check_files(form, there and list(there.info.splits or there.config.data_files or []))
+    return "hub" if form.hub_repo else Path(form.root)
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-find
 def _find(name: str, source="auto", splits: list | None = None, settings: dict | None = None) -> str | Path:
@@ -329,18 +329,13 @@ def _notes(name: str, form: Format) -> tuple:
     return (f"{name} names no dev set: {dev}",)
 
 
-def _check_file(form: Format, file: Path, split: str) -> dict[str, list]:
-    "The columns of a file. Refuses one that cannot be read, of a card to its end; and training rows that are all alike"
-    columns = read_file(file, form, split, limit=None if form.card else 100)
-    if form.share and split == "train":
-        _part(columns, form, split)
-    if form.card and split == "train" and len(set(columns["label"])) == 1:
-        label = columns["label"][0]
+def _check_train(form: Format, file: Path, columns: dict[str, list]) -> dict[str, list]:
+    "The rows that are trained on; DataError where they are too few, or all alike"
+    if len(set(columns["label"])) == 1:
+        n, label = len(columns["label"]), columns["label"][0]
         which = list(form.labels.values())[label] if form.labels else f"{label:g}"
-        raise DataError(
-            f"{file}: all {len(columns['label'])} rows have the label {which}: there is nothing to learn"
-        )
-    return columns
+        raise DataError(f"{file}: all {n} rows have the label {which}: there is nothing to learn")
+    return _part(columns, form, "train") if form.share else columns
 
 # %% ../../nbs/data/08_tasks.ipynb #f18fdf21
 def load_task(
@@ -397,6 +392,17 @@ def train_ids(task: Task) -> list[int] | None:
     return row_ids(_files(task.name, folder, "train")[0], task_format(task.name))
 
 # %% ../../nbs/data/08_tasks.ipynb #aab5aab4
+def _check_card(form: Format, place: Path) -> None:
+    "Read every file of a card to its end; say where a set has texts that are trained on"
+    trained = set()
+    for split in (s for s in form.files if not (form.share and s == "dev")):
+        columns = read_file(file := place / form.files[split], form, split)
+        if split == "train":
+            trained = set(text_keys(_check_train(form, file, columns)))
+        elif both := len(trained & set(text_keys(columns))):
+            warnings.warn(f"{file}: {both} texts stand in {form.files['train']} as well", stacklevel=3)
+
+
 def check_source(
     name: str,
     source: str = "auto",
@@ -411,12 +417,15 @@ def check_source(
     place, form = _find(name, source, splits, settings), task_format(name)
     names = group_columns(settings, name)
     if form.draw:
-        _check_drawn(name, settings)
-    if isinstance(place, Path) and form.columns and not form.sides:
-        for split in form.files if form.card else splits or form.files:
+        fill_settings(name, form.settings, settings)
+    if form.card and isinstance(place, Path):
+        _check_card(form, place)
+    elif isinstance(place, Path) and form.columns and not form.sides:
+        for split in splits or form.files:
             for file in files_of(place, form, split):
-                columns = _check_file(grouped_format(form, names, split), file, split)
+                columns = read_file(file, grouped_format(form, names, split), split, limit=100)
                 with_group(columns, names, form, split, str(file))
+    _check_grouped(name, place, settings)
     return str(place)
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-check-groups
