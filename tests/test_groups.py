@@ -241,6 +241,15 @@ def test_what_does_not_fit_is_refused_before_a_run(notebook, params, words, tmp_
     assert "\n" not in str(caught.value) and not (tmp_path / "outputs" / notebook).exists()
 
 
+def test_a_card_whose_group_is_called_as_a_metric_is_refused(tmp_path):
+    card = card_of_pairs(tmp_path)
+    file = tmp_path / "dev.csv"
+    file.write_text(file.read_text().replace("miller", "worst"))
+    with pytest.raises(DataError, match="a group is called 'worst', as a metric is: rename it"):
+        execute("experiments", "attribution", task=card)
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_a_csv_of_texts_labels_and_groups(tmp_path):
     "Rows are ranked, the poisoned ones low, and accuracy of the worst group becomes a curve."
     rng = np.random.default_rng(1)
