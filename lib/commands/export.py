@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .exportable import Subnetwork, open_subnetwork, run_named, subnetwork
 from .model_cards import model_card
-from ..core.base import RunError, nearest
+from ..core.base import RunError, nearest, outputs
 from ..core.files import file_sha256, read_json, write_json
 
 # %% ../../nbs/commands/2_export.ipynb #export-forms-0
@@ -37,6 +37,8 @@ _LIST = "sieve.json"
 
 def _free(folder: Path) -> None:
     "RunError for a folder that holds what no export has written, or what was changed since"
+    if folder.absolute().is_relative_to(outputs()):
+        raise RunError(f"{folder} lies among the runs, in {outputs()}: give a folder elsewhere")
     if not folder.exists():
         return
     if not folder.is_dir():

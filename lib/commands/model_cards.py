@@ -84,7 +84,7 @@ def _of_subnetwork(row: dict, run: Run, sub: Subnetwork) -> bool:
     if sub.sparsity and "kept_head" in row:  # a ranking: its masks are named by the heads left
         return row["kept_head"] == sub.sparsity
     chosen = sub.sparsity and sub.run.notebook == "iterative_pruning"
-    return _same(row.get("sparsity"), sub.sparsity) if chosen else True
+    return f"{row.get('sparsity') or 0:g}" == f"{sub.sparsity:g}" if chosen else True  # as masks are named
 
 # %% ../../nbs/commands/1_model_cards.ipynb #card-interval-0
 def _interval(run: Run, row: dict, draws: int = 1000) -> tuple[float, float] | None:
