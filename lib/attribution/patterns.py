@@ -348,7 +348,9 @@ def classify_heads(
     what: str = "heads",  # for the progress bar
 ) -> pd.DataFrame:
     "HEAD_COLUMNS, one row for each sentence (its position) and head; kind is a position in PATTERN_CLASSES."
-    alive = torch.ones(parts(model).shape("head")) if retained is None else retained != 0
+    p = parts(model)
+    alive = torch.ones(p.shape("head")) if retained is None else retained != 0
+    alive = alive.expand(len(p.calls), -1)  # layers may share their parameters, not their maps
     heads, frames = torch.nonzero(alive), []  # (K, 2)
     maps = sentences.maps(model, {c.maps: c.size for c in classifiers})
     for i, found in zip(tqdm(sentences.positions, desc=what, unit="sentence"), maps):

@@ -9,7 +9,7 @@ __all__ = ['FFN', 'Block', 'Slot', 'Layout', 'mask_scope', 'block_size', 'check_
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,9 +30,11 @@ class Slot:
     shape: tuple[int, int]  # out, in
     group: str  # attention | ffn | head (of the model)
     layer: int  # row in `parts`
-    part: str  # q | k | v | out | up | gate | down; of activations head | ffn | mlp
+    part: str  # q | k | v | out | up | gate | down (the first, where one matrix holds several); head | ffn | mlp
     factors: tuple[tuple[str, bool], ...]  # score tensors, and whether each is transposed
-    biased: bool = False  # the bias of an emptied row goes too
+    biased: bool = False  # the bias of an emptied output goes too
+    transposed: bool = False  # kept as (in, out)
+    repeats: int = 1  # how often the matrix holds what is scored: the two halves of a gated FFN
 
     @property
     def path(self) -> str:
@@ -46,8 +48,19 @@ class Slot:
         "The mask of this place, (R, C)"
         if self.part in ("head", "ffn", "mlp"):
             return masks(self.part)[self.layer].view(1, -1)
-        first, *rest = (masks(key).T if turned else masks(key) for key, turned in self.factors)
+        found = [(masks(key), turned) for key, turned in self.factors]
+        if self.repeats > 1:
+            found = [(mask.repeat(self.repeats, 1), turned) for mask, turned in found]
+        first, *rest = (mask.T if turned else mask for mask, turned in found)
         return first * rest[0] if rest else first
+
+    def outputs(
+        self,
+        grid: Tensor,  # (R, C), its mask
+    ) -> Tensor:
+        "Whether each output has a weight left, (out,) bool"
+        kept, size = (grid != 0).any(int(not self.transposed)), self.shape[int(self.transposed)]
+        return kept.repeat_interleave(size // len(kept))
 
 # %% ../../nbs/maskers/5_layouts.ipynb #lay-layout
 @dataclass(frozen=True)
@@ -86,14 +99,12 @@ class Layout:
 def _activations(model: PreTrainedModel, units: str) -> Layout:
     "Heads and neurons go into a layer, an MLP comes out of one"
     p = parts(model)
-    paths = (
-        [row["out"].path for row in p.attention] if units == "head" else [row["down"].path for row in p.ffn]
-    )
+    ends = [row["out"] for row in p.attention] if units == "head" else [row["down"] for row in p.ffn]
     group = "attention" if units == "head" else "ffn"
-    shapes = [tuple(model.get_parameter(f"{path}.weight").shape) for path in paths]
+    shapes = [tuple(model.get_parameter(f"{s.path}.weight").shape) for s in ends]
     slots = [
-        Slot(f"{path}.weight", shape, group, layer, units, ((units, False),))
-        for layer, (path, shape) in enumerate(zip(paths, shapes, strict=True))
+        Slot(f"{s.path}.weight", shape, group, i, units, ((units, False),), transposed=s.transposed)
+        for i, (s, shape) in enumerate(zip(ends, shapes, strict=True))
     ]
     return Layout(units, tuple(slots), {units: p.shape(units)}, _dtype(model, slots), tuple(p.kinds))
 
@@ -126,11 +137,10 @@ def _rows(model: PreTrainedModel) -> list[tuple[str, int, dict[str, str]]]:
 
 def _weights(model: PreTrainedModel, pooler: bool = True, classifier: bool = False) -> Layout:
     "A score for each weight"
-    places = {
-        f"{path}.weight": (group, i, n)
-        for group, i, row in _rows(model)
-        for n, path in ((n, s.path) for n, s in row.items())
-    }
+    places = {}
+    for group, i, row in _rows(model):
+        for part, s in row.items():
+            places.setdefault(f"{s.path}.weight", (group, i, part))
     slots = []
     for name in mask_scope(model, pooler, classifier):
         group, layer, part = places.get(name, ("head", -1, "head of the model"))
@@ -171,18 +181,25 @@ def _grid(name: str, shape: tuple[int, int], block: Block | None, size: int, tur
 TOGETHER = {"shared": ("q", "k", "v"), "joint": ("q", "k", "v", "out"), "1d_alt": ("up", "gate", "down")}
 
 
+def _turned(slot: Slot) -> bool:
+    "Whether what is a row of query or up projection is a column of the matrix as it is kept"
+    return (slot.part in ("out", "down")) != slot.transposed
+
+
 def _score_shapes(slot: Slot, scheme: str, first: str, block: Block | None, size: int) -> dict[str, tuple]:
     "Score tensors of a matrix, and their shapes; `first`: the path that a shared one is named after"
-    (rows, columns), turned, path = slot.shape, slot.part in ("out", "down"), slot.path
+    (rows, columns), turned, path = slot.shape, _turned(slot), slot.path
+    across = turned if slot.group == "attention" else slot.transposed
     if slot.part in TOGETHER.get(scheme, ()):
         if scheme == "1d_alt":
-            return {f"{first}.{scheme}": ((columns if turned else rows), 1)}
-        grid = _grid(slot.name, slot.shape, block, size, turned and slot.group == "attention")
+            return {f"{first}.{scheme}": ((columns if turned else rows) // slot.repeats, 1)}
+        grid = _grid(slot.name, slot.shape, block, size, across)
         return {f"{first}.{scheme}": grid[::-1] if turned else grid}
-    lines = {f"{path}.rows": (rows, 1)} if scheme in ("rows", "1d") else {}
+    out, into = ((1, columns), (rows, 1)) if slot.transposed else ((rows, 1), (1, columns))
+    lines = {f"{path}.rows": out} if scheme in ("rows", "1d") else {}
     if scheme in ("columns", "1d"):
-        lines[f"{path}.columns"] = (1, columns)
-    return lines or {path: _grid(slot.name, slot.shape, block, size, turned and slot.group == "attention")}
+        lines[f"{path}.columns"] = into
+    return lines or {path: _grid(slot.name, slot.shape, block, size, across)}
 
 # %% ../../nbs/maskers/5_layouts.ipynb #lay-blocks
 @dataclass(frozen=True)
@@ -209,20 +226,35 @@ class Blocks:
             )
 
 # %% ../../nbs/maskers/5_layouts.ipynb #lay-places
+def _held(row: dict, path: str, scheme: str) -> list[str]:
+    "Parts that a matrix holds; ValueError where a scheme needs them apart"
+    here = [part for part, s in row.items() if s.path == path]
+    if len(here) > 1 and scheme in ("shared", "joint", "values"):
+        raise ValueError(
+            f"{path} holds {', '.join(here)} in one matrix, and the attention scheme {scheme!r} needs them apart. "
+            "Valid: default, rows, columns, 1d, none"
+        )
+    return here
+
+
 def _layer(model: PreTrainedModel, group: str, layer: int, row: dict, how: Blocks) -> list[tuple[Slot, dict]]:
     "Places of one attention or FFN, each with the shapes of its score tensors"
     scheme, block = getattr(how, group), how.block
     if group == "ffn":
         block = how.ffn_block or (None if block == "head" else block)
     found, size = [], parts(model).head_size
-    for part in {"none": (), "values": ("v", "out")}.get(scheme, row):
-        name = f"{row[part].path}.weight"
-        bare = Slot(name, tuple(model.get_parameter(name).shape), group, layer, part, ())
+    chosen = {"none": (), "values": ("v", "out")}.get(scheme, row)
+    for path in dict.fromkeys(row[part].path for part in chosen):
+        here, name = _held(row, path, scheme), f"{path}.weight"
+        bare = Slot(
+            *(name, tuple(model.get_parameter(name).shape), group, layer, here[0], ()),
+            biased=how.bias and len(tensors(model, path)) == 2,
+            transposed=row[here[0]].transposed,
+            repeats=len(here) if scheme == "1d_alt" else 1,
+        )
         shapes = _score_shapes(bare, scheme, next(iter(row.values())).path, block, size)
-        turned = part in TOGETHER.get(scheme, ()) and part in ("out", "down")
-        factors = tuple((key, turned) for key in shapes)
-        biased = how.bias and len(tensors(model, row[part].path)) == 2
-        found.append((Slot(name, bare.shape, group, layer, part, factors, biased), shapes))
+        turned = here[0] in TOGETHER.get(scheme, ()) and _turned(bare)
+        found.append((replace(bare, factors=tuple((key, turned) for key in shapes)), shapes))
     return found
 
 # %% ../../nbs/maskers/5_layouts.ipynb #lay-block-layout
@@ -299,9 +331,11 @@ def unit_magnitudes(
             if layout.activations:
                 total.setdefault(key, size.new_zeros(shape))
                 row = total[key][slot.layer].view(1, -1)
-                row += tile_sums(size, row)
+                row += tile_sums(size.T if slot.transposed else size, row)
                 continue
-            grid = torch.empty(shape[::-1] if turned else shape, device="meta")
-            part = tile_sums(size, grid)
-            total[key] = total.get(key, 0) + (part.T if turned else part)
+            shape = slot.repeats * shape[0], shape[1]
+            part = tile_sums(size, torch.empty(shape[::-1] if turned else shape, device="meta"))
+            part = part.T if turned else part
+            part = part.unflatten(0, (slot.repeats, -1)).sum(0) if slot.repeats > 1 else part
+            total[key] = total.get(key, 0) + part
     return {key: value / n if (n := layout.covered(key)) > 1 else value for key, value in total.items()}

@@ -254,8 +254,7 @@ def grid(self: Masker, slot: Slot) -> Tensor:
 @patch
 def rows(self: Masker, slot: Slot) -> Tensor:
     "Whether each row of a matrix has a weight left, (out,)"
-    kept = (self.grid(slot).detach() != 0).any(1)
-    return kept.repeat_interleave(slot.shape[0] // len(kept))
+    return slot.outputs(self.grid(slot).detach())
 
 # %% ../../nbs/maskers/6_passes.ipynb #msk-moved
 @patch
@@ -304,9 +303,7 @@ def final(self: Masker) -> dict[str, Tensor]:
         grid = grids[slot.name]
         found[f"weight/{slot.name}"] = expand_mask(grid, slot.shape)
         if slot.biased:
-            found[f"weight/{slot.path}.bias"] = expand_mask(grid.any(1, keepdim=True), (slot.shape[0], 1))[
-                :, 0
-            ]
+            found[f"weight/{slot.path}.bias"] = slot.outputs(grid)
     return found
 
 # %% ../../nbs/maskers/6_passes.ipynb #msk-finished
