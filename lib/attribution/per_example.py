@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+from transformers.pytorch_utils import Conv1D
 
 from .importance import frozen
 from ..core.base import rng_for
@@ -73,34 +75,68 @@ def layer_names(
             raise ValueError(f"no layer matches {pattern!r}. Layers: {some}")
     found = [n for n in owners if not patterns or any(re.search(p, n) for p in patterns)]
     for n in found:
-        if not isinstance(model.get_submodule(n), _SUPPORTED):
-            valid = ", ".join(t.__name__ for t in _SUPPORTED)
+        if not isinstance(model.get_submodule(n), _SUPPORTED) and not _is_rms(model.get_submodule(n)):
+            valid = ", ".join(t.__name__ for t in _SUPPORTED) + ", RMSNorm"
             kind = type(model.get_submodule(n)).__name__
             raise ValueError(f"{n} is a {kind}: row gradients are known for {valid}")
     return found
 
 
-_SUPPORTED = (nn.Linear, nn.LayerNorm, nn.Embedding)
+_SUPPORTED = (nn.Linear, Conv1D, nn.LayerNorm, nn.Embedding)
+
+
+def _is_rms(module: nn.Module) -> bool:
+    "Whether a layer multiplies what it has normalised by its weight, and adds nothing"
+    return type(module).__name__.endswith(("RMSNorm", "T5LayerNorm"))
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-10
+_ONE_BY_ONE = ("deberta", "deberta-v2", "mpnet")  # model types that share positions among the rows of a batch
+
+
+def _one_by_one(model: nn.Module, batch: dict, output: str, names: list[str]) -> tuple[dict, Tensor]:
+    "As `_trace`, a row at a time"
+    rows = [{k: v[b : b + 1] for k, v in batch.items()} for b in range(len(batch["labels"]))]
+    traced = [_trace(model, row, output, names) for row in rows]
+    calls = {n: zip(*(seen[n] for seen, _ in traced), strict=True) for n in names}
+    seen = {n: [[torch.cat(both) for both in zip(*call)] for call in found] for n, found in calls.items()}
+    return seen, torch.cat([logits for _, logits in traced])
+
+
+def _tables(model: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
+    "Tables that are read as parameters and never called: DeBERTa's relative positions"
+    return {n: model.get_submodule(n).weight for n in names if n.endswith("rel_embeddings")}
+
+
+def _keep(pairs: list, rows: int, module, args, output):
+    "A hook: a layer's input and, when it is known, the gradient of its output, both with a line for each row"
+    alone = rows == 1 and len(output) != 1  # what serves the only row has no dimension for it
+    if output.shape[0] != rows and not alone:
+        output = output.expand(rows, *output.shape[1:]).clone()
+    if not output.requires_grad:
+        output = output.requires_grad_()
+    given = args[0].detach()
+    pairs.append(pair := [given[None] if alone else given.expand(rows, *given.shape[1:]), None])
+    output.register_hook(lambda g: pair.__setitem__(1, g[None] if alone else g))
+    return output
+
+
 def _trace(model: nn.Module, batch: dict, output: str, names: list[str]) -> tuple[dict, Tensor]:
     "name -> [[input, gradient of the output], ...], a pair for each call; and the rows' logits (B, C)."
     seen, rows = {n: [] for n in names}, len(batch["labels"])
-
-    def keep(pairs, module, args, output):
-        if output.shape[0] != rows:
-            output = output.expand(rows, *output.shape[1:]).clone()
-        if not output.requires_grad:
-            output = output.requires_grad_()
-        pairs.append(pair := [args[0].detach().expand(rows, *args[0].shape[1:]), None])
-        output.register_hook(partial(pair.__setitem__, 1))
-        return output
-
+    shared = getattr(getattr(model, "config", None), "model_type", "") in _ONE_BY_ONE
+    if shared and rows > 1:
+        return _one_by_one(model, batch, output, names)
     with frozen(model), torch.enable_grad(), ExitStack() as stack:
         for n in names:
-            stack.callback(model.get_submodule(n).register_forward_hook(partial(keep, seen[n])).remove)
+            hook = partial(_keep, seen[n], rows)
+            stack.callback(model.get_submodule(n).register_forward_hook(hook).remove)
+        tables = {n: table.requires_grad_() for n, table in _tables(model, names).items()}
         logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
         _row_outputs(model, logits, batch["labels"], output).sum().backward()
+        for n, table in tables.items():
+            seen[n].append([torch.arange(len(table), device=table.device)[None], table.grad[None]])
+            table.grad = None
+            table.requires_grad_(False)
     return seen, logits.detach()
 
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-11
@@ -108,10 +144,21 @@ def _tokens(a: Tensor) -> Tensor:
     return a.flatten(1, -2) if a.dim() > 2 else a[:, None]  # (B, T, width)
 
 
+def _rms_gradient(module: nn.Module, a: Tensor, g: Tensor) -> Tensor:
+    "Of the weight, (B, width): autograd's own, with a copy of the weight for each row"
+    with torch.enable_grad():
+        each = module.weight.detach().expand(len(a), *[1] * (a.dim() - 2), -1).clone().requires_grad_()
+        (found,) = torch.autograd.grad(functional_call(module, {"weight": each}, a.detach()), each, g)
+    return found.flatten(1)
+
+
 def _layer_gradients(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tensor]:
     "Gradients of one call's rows: parameter -> (B, *shape)."
+    if _is_rms(module):
+        return {"weight": _rms_gradient(module, a, g)}
     g = _tokens(g)
     if isinstance(module, nn.Embedding):
+        g = g * getattr(module, "embed_scale", 1.0)
         out, i = g.new_zeros(len(g), *module.weight.shape), a.flatten(1)  # (B, T)
         out.scatter_add_(1, i[..., None].expand(*i.shape, g.shape[2]), g)
         if module.padding_idx is not None:
@@ -120,7 +167,8 @@ def _layer_gradients(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tenso
     if isinstance(module, nn.LayerNorm):
         weight = (g * _tokens(nn.functional.layer_norm(a, module.normalized_shape, eps=module.eps))).sum(1)
     else:
-        weight = torch.einsum("bto,bti->boi", g, _tokens(a))
+        form = "bto,bti->bio" if isinstance(module, Conv1D) else "bto,bti->boi"
+        weight = torch.einsum(form, g, _tokens(a))
     return {"weight": weight} | ({} if module.bias is None else {"bias": g.sum(1)})
 
 
@@ -219,15 +267,17 @@ class Projector:
     def _layer(self, name: str, a: Tensor, g: Tensor) -> Tensor:
         "Features of one call of a layer."
         module, owner = self.model.get_submodule(name), self.owner[name]
-        if self.kind != "factored" or isinstance(module, nn.LayerNorm):
+        if self.kind != "factored" or module.weight.dim() == 1:
             found = _layer_gradients(module, a, g)
             of = {p: owner if p == "weight" else name for p in found}
             return sum(self._dense(f"{of[p]}.{p}", v.flatten(1)) for p, v in found.items())
         embedding, (k1, k2) = isinstance(module, nn.Embedding), _factors(self.k)
         if owner != name and isinstance(self.model.get_submodule(owner), nn.Embedding):
             return self._shared(name, owner, _tokens(a), _tokens(g))
-        right = self._block(module.weight.shape[0 if embedding else 1], k2, name, "in").to(g.dtype)
+        inputs = module.weight.shape[0 if embedding or isinstance(module, Conv1D) else 1]
+        right = self._block(inputs, k2, name, "in").to(g.dtype)
         left = _tokens(g) @ self._block(g.shape[-1], k1, name, "out").to(g.dtype)  # (B, T, k1)
+        left = left * getattr(module, "embed_scale", 1.0)
         if embedding and module.padding_idx is not None:
             left = left * (a != module.padding_idx)[..., None]
         right = right[a.flatten(1)] if embedding else _tokens(a) @ right  # (B, T, k2)

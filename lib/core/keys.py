@@ -345,8 +345,8 @@ def _module(path: Path, mtime_ns: int) -> tuple[str, set]:  # hash, and what it 
 
 
 def _own_files(notebook: str, params: dict) -> dict:  # hashes of what its own methods are made of
-    named = [params[name] for name, p in parameters(notebook).items() if _own(p) and name in params]
-    return {file: sha for name in named for file, sha in own_code(name).items()}
+    named = [params.get(name) for name, p in parameters(notebook).items() if _own(p)]
+    return {file: sha for name in named if isinstance(name, str) for file, sha in own_code(name).items()}
 
 
 @functools.cache

@@ -250,6 +250,8 @@ def _json_records(path: Path, form: Format) -> Iterator:
             here = _select_columns(record := row | item, form, where)
             if names is None:
                 yield (names := here)
+            if form.card and len(here) != len(names):
+                raise DataError(f"{where}: it has {', '.join(here)}, and the first line {', '.join(names)}")
             for c in here if not form.card else []:
                 if not isinstance(record[c], str):
                     raise DataError(f"{where}, column {c}: {record[c]!r} is no text")
@@ -293,7 +295,7 @@ def read_file(
     if not rows:
         raise DataError(f"{path}: no rows")
     if form.card:
-        line = "row" if path.suffix == ".parquet" else "line"
+        line = "row" if path.suffix.lower() == ".parquet" else "line"
         return card_rows(names, rows, form, lambda n: f"{path}, {line} {n}")
     columns, n = list(zip(*(r for _, r in rows))), 2 - (form.columns[1] is None)
     clean, where = unquoted if form.literals else str, named(names[n])

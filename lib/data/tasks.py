@@ -53,11 +53,12 @@ def _known(name: str, settings: dict | None) -> dict | None:
     return {k: v for k, v in (settings or {}).items() if k in ("revision", "group")} or None
 
 
-def _check_drawn(name: str, settings: dict | None) -> None:
-    "Refuse settings of a generated task, and a group that its rows do not have"
-    fill_settings(name, task_format(name).settings, settings)
-    if group_columns(settings, name):
-        _read(name, "synthetic", settings, dev_sets(name)[0])
+def _check_grouped(name: str, place: str | Path, settings: dict | None) -> None:
+    "Refuse groups that the rows of a generated task, or of a card, do not have"
+    form, names = task_format(name), group_columns(settings, name)
+    if (form.draw and names) or (form.card and isinstance(place, Path) and (names or form.group)):
+        for split in [*form.files] if form.card else dev_sets(name)[:1]:
+            _read(name, place, settings, split)
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-label-names
 def label_names(name: str) -> list[str]:
@@ -390,19 +391,18 @@ def train_ids(task: Task) -> list[int] | None:
     folder = _local_folder(task.name, ["train", *task.dev_sets])[0]
     return row_ids(_files(task.name, folder, "train")[0], task_format(task.name))
 
-# %% ../../nbs/data/08_tasks.ipynb #tasks-check-card
-def _check_card(form: Format, place: Path, names: list[str]) -> None:
+# %% ../../nbs/data/08_tasks.ipynb #aab5aab4
+def _check_card(form: Format, place: Path) -> None:
     "Read every file of a card to its end; say where a set has texts that are trained on"
     trained = set()
     for split in (s for s in form.files if not (form.share and s == "dev")):
-        columns = read_file(file := place / form.files[split], grouped_format(form, names, split), split)
-        with_group(columns, names, form, split, str(file))
+        columns = read_file(file := place / form.files[split], form, split)
         if split == "train":
             trained = set(text_keys(_check_train(form, file, columns)))
         elif both := len(trained & set(text_keys(columns))):
             warnings.warn(f"{file}: {both} texts stand in {form.files['train']} as well", stacklevel=3)
 
-# %% ../../nbs/data/08_tasks.ipynb #aab5aab4
+
 def check_source(
     name: str,
     source: str = "auto",
@@ -417,14 +417,15 @@ def check_source(
     place, form = _find(name, source, splits, settings), task_format(name)
     names = group_columns(settings, name)
     if form.draw:
-        _check_drawn(name, settings)
-    if isinstance(place, Path) and form.columns and not form.sides:
-        if form.card:
-            _check_card(form, place, names)
-        for split in () if form.card else splits or form.files:
+        fill_settings(name, form.settings, settings)
+    if form.card and isinstance(place, Path):
+        _check_card(form, place)
+    elif isinstance(place, Path) and form.columns and not form.sides:
+        for split in splits or form.files:
             for file in files_of(place, form, split):
                 columns = read_file(file, grouped_format(form, names, split), split, limit=100)
                 with_group(columns, names, form, split, str(file))
+    _check_grouped(name, place, settings)
     return str(place)
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-check-groups

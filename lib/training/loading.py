@@ -217,6 +217,8 @@ def check_model(
     alone) cannot fill in words."""
     if model == "tiny":
         return None
+    if head != "classifier" and split_model(model)[2]:
+        raise DataError(f"{model!r} states labels, and with head {head} it answers none")
     config = _config(model)
     kind = config.model_type
     if head == "masked_lm" and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
