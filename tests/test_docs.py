@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import site_pages  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "README.md"]
-BOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
+BOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 LINK = re.compile(r"(?<!\\)!?\[[^\]\n]*\]\(([^()\s]+(?:\([^()\s]*\))?)\)")
 
 

@@ -26,7 +26,7 @@ HIDDEN = ("application/vnd.jupyter.widget-view+json", "application/vnd.google.co
 
 def books() -> list[Path]:
     "Every notebook, the tour first, then folder by folder."
-    return sorted((ROOT / "nbs").glob("*.ipynb")) + sorted((ROOT / "nbs").glob("*/*.ipynb"))
+    return sorted((ROOT / "nbs").glob("*.ipynb")) + sorted((ROOT / "nbs").glob("[a-z]*/*.ipynb"))
 
 
 def name_of(path: Path) -> str:

@@ -183,7 +183,7 @@ def main() -> int:
             _write(f"docs/{path.name}", "") if path.suffix == ".md" else None
             (SITE / "docs").mkdir(exist_ok=True)
             shutil.copy(path, SITE / "docs" / path.name)
-    for path in [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs").glob("*/*.ipynb")]:
+    for path in [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs").glob("[a-z]*/*.ipynb")]:
         _write(str(path.relative_to(ROOT)), _notebook(path))
     for room in rooms():
         inside = [f"# {room}", "", *_tree(room, [p.removeprefix(f"nbs/{room}/") for p in _books(room)])]
