@@ -61,9 +61,7 @@ def load_masked_lm(
     tiny: dict | None = None,
     head: str = "masked_lm",  # or causal_lm; or encoder: no head, whatever the checkpoint has
 ):
-    """(model in evaluation mode and float32, on the GPU if there is one; tokenizer).
-
-    DataError for a checkpoint without a trained head, or a model without such a one, if one is asked for."""
+    "(model, evaluating, float32, on a GPU if there is one; tokenizer); DataError without a trained head, if asked for"
     device, bare = "cuda" if torch.cuda.is_available() else "cpu", head == "encoder"
     if model == "tiny":
         check_tiny_head(tiny, head)
