@@ -217,8 +217,7 @@ def check_model(
         return None
     if head != "classifier" and split_model(model)[2]:
         raise DataError(f"{model!r} states labels, and with head {head} it answers none")
-    config = _config(model)
-    kind = config.model_type
+    kind = (config := _config(model)).model_type
     if head == "masked_lm" and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         valid = "head causal_lm, or head encoder" if is_causal(config) else "head encoder"
         raise DataError(
