@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GENDER_TESTS', 'associations', 'effect_size', 'permutation_p', 'association_test', 'association_file',
            'association_tests', 'stereo_score', 'stereo_test', 'read_stereoset', 'stored_scores', 'shared_positions',
-           'pair_test', 'pair_difference', 'read_crows']
+           'pair_test', 'read_crows']
 
 # %% ../../nbs/metrics/5_bias.ipynb #03b-bias-tests-02
 import csv

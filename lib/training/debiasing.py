@@ -24,6 +24,16 @@ def _debiasing_loss(model, batch: dict, step: int) -> Tensor:
         model.objective.renew(model, batch["epoch"])
     return model.objective(model, batch)
 
+# %% ../../nbs/training/4_debiasing.ipynb #debiasing-pads
+def _check_settings(model, loss: DebiasingLoss | None, optim: Optim) -> None:
+    "ValueError without a number of steps, and for a loss that counts padding, which is defined for encoders"
+    if optim.max_steps < 0:
+        raise ValueError("debiasing is measured in steps: give max_steps")
+    if loss and loss.pads and is_causal(model.config):
+        raise ValueError(
+            "pads counts padding as tokens, and in a decoder padding has read the whole sentence"
+        )
+
 # %% ../../nbs/training/4_debiasing.ipynb #debiasing-03
 def debiasing(
     model,  # any that reads texts, as it is before the training
@@ -33,12 +43,7 @@ def debiasing(
     loss: DebiasingLoss | None = None,  # its settings; default the paper's
 ) -> Recipe:
     "A recipe to take a model's gender bias away, in its weights or by a masker"
-    if optim.max_steps < 0:
-        raise ValueError("debiasing is measured in steps: give max_steps")
-    if loss and loss.pads and is_causal(model.config):
-        raise ValueError(
-            "pads counts padding as tokens, and in a decoder padding has read the whole sentence"
-        )
+    _check_settings(model, loss, optim)
     loss, original = loss or DebiasingLoss(), copy.deepcopy(model).requires_grad_(False).eval()
     passes = optim.max_steps * optim.accumulation
     length = min(_PUBLISHED_LENGTH, model.config.max_position_embeddings) if loss.pads else 0

@@ -52,6 +52,13 @@ def check_tiny_head(
         valid = "causal_lm" if causal else "masked_lm"
         raise DataError(f"a tiny {kind} is no {_NAMES[head]}. Valid: head {valid}, or head encoder")
 
+# %% ../../nbs/training/4_masked_words.ipynb #masked-words-untrained
+def _untrained(model: str, head: str, name: str) -> str:
+    "Why a checkpoint without a trained head says nothing of words"
+    kind, valid = head.removesuffix("_lm"), f"Valid: a {_NAMES[head]}, or a run of one"
+    random = f"{model} has no trained {kind}-language-model head ({name} and others would be random)"
+    return f"{random}, and what random weights say of words is no bias. {valid}"
+
 # %% ../../nbs/training/4_masked_words.ipynb #masked-words-05
 def load_masked_lm(
     model: str,  # tiny (new, over the task's words), a run key, a local folder or a hub name
@@ -61,9 +68,7 @@ def load_masked_lm(
     tiny: dict | None = None,
     head: str = "masked_lm",  # or causal_lm; or encoder: no head, whatever the checkpoint has
 ):
-    """(model in evaluation mode and float32, on the GPU if there is one; tokenizer).
-
-    DataError for a checkpoint without a trained head, or a model without such a one, if one is asked for."""
+    "(model, evaluating, float32, on a GPU if there is one; tokenizer); DataError without a trained head, if asked for"
     device, bare = "cuda" if torch.cuda.is_available() else "cpu", head == "encoder"
     if model == "tiny":
         check_tiny_head(tiny, head)
@@ -73,10 +78,7 @@ def load_masked_lm(
     place, options = model_place(model), dict(attn_implementation=attn, dtype=torch.float32)
     net, new = load_whole(place, cls, config, is_run_key(model), **options)
     if new and not bare:
-        raise DataError(
-            f"{model} has no trained {head.removesuffix('_lm')}-language-model head ({new[0]} and others would be "
-            f"random), and what random weights say of words is no bias. Valid: a {_NAMES[head]}, or a run of one"
-        )
+        raise DataError(_untrained(model, head, new[0]))
     return net.to(device), load_tokenizer(place, net)
 
 # %% ../../nbs/training/4_masked_words.ipynb #08h-masked-lm-08
