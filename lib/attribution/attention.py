@@ -57,7 +57,7 @@ def _captured(model: PreTrainedModel, paths: list[str]) -> Iterator[list[torch.T
 # %% ../../nbs/attribution/2_attention.ipynb #142c8ade
 MAP_TYPES = ("raw", "norm", "norm_legacy")  # norm_legacy: of the released slice
 
-
+# %% ../../nbs/attribution/2_attention.ipynb #142c8ade-b
 def attention_maps(
     model: PreTrainedModel,  # any encoder or decoder of ARCHITECTURES; attached masks take part
     batch: dict[str, torch.Tensor],  # model inputs, without labels
@@ -70,18 +70,16 @@ def attention_maps(
     if len(set(p.kinds)) > 1:
         raise UnitError(f"{name} is an encoder-decoder, with three sorts of attention: maps are of encoders")
     if "norm_legacy" in maps and p.heads * p.head_size != model.config.hidden_size:
-        raise UnitError(
-            f"{name}: its heads are not as wide as the model, and norm_legacy is of square matrices"
-        )
+        raise UnitError(f"{name}: heads not as wide as the model: norm_legacy is of square matrices")
     with _eager(model), _captured(model, [row["v"].path for row in p.attention]) as values:
         raw = model(**batch, output_attentions=True).attentions
         if not raw or raw[0] is None:
             raise UnitError(f"{name} returned no attentions")
-        rows = [p.attention[i] for i in p.calls]
-        layers = [(v, model.get_submodule(row["out"].path).weight, row) for v, row in zip(values, rows)]
+        rows = [(p.attention[i], p.attention[i]["out"].path) for i in p.calls]
+        layers = [(v, model.get_submodule(path).weight, row) for v, (row, path) in zip(values, rows)]
         return {m: torch.stack(_scaled(raw, layers, m), 1) for m in maps}
 
-
+# %% ../../nbs/attribution/2_attention.ipynb #142c8ade-c
 def _scaled(raw: tuple, layers: list[tuple], maps: str) -> list[torch.Tensor]:
     "Attentions of every layer (B, H, T, T), times the length of what each key passes on unless maps is raw."
     if maps == "raw":

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -41,26 +42,30 @@ class Slot:
         "The layer's name"
         return self.name.removesuffix(".weight")
 
-    def grid(
-        self,
-        masks: Callable[[str], Tensor],  # score tensor -> its mask
-    ) -> Tensor:
-        "The mask of this place, (R, C)"
-        if self.part in ("head", "ffn", "mlp"):
-            return masks(self.part)[self.layer].view(1, -1)
-        found = [(masks(key), turned) for key, turned in self.factors]
-        if self.repeats > 1:
-            found = [(mask.repeat(self.repeats, 1), turned) for mask, turned in found]
-        first, *rest = (mask.T if turned else mask for mask, turned in found)
-        return first * rest[0] if rest else first
+# %% ../../nbs/maskers/5_layouts.ipynb #lay-grid-of
+@patch
+def grid(
+    self: Slot,
+    masks: Callable[[str], Tensor],  # score tensor -> its mask
+) -> Tensor:
+    "The mask of this place, (R, C)"
+    if self.part in ("head", "ffn", "mlp"):
+        return masks(self.part)[self.layer].view(1, -1)
+    found = [(masks(key), turned) for key, turned in self.factors]
+    if self.repeats > 1:
+        found = [(mask.repeat(self.repeats, 1), turned) for mask, turned in found]
+    first, *rest = (mask.T if turned else mask for mask, turned in found)
+    return first * rest[0] if rest else first
 
-    def outputs(
-        self,
-        grid: Tensor,  # (R, C), its mask
-    ) -> Tensor:
-        "Whether each output has a weight left, (out,) bool"
-        kept, size = (grid != 0).any(int(not self.transposed)), self.shape[int(self.transposed)]
-        return kept.repeat_interleave(size // len(kept))
+# %% ../../nbs/maskers/5_layouts.ipynb #lay-outputs
+@patch
+def outputs(
+    self: Slot,
+    grid: Tensor,  # (R, C), its mask
+) -> Tensor:
+    "Whether each output has a weight left, (out,) bool"
+    kept, size = (grid != 0).any(int(not self.transposed)), self.shape[int(self.transposed)]
+    return kept.repeat_interleave(size // len(kept))
 
 # %% ../../nbs/maskers/5_layouts.ipynb #lay-layout
 @dataclass(frozen=True)
@@ -236,7 +241,7 @@ def _held(row: dict, path: str, scheme: str) -> list[str]:
         )
     return here
 
-
+# %% ../../nbs/maskers/5_layouts.ipynb #lay-places-b
 def _layer(model: PreTrainedModel, group: str, layer: int, row: dict, how: Blocks) -> list[tuple[Slot, dict]]:
     "Places of one attention or FFN, each with the shapes of its score tensors"
     scheme, block = getattr(how, group), how.block

@@ -94,9 +94,11 @@ class Architecture:
 
 
 ATTENTION_TYPES = ("encoder", "cross", "decoder", "causal")  # of one model the first three, in this order
+
+
 _OPTIONAL = ("pos_k", "pos_q")  # parts that only some models of a type have
 
-
+# %% ../../nbs/models/1_architectures.ipynb #38896f24-b
 def _below(path: str, **names: str | tuple) -> dict[str, Slice]:
     "Slices below a path; a name is that of a layer, or (layer, block, blocks, interleaved)"
     texts = {part: (name,) if isinstance(name, str) else name for part, name in names.items()}
@@ -136,9 +138,13 @@ _ALBERT = Architecture(
     embeddings=("embeddings", "encoder.embedding_hidden_mapping_in"),
     options=(("embedding_size", 6),),
 )
+
+
 _MPNET = Architecture(
     (_below("encoder.layer.{}.attention.attn", q="q", k="k", v="v", out="o"),), _BERT_FFN, _SIZES
 )
+
+# %% ../../nbs/models/1_architectures.ipynb #arch-encoders-b
 _MODERNBERT = Architecture(
     (_below("layers.{}.attn", **_fused("Wqkv", "q k v"), out="Wo"),),
     (_below("layers.{}.mlp", **_fused("Wi", "up gate"), down="Wo"),),
@@ -148,13 +154,15 @@ _MODERNBERT = Architecture(
 
 # %% ../../nbs/models/1_architectures.ipynb #arch-deberta
 _DEBERTA = dict(q="self.query_proj", k="self.key_proj", v="self.value_proj", out="output.dense")
+
+
 _POSITIONS = (
     ("relative_attention", True),
     ("position_buckets", 8),
     ("pos_att_type", "c2p|p2c"),
 )
 
-
+# %% ../../nbs/models/1_architectures.ipynb #arch-deberta-b
 def _deberta(shared: bool) -> Architecture:
     return Architecture(
         (
@@ -208,11 +216,15 @@ def _llama(*options: tuple, norms: bool = False, head_size: bool = True) -> Arch
 
 # %% ../../nbs/models/1_architectures.ipynb #arch-seq2seq-1
 _ENDS = (("eos_token_id", 1), ("decoder_start_token_id", 1))
+
+
 _BART_ATTENTION = (
     "encoder.layers.{}.self_attn",
     "decoder.layers.{}.encoder_attn",
     "decoder.layers.{}.self_attn",
 )
+
+# %% ../../nbs/models/1_architectures.ipynb #arch-seq2seq-1-b
 _BART = Architecture(
     tuple(_below(p, q="q_proj", k="k_proj", v="v_proj", out="out_proj") for p in _BART_ATTENTION),
     tuple(_below(p, up="fc1", down="fc2") for p in ("encoder.layers.{}", "decoder.layers.{}")),
@@ -281,7 +293,7 @@ ARCHITECTURES = {
     "t5-gated": _t5("gated-gelu", up="wi_0", gate="wi_1", down="wo"),
 }  # config.model_type -> row; rows of one type differ in their options
 
-
+# %% ../../nbs/models/1_architectures.ipynb #5c7a174f-b
 class UnitError(ValueError):
     "A model or a mask that does not fit; the message names what was looked for and the valid choices"
 
@@ -495,7 +507,7 @@ class Size:
 # %% ../../nbs/models/1_architectures.ipynb #arch-size-2
 _PADDED = {"roberta": 1, "xlm-roberta": 1, "camembert": 1, "mpnet": 2}  # positions before the first
 
-
+# %% ../../nbs/models/1_architectures.ipynb #arch-size-2-b
 def random_model(
     model_type: str = "bert",  # a row of `ARCHITECTURES`
     seed: int = 0,  # of the weights

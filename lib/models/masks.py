@@ -187,7 +187,7 @@ def _head_counts(row: dict[str, Slice], mask: dict[str, Tensor], heads: int) -> 
             counts.append(((bias.view(heads, -1) != 0).sum(1), len(bias) // heads))
     return counts
 
-
+# %% ../../nbs/models/3_masks.ipynb #masks-shares-0-b
 def surviving_shares(
     mask: dict[str, Tensor],  # entries weight/<parameter>
     model: PreTrainedModel,  # for the names; a skeleton will do

@@ -64,7 +64,7 @@ class _Left:
     keys: list[list[int]]  # key heads
     neurons: list[list[int] | None]  # of every FFN; None: the MLP is gone
 
-
+# %% ../../nbs/models/4_shrink.ipynb #shrink-attention-0-b
 def _attention_edits(plain: PreTrainedModel, p: Parts, i: int, heads: list[int], keys: int) -> list:
     "The edits that leave an attention these heads, with so many key heads"
     row, n = (
@@ -83,7 +83,7 @@ def _attention_edits(plain: PreTrainedModel, p: Parts, i: int, heads: list[int],
     )
     return edits + [["position_heads", path, heads]] * (shared and n != p.heads)
 
-
+# %% ../../nbs/models/4_shrink.ipynb #shrink-attention-0-c
 def _ffn_edits(plain: PreTrainedModel, row: dict[str, Slice], neurons: list[int] | None) -> list:
     "The edits that leave an FFN so many neurons; None: the MLP is gone"
     down = row["down"]

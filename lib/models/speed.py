@@ -35,7 +35,7 @@ def _positions(model: PreTrainedModel, row: dict[str, Slice]) -> tuple[int, int,
     own = [row[part].path for part in ("pos_k", "pos_q") if part in row]
     return span, len(attention.pos_att_type), own or [row["q"].path, row["k"].path]
 
-
+# %% ../../nbs/models/5_speed.ipynb #03524baf-b
 def flops(
     model: PreTrainedModel,  # shrunken or not
     batch: int,  # B
