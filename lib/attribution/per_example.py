@@ -81,7 +81,7 @@ def layer_names(
             raise ValueError(f"{n} is a {kind}: row gradients are known for {valid}")
     return found
 
-
+# %% ../../nbs/attribution/4_per_example.ipynb #row-supported
 _SUPPORTED = (nn.Linear, Conv1D, nn.LayerNorm, nn.Embedding)
 
 
@@ -119,9 +119,11 @@ def _keep(pairs: list, rows: int, module, args, output):
     output.register_hook(lambda g: pair.__setitem__(1, g[None] if alone else g))
     return output
 
-
+# %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-10-b
 def _trace(model: nn.Module, batch: dict, output: str, names: list[str]) -> tuple[dict, Tensor]:
     "name -> [[input, gradient of the output], ...], a pair for each call; and the rows' logits (B, C)."
+    if output not in _OUTPUTS:
+        raise ValueError(f"no output {output!r}: choose {', '.join(_OUTPUTS)}")
     seen, rows = {n: [] for n in names}, len(batch["labels"])
     shared = getattr(getattr(model, "config", None), "model_type", "") in _ONE_BY_ONE
     if shared and rows > 1:
@@ -151,7 +153,7 @@ def _rms_gradient(module: nn.Module, a: Tensor, g: Tensor) -> Tensor:
         (found,) = torch.autograd.grad(functional_call(module, {"weight": each}, a.detach()), each, g)
     return found.flatten(1)
 
-
+# %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-11-b
 def _layer_gradients(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tensor]:
     "Gradients of one call's rows: parameter -> (B, *shape)."
     if _is_rms(module):
@@ -171,7 +173,7 @@ def _layer_gradients(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tenso
         weight = torch.einsum(form, g, _tokens(a))
     return {"weight": weight} | ({} if module.bias is None else {"bias": g.sum(1)})
 
-
+# %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-11-c
 def _check_finite(values: Tensor, start: int = 0) -> None:
     "ValueError that names the first row of values (B, ...) with a number that is not finite."
     bad = ~torch.isfinite(values.flatten(1)).all(1)

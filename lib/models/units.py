@@ -123,7 +123,7 @@ def _structured(model: PreTrainedModel, key: str, value: torch.Tensor) -> list[t
     out = [row["out"] for row in p.attention] if key == "head" else [row["down"] for row in p.ffn]
     return [(f"{s.path}.weight", lambda m, i=i, s=s: s.spread(m[i])) for i, s in enumerate(out)]
 
-
+# %% ../../nbs/models/2_units.ipynb #units-factors-0-b
 def _tiled(shape: torch.Size, key: str, value: torch.Tensor) -> Callable:
     "How a `weight` or `block` entry is expanded over a parameter of `shape`"
     if key.startswith("weight/"):
@@ -290,7 +290,7 @@ def _unit_lines(
             found = _line_mask(shape[s.dim if len(shape) > 1 else 0], s, own)
             yield name, found if len(shape) == 1 else found[None] if s.dim else found[:, None]
 
-
+# %% ../../nbs/models/2_units.ipynb #06e7c89a-b
 def _survivors(
     model: PreTrainedModel, mask: dict[str, torch.Tensor], really: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -309,7 +309,7 @@ def _survivors(
     for name, value, expand in factors(model, {k: v for k, v in mask.items() if "/" in k}):
         yield name, expand(value).bool()
 
-
+# %% ../../nbs/models/2_units.ipynb #06e7c89a-c
 def _left(model: PreTrainedModel, survivors: Iterator[tuple[str, torch.Tensor]]) -> int:
     "Parameters that survive all that is said of them"
     alive, left = {}, 0
