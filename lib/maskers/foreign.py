@@ -110,8 +110,8 @@ def _history_place(model: PreTrainedModel, layer: str, outputs: bool) -> tuple[s
     p = parts(model)
     for kind, rows, last in (("head", p.attention, "out"), ("ffn", p.ffn, "down")):
         for i, row in enumerate(rows):
-            for part, path in row.items():
-                if path == layer and outputs == (part != last):
+            for part, piece in row.items():
+                if piece.path == layer and outputs == (part != last):
                     return kind, i
     return None
 
