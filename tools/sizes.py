@@ -56,7 +56,7 @@ def functions(path: Path) -> list[tuple[str, int, int]]:
 
 
 def export_cells(path: Path) -> list[tuple[str, int, list[str]]]:
-    "(cell id, code lines, public names defined) of every export cell of a notebook."
+    "(cell id, code lines without imports, public names defined) of every export cell of a notebook."
     found = []
     for cell in json.loads(path.read_text())["cells"]:
         source = "".join(cell["source"])
@@ -64,8 +64,14 @@ def export_cells(path: Path) -> list[tuple[str, int, list[str]]]:
             continue
         body = ast.parse(source).body
         names = [n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != "_"]
-        found.append((cell["id"], len(code_lines(source)), names))
+        imports = {x for n in body if isinstance(n, (ast.Import, ast.ImportFrom)) for x in _span(n)}
+        found.append((cell["id"], len(code_lines(source) - imports), names))
     return found
+
+
+def _span(node: ast.AST) -> range:
+    "Numbers of a statement's lines."
+    return range(node.lineno, node.end_lineno + 1)
 
 
 def public_names() -> dict[str, list[str]]:
