@@ -252,6 +252,8 @@ def make_smaller(args: argparse.Namespace) -> int:
     "Make a classifier smaller: score heads and neurons on a task, remove the lowest, train on."
     with _plainly():
         wish, to = _prune_wish(args), Path(args.to).expanduser().resolve()
+    if to.is_relative_to(outputs()):
+        raise RunError(f"--to {to} lies among the runs, in {outputs()}: give a folder elsewhere")
     _check_folder(to, wish)
     made = _made(wish, args)
     if isinstance(made, int):

@@ -6,11 +6,18 @@
 __all__ = []
 
 # %% ../../nbs/commands/1_task.ipynb #task-imports
+import json
+import os
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
 
 from ..core.base import DataError, card_file, nearest
+from ..core.strict_yaml import _parsed
 
 # %% ../../nbs/commands/1_task.ipynb #task-set
 def _keys(rows: dict) -> list[tuple]:  # what rows of the same text have in common
@@ -159,22 +166,41 @@ def _check_there(path: Path) -> None:
     from lib.data.cards import _SUFFIXES
 
     if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("*") if p.name.lower().endswith(_SUFFIXES))
-        raise DataError(f"no file {path}{nearest(path.name, there)}")
+        folder = path if path.is_dir() else path.parent
+        there = sorted(p.name for p in folder.glob("*") if p.name.lower().endswith(_SUFFIXES))
+        what = f"{path} is a folder, not a file" if path.is_dir() else f"no file {path}"
+        raise DataError(f"{what}{nearest(path.name, there)}")
     if not path.name.lower().endswith(_SUFFIXES):
         raise DataError(f"{path} ends in none of {', '.join(_SUFFIXES)}")
 
 
+def _check_layout(args) -> None:
+    "Refuse an encoding and a delimiter that no card may say"
+    from lib.data.cards import _check_encoding
+
+    _check_encoding(args.encoding, SimpleNamespace(fault=lambda what, *_: DataError(f"--encoding: {what}")))
+    if args.delimiter and not re.fullmatch('[^"\r\n]', args.delimiter):
+        tab = "; a tab is the default of .tsv and .txt, and $'\\t' in a shell"
+        raise DataError(f"--delimiter is one character, no quotation mark, not {args.delimiter!r}{tab}")
+
+# %% ../../nbs/commands/1_task.ipynb #task-asked-columns
 def _check_asked(path: Path, args) -> None:
-    "Refuse columns that are not asked for or not there"
+    "Refuse columns that are not asked for, not there, or asked for twice"
     names, needed = _names(path, args), {"--text": args.text, "--label": [args.label] if args.label else []}
     for key in (key for key, columns in needed.items() if not columns):
         raise DataError(f"{path}: {key} is not said{nearest('', names)}")
-    for column in [*args.text, args.label, *args.group, *([args.id] if args.id else [])]:
-        if column not in names:
-            raise DataError(f"{path}: no column {column!r}{nearest(column, names)}")
     if len(args.text) > 2:
         raise DataError(f"{path}: --text takes one column, or two of a pair, not {len(args.text)}")
+    other, seen = len(names) == 1 and re.search("[;,|\t]", names[0]), set()
+    for column in [*args.text, args.label, *args.group, *([args.id] if args.id else [])]:
+        if column not in names:
+            parted = f"; are columns parted by {other[0]!r}? Say --delimiter" if other else ""
+            raise DataError(f"{path}: no column {column!r}{nearest(column, names)}{parted}")
+        if column in seen:
+            raise DataError(
+                f"{path}: column {column!r} is asked for twice, by --text, --label, --group, --id"
+            )
+        seen.add(column)
 
 # %% ../../nbs/commands/1_task.ipynb #task-labels
 _MANY = 30  # labels
@@ -195,15 +221,18 @@ def _labels(path: Path, form, regression: bool) -> dict[str, str]:
         raise DataError(
             f"{path}: the label has {len(counts)} values ({some} ...); where it is a number, say --regression"
         )
-    found = sorted(counts, key=lambda v: (0, float(v), v) if v.lstrip("-").isdecimal() else (1, 0, v))
-    return {value: value for value in found}
+    key = lambda v: (0, float(v), v) if re.fullmatch(r"-?\d+", v) else (1, 0, v)
+    return {value: value for value in sorted(counts, key=key) if value.strip()}  # reading refuses a blank one
 
 # %% ../../nbs/commands/1_task.ipynb #task-text
 def _yaml(value) -> str:  # on one line, and read back as what it is
-    import yaml
-
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
-    return text.removesuffix("\n").removesuffix("\n...")
+    text = text.removesuffix("\n").removesuffix("\n...")
+    try:
+        same = _parsed(text) == value
+    except (DataError, yaml.YAMLError):
+        same = False
+    return text if same else json.dumps(value)  # all in quotes, which YAML has from JSON
 
 
 def _columns(names) -> str:
@@ -236,23 +265,48 @@ def _card_text(path: Path, form) -> str:
     return "\n".join([*lines, *_format_text(form), ""])
 
 # %% ../../nbs/commands/1_task.ipynb #task-write
+def _write_card(card: Path, text: str) -> None:
+    "The card takes its place when it has been read"
+    from lib.data.cards import read_card
+
+    draft = card.with_name(f".{card.name}.{os.getpid()}.part")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        read_card(draft)
+        os.replace(draft, card)
+    except DataError as error:
+        raise DataError(str(error).replace(str(draft), str(card))) from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _check_card(card: Path, force: bool) -> None:
+    "Refuse to write over what is there"
+    if card.is_dir():
+        raise DataError(f"{card} is a folder, and the card would be called so")
+    if os.path.lexists(card) and not force:
+        look = f"look at it with `sieve task {card.name}`, or write it anew with --force"
+        raise DataError(f"{card} is there: {look}")
+
+# %% ../../nbs/commands/1_task.ipynb #task-write-first
 def _first_card(path: Path, args) -> list[str]:
     "Write a card beside the file; lines about what is in it"
     from lib.data.formats import read_file
 
-    card = path.with_name(path.name.split(".")[0] + ".yaml")
-    if card.exists() and not args.force:
-        raise DataError(
-            f"{card} is there: look at it with `sieve task {card.name}`, or write it anew with --force"
-        )
+    _check_card(card := path.with_name(path.name.split(".")[0] + ".yaml"), args.force)
     _check_there(path)
+    _check_layout(args)
     _check_asked(path, args)
     form = _format(args, path)
     form = replace(form, labels=_labels(path, form, args.regression))
     rows, names = read_file(path, form, "train"), list(form.labels)
+    if len(set(rows["label"])) < 2:
+        said = names[0] if names else f"{rows['label'][0]:g}"
+        raise DataError(
+            f"{path}: all {len(rows['label'])} rows have the label {said}: there is nothing to learn"
+        )
     lines = _described({"train": rows}, names)
-    text = _card_text(path, form)
-    card.write_text(text, encoding="utf-8")
+    _write_card(card, _card_text(path, form))
     blank = sum(not text.strip() for c in ("text_a", "text_b") if c in rows for text in rows[c])
     empty = f"{blank} empty texts, which a card refuses: correct them, or say format: {{empty: true}}"
     order = [f"check the order of the labels: {', '.join(names)} is only the sorted one"] if names else []

@@ -21,7 +21,7 @@ import yaml
 
 from ..core.base import RunError, card_file, outputs
 from ..core.engine import Plan, make, make_plan
-from ..core.files import read_json, write_json, write_text
+from ..core.files import file_sha256, read_json, write_json, write_text
 from ..core.folders import Run
 from ..core.screen import Screen
 from ..core.keys import digest, is_run_key, parameters
@@ -35,9 +35,10 @@ def _place(
     "A path to what is there, whole; any other name as it is. RunError for a path to nothing."
     if is_run_key(name) or name == "tiny":
         return name
-    path = Path(name).expanduser()
+    head, mark, labels = name.partition("?labels=")  # of a model
+    path = Path(head).expanduser()
     if path.exists():
-        return str(path.resolve())
+        return str(path.resolve()) + mark + labels
     if name.startswith((".", "/", "~")):
         raise RunError(f"nothing lies at {name}")
     return name
@@ -129,6 +130,21 @@ def _planned(wish: _Wish, redo: bool) -> tuple[Sweep, Plan]:
             raise RunError(str(e).replace(f"{draft}: ", "")) from None
     return replace(sweep, path=wish.file), plan
 
+# %% ../../nbs/commands/3_wishes.ipynb #wishes-used
+def _check_used(
+    wish: _Wish,
+    names: list[str],  # of --set
+) -> None:
+    "RunError for a parameter that would change nothing, or another than is said: the command itself sets it"
+    stages = wish.sweep["stages"].values()
+    for name in names:
+        having = [s for s in stages if name in parameters(s["notebook"])]
+        own = [s for s in having if any(name in s.get(part, {}) for part in ("set", "grid", "from", "over"))]
+        if name in ("model", "task") or having and len(own) == len(having):
+            raise RunError(
+                f"--set {name}: `sieve {wish.verb}` sets it itself; a sweep of one's own may set it"
+            )
+
 # %% ../../nbs/commands/3_wishes.ipynb #wishes-tell
 def _tell(wish: _Wish, plan: Plan) -> None:
     "Which notebooks with which parameters, and where"
@@ -154,6 +170,7 @@ def _cores() -> int:
 # %% ../../nbs/commands/3_wishes.ipynb #wishes-made
 def _made(wish: _Wish, args: argparse.Namespace) -> dict[str, Run] | int:
     "The finished run of each stage (the last, of several); or the exit code, where none is to be shown"
+    _check_used(wish, [name for name, _ in getattr(args, "set", [])])
     sweep, plan = _planned(wish, args.stale)
     _tell(wish, plan)
     if args.dry_run:
@@ -171,6 +188,12 @@ def _made(wish: _Wish, args: argparse.Namespace) -> dict[str, Run] | int:
     return {r.stage: Run(r.notebook, r.key) for r in sweep.planned}
 
 # %% ../../nbs/commands/3_wishes.ipynb #wishes-folder
+def _files_of(folder: Path, wish: _Wish) -> dict[str, str]:
+    "Files of a folder, but for the result file -> SHA-256"
+    there = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {name: file_sha256(p) for name, p in there.items() if name != f"{wish.verb}.json"}
+
+
 def _check_folder(to: Path, wish: _Wish) -> None:
     "RunError for a folder that holds anything but what this very command wrote, or cannot be written"
     there = next((p for p in [to, *to.parents] if p.exists()), to)
@@ -183,6 +206,12 @@ def _check_folder(to: Path, wish: _Wish) -> None:
         if not isinstance(ours, dict) or ours.get("sweep") != str(wish.file):
             names = ", ".join(sorted(p.name for p in to.iterdir())[:4])
             raise RunError(f"--to {to}: the folder holds {names}; an empty or a new one is asked for")
+        known = ours.get("files") or {}  # nobody's work is removed with what this command wrote
+        other = [n for n, sha in _files_of(to, wish).items() if known and known.get(n) != sha]
+        if other:
+            raise RunError(
+                f"--to {to}: {other[0]} there was added or changed since; give a new folder, or move it"
+            )
 
 # %% ../../nbs/commands/3_wishes.ipynb #wishes-fill
 def _fill(
@@ -198,7 +227,7 @@ def _fill(
         said, runs = write(part), {}
         for r in load_sweep(wish.file).planned:
             runs.setdefault(r.stage, []).append(str(r))
-        said |= {"sweep": str(wish.file), "runs": runs}
+        said |= {"sweep": str(wish.file), "runs": runs, "files": _files_of(part, wish)}
         write_json(part / f"{wish.verb}.json", said)
         _check_folder(to, wish)  # it may have been filled meanwhile
         shutil.rmtree(to, ignore_errors=True)

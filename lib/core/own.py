@@ -136,7 +136,7 @@ def _import(module: str) -> types.ModuleType:
         return _load(file)
     try:
         found = importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"module {module!r}: {type(error).__name__}: {error}") from error
     if own and _IMPORTED.setdefault(module, _files(file)) != _files(file):
         raise DataError(f"module {module!r} ({file}) has changed since it was imported: restart the process")

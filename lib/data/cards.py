@@ -320,6 +320,9 @@ def task_format(
     "The row of the table that has this name, or what a card says. DataError for any other name."
     if file := card_file(name):
         return read_card(file)
+    if str(name).lower().endswith(_SUFFIXES):
+        what = "is a file of rows, or would be one; a task is a card that names it"
+        raise DataError(f"{name} {what}: write one with `sieve task {name} --text COLUMN --label COLUMN`")
     if name not in TASKS:
         raise DataError(f"no task {name!r}{nearest(name, TASKS)}; or a card, a path ending in .yaml")
     return TASKS[name]

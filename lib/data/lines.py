@@ -57,11 +57,19 @@ def _lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     return ((n, line) for n, line in enumerate(text_lines(path, encoding), 1) if line.strip())
 
 
+def _once(pairs: list[tuple]) -> dict:
+    "An object of JSON; ValueError for a key that stands twice"
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"key {max(keys, key=keys.count)!r} stands twice")
+    return dict(pairs)
+
+
 def json_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, dict]]:
     "Line number and object of every line of a file with one JSON object in a line."
     for n, line in _lines(path, encoding):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
             if "\\ud" in line.lower():  # half a character can be written, but in no encoding
                 json.dumps(row, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:

@@ -58,9 +58,12 @@ def parquet_names(path: Path) -> list[str]:
     from pyarrow import parquet
 
     try:
-        return parquet.ParquetFile(path).schema_arrow.names
+        names = parquet.ParquetFile(path).schema_arrow.names
     except (pyarrow.ArrowException, OSError) as error:
         raise _broken(path, error) from None
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: column {max(names, key=names.count)!r} stands twice")
+    return names
 
 # %% ../../nbs/data/00_records.ipynb #records-parquet-rows
 def parquet_rows(path: Path, names: list[str]) -> Iterator[list]:

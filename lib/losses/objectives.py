@@ -224,7 +224,7 @@ def _wrong(name: str, row: Loss, options: dict, classes: int) -> str:
     given["hidden"] = torch.randn(4, options.get("width", 8), generator=g)
     try:
         return _wrong_value(Objective(name, row, **options)(z, torch.arange(4) % classes, **given), z)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return f"{type(error).__name__}: {error}"
 
 
