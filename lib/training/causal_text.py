@@ -47,7 +47,7 @@ class TextTokenizer:
     def collate(self, rows) -> dict:
         "A padded batch (B, T): input_ids, attention_mask, labels (-100 at the start and at padding)"
         ids = rows["input_ids"] if isinstance(rows, dict) else [row["input_ids"] for row in rows]
-        batch = self.words.pad({"input_ids": list(ids)}, return_tensors="pt")
+        batch = self.words.pad({"input_ids": list(ids)}, padding_side="right", return_tensors="pt")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         labels[:, 0] = -100
         return {k: batch[k] for k in ("input_ids", "attention_mask")} | {"labels": labels}
