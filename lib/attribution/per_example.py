@@ -89,6 +89,14 @@ def _is_rms(module: nn.Module) -> bool:
     "Whether a layer multiplies what it has normalised by its weight, and adds nothing"
     return type(module).__name__.endswith(("RMSNorm", "T5LayerNorm"))
 
+# %% ../../nbs/attribution/4_per_example.ipynb #row-given
+def _given(module: nn.Module, args: tuple) -> Tensor:
+    "What a layer looks up or multiplies; BART's positions are counted inside the layer"
+    if not isinstance(module, nn.Embedding) or not hasattr(module, "offset"):
+        return args[0].detach()
+    places = torch.arange(args[0].shape[1], device=args[0].device) + module.offset
+    return places.expand(args[0].shape[:2])
+
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-10
 _ONE_BY_ONE = (
     "deberta",
@@ -110,14 +118,6 @@ def _one_by_one(model: nn.Module, batch: dict, output: str, names: list[str]) ->
 def _tables(model: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
     "Tables that are read as parameters and never called: DeBERTa's relative positions"
     return {n: model.get_submodule(n).weight for n in names if n.endswith("rel_embeddings")}
-
-
-def _given(module: nn.Module, args: tuple) -> Tensor:
-    "What a layer looks up or multiplies; BART's positions are counted inside the layer"
-    if not isinstance(module, nn.Embedding) or not hasattr(module, "offset"):
-        return args[0].detach()
-    places = torch.arange(args[0].shape[1], device=args[0].device) + module.offset
-    return places.expand(args[0].shape[:2])
 
 
 def _keep(pairs: list, rows: int, module, args, output):
