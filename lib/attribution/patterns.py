@@ -330,6 +330,7 @@ class Sentences:
             batch = self.tokenizer.pad(
                 {k: [row[k]] for k in names if self.segments or k != "token_type_ids"},
                 padding="max_length",
+                padding_side="right",
                 max_length=max(length.values()),
                 return_tensors="pt",
             )

@@ -569,9 +569,13 @@ def tokenized(
 
 # %% ../../nbs/data/08_tasks.ipynb #tasks-collator
 def collator(tokenizer):
-    "What makes a batch of tokenised rows: tensors, padded to the longest row."
+    "What makes a batch of tokenised rows: tensors, padded behind to the longest row, whatever the tokenizer likes."
     if hasattr(tokenizer, "collate"):
         return tokenizer.collate
+    from copy import copy
+
     from transformers import DataCollatorWithPadding
 
-    return DataCollatorWithPadding(tokenizer)
+    behind = copy(tokenizer)
+    behind.padding_side = "right"
+    return DataCollatorWithPadding(behind)

@@ -21,7 +21,7 @@ def _masked_places(row: list[int], special: list[int], rng) -> list[int]:
 
 def _masked_batch(tokenizer, ids: list, places: list[list[int]]) -> tuple[dict, torch.Tensor]:
     "Inputs in which the places are masked, and labels that are -100 elsewhere"
-    inputs = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+    inputs = tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
     labels, hidden = torch.full_like(inputs["input_ids"], -100), inputs["input_ids"].clone()
     for i, at in enumerate(places):
         labels[i, at] = inputs["input_ids"][i, at]

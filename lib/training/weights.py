@@ -190,14 +190,13 @@ def _positions(model) -> int | None:
 
 # %% ../../nbs/training/1_weights.ipynb #weights-padding
 def _pad_behind(tokenizer, model, place: str) -> None:
-    "Let a causal model and its tokenizer pad on the right with one token; DataError where there is none"
+    "Let a causal model and its tokenizer pad with one token; DataError where there is none"
     number = model.config.pad_token_id
     if tokenizer.pad_token is None:
         known = tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) and number >= 0 else None
         if (token := known or tokenizer.eos_token) is None:
             raise DataError(f"{place}: no token for padding, nor for the end of a text")
         tokenizer.pad_token = token
-    tokenizer.padding_side = "right"
     model.config.pad_token_id = tokenizer.pad_token_id
 
 # %% ../../nbs/training/1_weights.ipynb #weights-tokenizer
@@ -216,6 +215,7 @@ def load_tokenizer(
     if not set(words) - set(tokenizer.all_special_tokens):
         why = "holds no words of a tokenizer (tokenizer.json, vocab.txt or a .model file)"
         raise DataError(f"{place} {why}, so that every word is unknown")
+    tokenizer.padding_side = "right"  # of every model: places are counted from the front
     if is_causal(model.config):
         _pad_behind(tokenizer, model, place)
     last, rows = max(words, key=words.get), model.get_input_embeddings().num_embeddings
