@@ -89,8 +89,21 @@ def _is_rms(module: nn.Module) -> bool:
     "Whether a layer multiplies what it has normalised by its weight, and adds nothing"
     return type(module).__name__.endswith(("RMSNorm", "T5LayerNorm"))
 
+# %% ../../nbs/attribution/4_per_example.ipynb #row-given
+def _given(module: nn.Module, args: tuple) -> Tensor:
+    "What a layer looks up or multiplies; BART's positions are counted inside the layer"
+    if not isinstance(module, nn.Embedding) or not hasattr(module, "offset"):
+        return args[0].detach()
+    places = torch.arange(args[0].shape[1], device=args[0].device) + module.offset
+    return places.expand(args[0].shape[:2])
+
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-10
-_ONE_BY_ONE = ("deberta", "deberta-v2", "mpnet")  # model types that share positions among the rows of a batch
+_ONE_BY_ONE = (
+    "deberta",
+    "deberta-v2",
+    "mpnet",
+    "t5",
+)  # model types that share positions among the rows of a batch
 
 
 def _one_by_one(model: nn.Module, batch: dict, output: str, names: list[str]) -> tuple[dict, Tensor]:
@@ -114,7 +127,7 @@ def _keep(pairs: list, rows: int, module, args, output):
         output = output.expand(rows, *output.shape[1:]).clone()
     if not output.requires_grad:
         output = output.requires_grad_()
-    given = args[0].detach()
+    given = _given(module, args)
     pairs.append(pair := [given[None] if alone else given.expand(rows, *given.shape[1:]), None])
     output.register_hook(lambda g: pair.__setitem__(1, g[None] if alone else g))
     return output
@@ -274,11 +287,11 @@ class Projector:
             of = {p: owner if p == "weight" else name for p in found}
             return sum(self._dense(f"{of[p]}.{p}", v.flatten(1)) for p, v in found.items())
         embedding, (k1, k2) = isinstance(module, nn.Embedding), _factors(self.k)
-        if owner != name and isinstance(self.model.get_submodule(owner), nn.Embedding):
+        if owner != name and not embedding and isinstance(self.model.get_submodule(owner), nn.Embedding):
             return self._shared(name, owner, _tokens(a), _tokens(g))
         inputs = module.weight.shape[0 if embedding or isinstance(module, Conv1D) else 1]
-        right = self._block(inputs, k2, name, "in").to(g.dtype)
-        left = _tokens(g) @ self._block(g.shape[-1], k1, name, "out").to(g.dtype)  # (B, T, k1)
+        right = self._block(inputs, k2, owner, "in").to(g.dtype)
+        left = _tokens(g) @ self._block(g.shape[-1], k1, owner, "out").to(g.dtype)  # (B, T, k1)
         left = left * getattr(module, "embed_scale", 1.0)
         if embedding and module.padding_idx is not None:
             left = left * (a != module.padding_idx)[..., None]

@@ -119,7 +119,8 @@ def card_scores(sub: Subnetwork) -> list[dict]:
         rows = [row for row in run.result["metrics"] if _of_subnetwork(row, run, sub)]
         for row in rows:
             keys = ("task", "split", "metric", "value", "n", "seed")
-            found.append({"run": str(run), "interval": _interval(run, row), **{k: row.get(k) for k in keys}})
+            of = {k: row.get(k) for k in keys} | {"task": _shown(row.get("task"))}
+            found.append({"run": str(run), "interval": _interval(run, row), **of})
     return found
 
 
@@ -283,7 +284,7 @@ def _data(sub: Subnetwork) -> str:
     "Task, source and files of the runs, with the hashes that they recorded"
     lines = []
     for run in reversed(lineage(sub)[0]):
-        made, task = run.provenance.get("data", {}), run.params.get("task", "not recorded")
+        made, task = run.provenance.get("data", {}), _shown(run.params.get("task", "not recorded"))
         files = [f"  - `{_shown(name)}` sha256 `{sha[:16]}`" for name, sha in sorted(made.items())]
         end = "" if files else "; no files are recorded"
         lines += [f"- `{run}`: task {task}, source {_source(run)}{end}", *files]

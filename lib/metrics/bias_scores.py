@@ -68,7 +68,8 @@ def sentence_vectors(
     "(N, D) float32, of the encoder (or decoder) in evaluation mode, in the order of the texts"
     check_vectors(how, model.config)
     model.eval()
-    cut, vectors = dict(truncation=True, max_length=min(max_length, tokenizer.model_max_length)), []
+    cut = dict(truncation=True, max_length=min(max_length, tokenizer.model_max_length), padding_side="right")
+    vectors = []  # padded behind, whatever the tokenizer likes
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
         batch = tokenizer(part, padding=True, return_tensors="pt", **cut)
@@ -83,7 +84,8 @@ def _log_probs(model, tokenizer, inputs: list[tuple[list[int], int, int]], batch
     model.eval()
     order, out = np.argsort([len(ids) for ids, _, _ in inputs], kind="stable"), np.empty(len(inputs))
     for at in (order[i : i + batch_size] for i in range(0, len(inputs), batch_size)):
-        batch = tokenizer.pad({"input_ids": [inputs[i][0] for i in at]}, return_tensors="pt").to(model.device)
+        ids = {"input_ids": [inputs[i][0] for i in at]}  # padded behind: places count from the front
+        batch = tokenizer.pad(ids, padding_side="right", return_tensors="pt").to(model.device)
         rows = torch.arange(len(at), device=model.device)
         places, tokens = (torch.tensor([inputs[i][n] for i in at], device=model.device) for n in (1, 2))
         logp = model(**batch).logits[rows, places].double().log_softmax(-1)

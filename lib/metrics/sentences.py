@@ -61,7 +61,8 @@ def token_log_probs(
     model.eval()
     order, out = np.argsort([len(row) for row in ids], kind="stable"), {}
     for at in (order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)):
-        batch = tokenizer.pad({"input_ids": [ids[i] for i in at]}, return_tensors="pt").to(model.device)
+        rows = {"input_ids": [ids[i] for i in at]}  # padded behind, whatever the tokenizer likes
+        batch = tokenizer.pad(rows, padding_side="right", return_tensors="pt").to(model.device)
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         out |= {i: _chosen(row, ids[i]) for i, row in zip(at, logits, strict=True)}
     if bad := [i for i in range(len(ids)) if not out[i].isfinite().all()]:

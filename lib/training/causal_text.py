@@ -52,7 +52,7 @@ def rows(self: TextTokenizer, dataset, max_length: int):
 def collate(self: TextTokenizer, rows) -> dict:
     "A padded batch (B, T): input_ids, attention_mask, labels (-100 at the start and at padding)"
     ids = rows["input_ids"] if isinstance(rows, dict) else [row["input_ids"] for row in rows]
-    batch = self.words.pad({"input_ids": list(ids)}, return_tensors="pt")
+    batch = self.words.pad({"input_ids": list(ids)}, padding_side="right", return_tensors="pt")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     labels[:, 0] = -100
     return dict(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels)
