@@ -109,6 +109,13 @@ def _interval(run: Run, row: dict, draws: int = 1000) -> tuple[float, float] | N
     low, high = np.quantile(bootstrap(lambda i: metric(guess[i], label[i]), len(label), draws), TAILS)
     return float(low), float(high)
 
+# %% ../../nbs/commands/1_model_cards.ipynb #card-shown
+def _shown(value):
+    "A parameter without this machine's paths"
+    if isinstance(value, list):
+        return [_shown(v) for v in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+
 # %% ../../nbs/commands/1_model_cards.ipynb #card-scores-1
 def card_scores(sub: Subnetwork) -> list[dict]:
     "run, task, split, metric, value, interval (None: not known), n, seed: of the run, and of evaluations of it"
@@ -211,13 +218,6 @@ def _scored(scores: list[dict]) -> str:
     return "\n".join([*lines, "", f"{how}; they are {of}, and say nothing of other seeds."])
 
 # %% ../../nbs/commands/1_model_cards.ipynb #card-made-0
-def _shown(value):
-    "A parameter without this machine's paths"
-    if isinstance(value, list):
-        return [_shown(v) for v in value]
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
-
-
 def _command(run: Run) -> str:
     "The command that makes a run, with the parameters that are not as usual"
     import json
