@@ -179,7 +179,7 @@ def test_conda_pins_are_the_locks():
 
 
 def test_imported_packages_are_pinned():
-    known = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+    known = {"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"}
     lock = {k.lower().replace("-", "_") for k in pins((ROOT / "requirements.lock").read_text())}
     lock |= set(
         re.findall(r"--no-deps (\w+)==", (ROOT / "Makefile").read_text())
