@@ -26,6 +26,7 @@ from lib.training.loading import check_model, load_model, save_model
 from lib.training.masked_words import load_masked_lm
 
 KINDS = "head", "ffn", "mlp", "all", "weight", "block", "equal"
+QUICK = "all", "weight", "equal"  # the others are slow: each saves and opens a model of every row
 COPIED = "all", "equal"  # of which copies are tested, and what they generate
 READER = Path(__file__).parent / "plain_reader.py"
 
@@ -92,11 +93,12 @@ def elsewhere(folder: Path, *arguments) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(tmp_path_factory, request):
     "Folders <architecture>-<kind>, what the masked originals answer, and what another process read from them"
     top, expected, memory = tmp_path_factory.mktemp("saved"), {}, {}
+    kinds = QUICK if "not slow" in request.config.option.markexpr else KINDS
     for seed, arch in enumerate(ARCHITECTURES):
-        for kind in KINDS:
+        for kind in kinds:
             m = random_model(arch, seed, ffn=16, dtype=torch.float64)
             mask = mask_of(m, kind, seed)
             with attach(m, mask):
@@ -127,7 +129,9 @@ def alike(found, wanted):
             assert torch.equal(found[name], value), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_it_answers_the_same_everywhere(saved, arch, kind):
     top, expected, memory = saved
