@@ -56,6 +56,7 @@ def answer(top: Path, folder: Path, generate: dict) -> None:
             torch.manual_seed(0)
             found[name] = model.generate(**asked, suppress_tokens=[0], **how)
         found["deepcopy"] = logits(copy.deepcopy(model), inputs)
+        # a model is to survive pickle and torch.save; what is read here, these lines wrote. The library reads no pickle
         found["pickle"] = logits(pickle.loads(pickle.dumps(model)), inputs)
         torch.save(model, file := io.BytesIO())
         file.seek(0)
@@ -157,5 +158,5 @@ if __name__ == "__main__":
     elif what == "use":
         use(top)
     else:  # a whole model of another process, whose folder this one has not opened
-        model = torch.load(top / "whole.pt", weights_only=False)
+        model = torch.load(top / "whole.pt", weights_only=False)  # the test that called this wrote it
         print(json.dumps(logits(model, load_file(top / "given.st")).tolist()))

@@ -2,10 +2,10 @@
 
 import copy
 
-import nbformat
 import numpy as np
 import pytest
 import torch
+from toys import made
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from lib.attribution.importance import IMPORTANCE_FORMS, Importance, importance
@@ -13,7 +13,6 @@ from lib.attribution.per_example import RowData
 from lib.attribution.scores import SCORES, row_scores
 from lib.core.base import DataError
 from lib.core.folders import find_run
-from lib.core.keys import notebook_path
 from lib.data.tasks import load_task
 from lib.losses.objectives import Objective
 from lib.maskers.iterative import prune_model
@@ -205,17 +204,6 @@ def test_encoders_are_asked_with_the_attention_that_they_have(kind, texts, tmp_p
     found = {r["metric"]: r["value"] for r in synthetic_bias(model, tokenizer)}
     assert set(found) == {"seat", "ss", "lm", "icat", "crows", "log_odds"}
     assert all(np.isfinite(v) for v in found.values())
-
-
-def made(notebook, **given):
-    "What is left of a notebook that was run with these parameters"
-    scope = {"display": print}
-    for cell in nbformat.read(notebook_path(notebook), 4).cells:
-        if cell.cell_type == "code":
-            exec(cell.source, scope)  # noqa: S102
-            if "parameters" in cell.metadata.get("tags", []):
-                scope |= given
-    return scope
 
 
 def test_through_the_notebooks():

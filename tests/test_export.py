@@ -248,7 +248,7 @@ def test_it_is_copied_here_too(tmp_path):
     small = small_bert()
     given = random_inputs(small)
     torch.save(small, tmp_path / "whole.pt")
-    read = torch.load(tmp_path / "whole.pt", weights_only=False)
+    read = torch.load(tmp_path / "whole.pt", weights_only=False)  # written by the line above
     for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small)), read):
         assert type(other) is type(small) and close(other(**given).logits.tolist(), small, given)
     t5 = random_model("t5").double()

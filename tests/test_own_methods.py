@@ -6,10 +6,10 @@ import shlex
 import subprocess
 import sys
 
-import nbformat
 import pandas as pd
 import papermill
 import pytest
+from toys import made
 
 from lib.core.base import ROOT
 from lib.core.engine import make_plan
@@ -44,17 +44,6 @@ def sieve(*args, cwd):
     done = subprocess.run(run, cwd=cwd, capture_output=True, text=True, env=os.environ | env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def made(notebook, **given):
-    "What is left of a notebook that was run with these parameters"
-    scope = {"display": print}
-    for cell in nbformat.read(notebook_path(notebook), 4).cells:
-        if cell.cell_type == "code":
-            exec(cell.source, scope)  # noqa: S102
-            if "parameters" in cell.metadata.get("tags", []):
-                scope |= given
-    return scope
 
 
 def papermill_runs(line, folder):

@@ -115,15 +115,19 @@ CASES = {  # what is mistyped -> (change of lottery-mrpc.yaml, words of the mess
     "empty grid": (lambda s: s["stages"]["finetune"]["grid"].update(seed=[]), ["finetune", "seed"]),
     "source": (lambda s: s["set"].update(source="loacl"), ["loacl", "local"]),
     "architecture": (
-        lambda s: s["stages"]["start"]["set"].update(model="MODEL"),
-        ["gpt2", "bert", "roberta", "electra", "distilbert"],
+        lambda s: s["stages"]["start"]["set"].update(model="MODEL/bloom"),
+        ["'bloom'", "bert", "roberta", "electra", "distilbert"],
+    ),
+    "model without weights": (
+        lambda s: s["stages"]["start"]["set"].update(model="MODEL/gpt2"),
+        ["gpt2", "no weights", "model.safetensors"],
     ),
 }
 
 
 @pytest.fixture
 def world(tmp_path):
-    "A data folder with tiny MRPC and RTE, and a model folder of an architecture without a row."
+    "A data folder with tiny MRPC and RTE, a model folder of an architecture without a row, and one without weights."
     for task, header, row in [
         ("MRPC", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "{}\t1\t2\ta b\ta c"),
         ("RTE", "index\tsentence1\tsentence2\tlabel", "0\ta b\ta c\t{}"),
@@ -134,10 +138,9 @@ def world(tmp_path):
             (tmp_path / "data" / "glue" / task / f"{split}.tsv").write_text(
                 "\n".join([header, *(row.format(v) for v in values * 4)]) + "\n"
             )
-    (tmp_path / "MODEL").mkdir()
-    (tmp_path / "MODEL" / "config.json").write_text(
-        '{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}'
-    )
+    for kind in ("bloom", "gpt2"):
+        (tmp_path / "MODEL" / kind).mkdir(parents=True)
+        (tmp_path / "MODEL" / kind / "config.json").write_text(f'{{"model_type": "{kind}"}}')
     return tmp_path
 
 

@@ -3,12 +3,11 @@
 import json
 import sys
 
-import nbformat
 import pytest
 import torch
+from toys import made
 
 from lib.core.folders import find_run
-from lib.core.keys import notebook_path
 from lib.core.sweeps import load_sweep
 from lib.maskers.maskers import MASKERS, MaskerRow
 from lib.maskers.passes import Policy
@@ -24,17 +23,6 @@ GENDER |= {"tiny": {"layers": 1, "width": 32, "heads": 2, "vocab": 400, "length"
 def outputs(monkeypatch, tmp_path_factory):
     "A folder of their own for all runs of a test"
     monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
-
-
-def made(notebook, **given):
-    "What is left of a notebook that was run with these parameters"
-    scope = {"display": print}
-    for cell in nbformat.read(notebook_path(notebook), 4).cells:
-        if cell.cell_type == "code":
-            exec(cell.source, scope)  # noqa: S102
-            if "parameters" in cell.metadata.get("tags", []):
-                scope |= given
-    return scope
 
 
 def who(run):

@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors import safe_open
+from toys import made
 from transformers import (
     BartConfig,
     BertConfig,
@@ -27,7 +27,7 @@ from transformers import (
 from lib.commands.cli import main
 from lib.core.base import ROOT
 from lib.core.folders import Run
-from lib.core.keys import fill, notebook_path, run_key
+from lib.core.keys import fill, run_key
 from lib.core.sweeps import load_sweep
 
 GOOD, BAD = "good fine lovely great bright warm".split(), "bad poor awful dull grey cold".split()
@@ -370,17 +370,6 @@ def test_refused_in_one_line_before_anything_starts(line, env, capsys, monkeypat
     )
     assert shown.out == "" and not (env / "new").exists()
     assert not [p for p in (env / "untouched").rglob("*") if p.is_file() and ".cache" not in p.parts]
-
-
-def made(notebook, **given):
-    "What is left of a notebook that was run with these parameters in this process"
-    scope = {"display": print}
-    for cell in nbformat.read(notebook_path(notebook), 4).cells:
-        if cell.cell_type == "code":
-            exec(cell.source, scope)  # noqa: S102
-            if "parameters" in cell.metadata.get("tags", []):
-                scope |= given
-    return scope
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])

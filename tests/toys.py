@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
+
+from lib.core.keys import notebook_path
 from lib.core.testing import write_notebook
 
 BEGIN = "import os, time\nfrom lib.core.folders import find_run; from lib.core.runs import start\nrun = start('{}', globals())\nopen(os.environ.get('TOY_LOG', os.devnull), 'a').write(f'{run}\\n')"
@@ -39,6 +42,17 @@ stages:
 smoke:
   grid: {seed: [1]}
 """
+
+
+def made(notebook, **given):
+    "What is left of a notebook that was run with these parameters in this process"
+    scope = {"display": print}
+    for cell in nbformat.read(notebook_path(notebook), 4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, scope)  # noqa: S102
+            if "parameters" in cell.metadata.get("tags", []):
+                scope |= given
+    return scope
 
 
 class Project:

@@ -56,7 +56,7 @@ def conjugate_gradients(
     x = precondition(right)
     r = _plus(right, -torch.ones_like(size), product(x))
     rz, residuals = _inner(r, d := precondition(r)), [_inner(r, r).sqrt() / size]
-    while len(residuals) <= iterations and (going := residuals[-1] > tolerance).any():
+    while len(residuals) <= iterations and (going := ~(residuals[-1] <= tolerance)).any():  # NaN goes on
         along = product(d)
         step = _step_length(rz, _inner(d, along), going)
         x, r = _plus(x, step, d), _plus(r, -step, along)
@@ -179,6 +179,6 @@ def conjugate_influence(
     x, residuals = conjugate_gradients(product, right, precondition, iterations, tolerance)
     first, last = residuals.max(1).values[[0, -1]].tolist()
     print(f"conjugate gradients: {len(residuals) - 1} steps, relative residual {first:.2g} -> {last:.2g}")
-    if last > tolerance:
+    if not last <= tolerance:
         warnings.warn(f"the residual {last:.2g} is above {tolerance:g}: take more iterations", stacklevel=2)
     return -_dots(model, data, names, x).float().cpu().numpy()

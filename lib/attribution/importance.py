@@ -6,6 +6,7 @@
 __all__ = ['IMPORTANCE_FORMS', 'frozen', 'normalise', 'Importance', 'importance', 'ranker', 'heads_left']
 
 # %% ../../nbs/attribution/1_importance.ipynb #869ddc01
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -163,6 +164,14 @@ def _sums(
         running[k] = g.mean(0) + (running.get(k, 0.0) if how.form == "cumulative" else 0.0)
     return {k: v.abs() for k, v in running.items()}
 
+# %% ../../nbs/attribution/1_importance.ipynb #imp-undone
+def _warn_of_norms(model: PreTrainedModel, kinds: tuple[str, ...]) -> None:
+    "A norm behind the MLP undoes the scale of a gate on its output: what is left of the gradient is rounding"
+    behind = [n for n, _ in model.named_modules() if n.endswith("post_feedforward_layernorm")]
+    if "mlp" in kinds and behind:
+        why = f"{behind[0]} undoes the scale of the MLP's output, so that its importance is near 0"
+        warnings.warn(f"{why} and ranks rounding: rank MLPs by what removing one costs", stacklevel=3)
+
 # %% ../../nbs/attribution/1_importance.ipynb #8ea6313c
 def importance(
     model: PreTrainedModel,
@@ -173,6 +182,7 @@ def importance(
 ) -> dict[str, Tensor]:
     "Importance of heads (L, H), MLPs (L,) and neurons (L, F), float64 on the CPU; ValueError without batches."
     how = Importance(how) if isinstance(how, str) else how
+    _warn_of_norms(model, how.kinds)
     total, number, running = {}, 0.0, {}
     weights = {k: v for k, v in (mask or {}).items() if k not in how.kinds}
     with frozen(model), attach(model, weights) if weights else nullcontext():

@@ -10,10 +10,10 @@ import argparse
 import shutil
 from pathlib import Path
 
-from ..core.base import RunError, data_dir, nearest, outputs
+from ..core.base import RunError, data_dir, nearest
 from ..core.folders import Run
 from ..core.keys import parameters
-from .wishes import _COMMON, _Wish, _check_folder, _check_task, _fill, _made
+from .wishes import _COMMON, _Wish, _check_task, _fulfilled
 from .wishes import _place, _plainly, _positions, _stem
 
 # %% ../../nbs/commands/3_bias.ipynb #bias-found
@@ -120,12 +120,10 @@ def bias(args: argparse.Namespace) -> int:
     "Test a model for bias: SEAT, StereoSet and CrowS-Pairs, where their files are."
     with _plainly():
         wish = _bias_wish(args)
-    to = Path(args.to).expanduser().resolve() if args.to else outputs() / "reports" / wish.file.stem
-    _check_folder(to, wish)
-    made = _made(wish, args)
-    if isinstance(made, int):
-        return made
-    said = _fill(to, wish, lambda folder: _write_bias(folder, wish, made))
+    done = _fulfilled(args, wish, _write_bias)
+    if isinstance(done, int):
+        return done
+    to, said = done
     print(*_bias_lines(said["metrics"]), sep="\n")
     print(f"{to}: {', '.join(sorted(p.name for p in to.iterdir() if p.suffix != '.svg'))}")
     return 0

@@ -8,12 +8,13 @@ __all__ = ['make_smaller']
 # %% ../../nbs/commands/3_prune.ipynb #prune-02
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 
 from ..core.base import RunError, outputs
 from ..core.folders import Run
 from ..core.keys import parameters
-from .wishes import _COMMON, _Wish, _check_encoder, _check_folder, _check_task, _fill, _made
+from .wishes import _COMMON, _Wish, _check_encoder, _check_task, _fulfilled
 from .wishes import _place, _plainly, _positions, _share, _stem
 
 # %% ../../nbs/commands/3_prune.ipynb #prune-counts
@@ -254,11 +255,10 @@ def make_smaller(args: argparse.Namespace) -> int:
         wish, to = _prune_wish(args), Path(args.to).expanduser().resolve()
     if to.is_relative_to(outputs()):
         raise RunError(f"--to {to} lies among the runs, in {outputs()}: give a folder elsewhere")
-    _check_folder(to, wish)
-    made = _made(wish, args)
-    if isinstance(made, int):
-        return made
-    said = _fill(to, wish, lambda folder: _write_smaller(folder, wish, made, to.name))
+    done = _fulfilled(args, wish, partial(_write_smaller, name=to.name))
+    if isinstance(done, int):
+        return done
+    said = done[1]
     print(
         *_prune_lines(
             said["scores"], {k: said[k] for k in ("parameters", "weight_bytes")}, said["milliseconds"]

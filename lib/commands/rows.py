@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core.base import RunError, outputs
 from ..core.folders import Run
 from ..core.keys import notebook_path, parameters
-from .wishes import _COMMON, _Wish, _check_encoder, _check_folder, _check_task, _fill, _made
+from .wishes import _COMMON, _Wish, _check_encoder, _check_task, _fulfilled
 from .wishes import _place, _plainly, _positions, _share, _stem
 
 # %% ../../nbs/commands/3_rows.ipynb #rows-shares
@@ -182,7 +182,8 @@ def _write_rows(folder: Path, wish: _Wish, made: dict[str, Run]) -> dict:
         curve = curve[curve.metric.isin(["accuracy", "accuracy/worst"])]
         curve.to_csv(folder / "curve.csv", index=False)
         said["lines"] = _curve_lines(curve)
-        said["command"] = _retrain_command(made["removed"], made["removed"].params["ks"][0])
+        said["lowest"] = made["removed"].params["ks"][0]
+        said["command"] = _retrain_command(made["removed"], said["lowest"])
     return said
 
 # %% ../../nbs/commands/3_rows.ipynb #rows-rows
@@ -190,19 +191,15 @@ def rows(args: argparse.Namespace) -> int:
     "Rank the training rows by whom they hurt, and show what leaving them out does to the worst group."
     with _plainly():
         wish = _rows_wish(args)
-    to = Path(args.to).expanduser().resolve() if args.to else outputs() / "reports" / wish.file.stem
-    _check_folder(to, wish)
-    made = _made(wish, args)
-    if isinstance(made, int):
-        return made
-    said = _fill(to, wish, lambda folder: _write_rows(folder, wish, made))
+    done = _fulfilled(args, wish, _write_rows)
+    if isinstance(done, int):
+        return done
+    to, said = done
     print(*said["lines"], sep="\n", end="\n" * bool(said["lines"]))
     print(f"{said['below_zero']} of {said['rows']} training rows have an alignment below 0 (they hurt)")
     print(f"{to}: rows.csv, {'curve.png, ' if 'command' in said else ''}alignment.png, rows.json")
     if "command" in said:
-        print(
-            f"To train without the {made['removed'].params['ks'][0]} lowest rows (ks: how many):\n  {said['command']}"
-        )
+        print(f"To train without the {said['lowest']} lowest rows (ks: how many):\n  {said['command']}")
     return 0
 
 # %% ../../nbs/commands/3_rows.ipynb #rows-arguments

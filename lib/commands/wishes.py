@@ -236,6 +236,18 @@ def _fill(
         shutil.rmtree(part, ignore_errors=True)
     return said
 
+# %% ../../nbs/commands/3_wishes.ipynb #wishes-fulfilled
+def _fulfilled(
+    args: argparse.Namespace,
+    wish: _Wish,
+    write: Callable[[Path, _Wish, dict], dict],  # (empty folder, wish, runs of the stages): see `_fill`
+) -> tuple[Path, dict] | int:
+    "Make the runs and the folder (--to, or one among the reports); or the exit code, where none is to be shown"
+    to = Path(args.to).expanduser().resolve() if args.to else outputs() / "reports" / wish.file.stem
+    _check_folder(to, wish)
+    made = _made(wish, args)
+    return made if isinstance(made, int) else (to, _fill(to, wish, lambda folder: write(folder, wish, made)))
+
 # %% ../../nbs/commands/3_wishes.ipynb #wishes-task
 def _check_task(task: str, settings: dict, classes: bool = False) -> str:
     "The task's name as a sweep has it; RunError for one that is not there, or does not ask for classes (or numbers)"

@@ -33,7 +33,7 @@ from ..data.tasks import Task, task_texts, tiny_tokenizer
 from ..models.architectures import ARCHITECTURES, architecture, parts
 from ..models.reading import is_causal
 from ..models.shrink import read_config
-from .weights import concrete, head_names, load_tokenizer, load_whole
+from .weights import check_files, concrete, head_names, load_tokenizer, load_whole
 
 logging.set_verbosity_error()  # a new head is no news
 
@@ -205,19 +205,10 @@ def _config(model: str):
         why = "it needs code of its own, which is never run" if remote else str(error).splitlines()[0]
         raise DataError(f"no model {model!r}: {place} holds none that can be read: {why}") from None
 
-# %% ../../nbs/training/1_loading.ipynb #loading-08
-def check_model(
-    model: str,  # as for `load_model`
-    head: str = "classifier",  # or masked_lm, causal_lm, encoder
-    scores: str = "none",  # for these three: none leaves the units alone
-):
-    """Configuration of a model by name (None for tiny); DataError if there is none, its architecture has no row
-    in the table of units or (where these are left alone) no such head, or labels are stated for no classifier."""
-    if model == "tiny":
-        return None
-    if head != "classifier" and split_model(model)[2]:
-        raise DataError(f"{model!r} states labels, and with head {head} it answers none")
-    kind = (config := _config(model)).model_type
+# %% ../../nbs/training/1_loading.ipynb #loading-heads
+def _check_head(model: str, config, head: str) -> None:
+    "DataError where the architecture has no model with this head"
+    kind = config.model_type
     if head == "masked_lm" and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         valid = "head causal_lm, or head encoder" if is_causal(config) else "head encoder"
         raise DataError(
@@ -225,8 +216,26 @@ def check_model(
         )
     if head == "causal_lm" and not is_causal(config):
         raise DataError(f"{model} is a {kind}, whose tokens see what follows: no causal language model")
+
+# %% ../../nbs/training/1_loading.ipynb #loading-08
+def check_model(
+    model: str,  # as for `load_model`
+    head: str = "classifier",  # or masked_lm, causal_lm, encoder
+    scores: str = "none",  # for these three: none leaves the units alone
+):
+    """Configuration of a model by name (None for tiny); DataError if there is none, its architecture has no row
+    in the table of units or (where these are left alone) no such head,
+    labels are stated for no classifier, or its folder lacks the weights or the tokenizer."""
+    if model == "tiny":
+        return None
+    if head != "classifier" and split_model(model)[2]:
+        raise DataError(f"{model!r} states labels, and with head {head} it answers none")
+    kind = (config := _config(model)).model_type
+    _check_head(model, config, head)
     if (head == "classifier" or scores != "none") and kind not in ARCHITECTURES:
         raise DataError(f"{model}: unknown architecture {kind!r}. Valid: {', '.join(ARCHITECTURES)}")
+    if folder := _local(model):
+        check_files(folder)
     return config
 
 # %% ../../nbs/training/1_loading.ipynb #177b71ca
