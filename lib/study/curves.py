@@ -126,7 +126,7 @@ def curves(
     ax.grid()
     parts = frame.assign(value=frame[y]).sort_values(x).groupby(hue, sort=False)
     found = {str(group): _line(ax, part, x, 0, i) for i, (group, part) in enumerate(parts)}
-    ax.set(xlabel=axes[0] or x, ylabel=axes[1] or y)
+    ax.set(xlabel=axes[0] or x, ylabel=textwrap.fill(axes[1] or y, 28))
     if pd.api.types.is_integer_dtype(frame[x]):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _finished(figure, {} if _at_ends(ax, found) else found, title)
