@@ -33,7 +33,7 @@ lint: $(READY)
 # notebooks first, pytest last: its summary closes the output
 test: $(READY) lint
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && SIEVE_OUTPUTS=$$out $(BIN)/nbdev_test --n_workers 2 --do_print --timing
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # real data, kill-and-resume at five moments, speed ratios: minutes, on a quiet machine
 test-slow: $(READY)

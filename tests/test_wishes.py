@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors import safe_open
-from toys import made
+from toys import command, made
 from transformers import (
     BartConfig,
     BertConfig,
@@ -104,14 +104,7 @@ def env(home, monkeypatch):
 def sieve(home, *arguments, data="data"):
     "A command typed in that folder: what it prints"
     own = {"SIEVE_OUTPUTS": str(home / "outputs"), "SIEVE_DATA": str(home / data), "PYTHONPATH": str(ROOT)}
-    command = "import sys; from lib.commands.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", command, *map(str, arguments)],
-        cwd=home,
-        capture_output=True,
-        text=True,
-        env=os.environ | own,
-    )
+    done = command(*arguments, cwd=home, **own)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
