@@ -31,7 +31,7 @@ RAW = Importance("example", layer_norm=False, min_max=False)  # as the gradients
 def heads_one_by_one(model, data: list) -> torch.Tensor:
     "Michel's loop: a gate that all examples share, and so a backward pass for each example"
     rows = [{k: v[i : i + 1] for k, v in one.items()} for one in data for i in range(len(one["labels"]))]
-    return torch.stack([importance(model, [row], RAW)["head"] for row in rows]).mean(0)
+    return torch.stack([importance(model, [row], RAW)["head"] for row in rows]).sum(0)
 
 
 def importance_rows(rounds: int) -> None:
