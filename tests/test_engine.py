@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from toys import STUDY, Project, command
+from toys import STUDY, Project, command, warm
 
 from lib.core import engine
 from lib.core.testing import write_notebook
@@ -86,6 +86,7 @@ def test_a_forge_that_outlasts_invocations_makes_the_runs(project, monkeypatch):
     def no_other_way(place, kind, args, instead):
         return client_command(place, kind, args, ["/bin/false"])
 
+    warm()
     monkeypatch.setattr(engine, "client_command", no_other_way)
     monkeypatch.setattr(engine, "forge", None)  # one of its own cannot be started
     done = command("run", project.sweep, "-j", "2", cwd=project.folder)

@@ -40,8 +40,8 @@ def weighted_f1(classifier, maps, **settings):
 def raw_classifier():
     torch.set_num_threads(1)
     return fit_patterns(
-        synthetic_maps("train", {"train": 1600}),
-        synthetic_maps("dev", {"dev": 200}),
+        synthetic_maps("train", {"train": 1200, "high": 96}),
+        synthetic_maps("dev", {"dev": 100, "high": 96}),
         ("raw", "synthetic"),
         PATTERN_RECIPES["short"],
         seed=13,

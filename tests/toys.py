@@ -110,6 +110,7 @@ def command(*arguments, cwd=ROOT, **env) -> subprocess.CompletedProcess:
 def execute(notebook, out, given: dict, cwd=ROOT, **env) -> None:
     "What `papermill` does with a notebook; its kernel is a copy of a warm process."
     own = {"kernel_name": "python3", "progress_bar": False, "kernel_manager_class": _warm_manager(warm())}
+    own["start_timeout"] = 300  # the warm process may itself have just begun
     with surroundings(cwd, env):
         papermill.execute_notebook(str(notebook_path(notebook)), str(out), given, **own)
 
