@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 
 from common import ROOT, Row, emit
+from made_runs import made
 
 SIEVE = [sys.executable, "-c", "from lib.commands.cli import main; main()"]
 DRAWS = "title: Drawing\nstages:\n  draw: {notebook: draw_masks, grid: {seed: [SEEDS]}}\n"
 TRAININGS = """title: Training
 set: {settings: {train: 3000, dev: 300, ood: 300}, max_length: 64}
 stages:
-  tune: {notebook: finetune, set: {model: tiny, tiny: {layers: 4, width: 128, heads: 4}, max_steps: 80, lr: 1.0e-3}, grid: {seed: [SEEDS]}}
+  tune: {notebook: finetune, set: {model: tiny, tiny: {layers: 4, width: 128, heads: 4}, max_steps: 120, lr: 1.0e-3}, grid: {seed: [SEEDS]}}
 """
 
 
@@ -55,13 +56,14 @@ def overhead_rows(folder: Path) -> None:
         n: sieve("run", str(sweep(folder, DRAWS, n)), "-j", "2", outputs=folder / f"draws-{n}")
         for n in (4, 24)
     }
-    cpu = (took[24][1] - took[4][1]) / 20
+    cpu = (took[16][1] - took[4][1]) / 12
     note = f"a drawing computes for {work_of_a_draw():.2f} s; the start of a sweep, {took[4][1] - 4 * cpu:.1f} s CPU, not counted"
     emit(
         Row("8", "cost of a run beyond its own work: one more drawing of masks", cpu, 1.5, "s CPU", note=note)
     )
     path = sweep(folder, DRAWS, 100)
-    sieve("run", str(path), "-j", "2", outputs=folder / "draws-100")
+    os.environ["SIEVE_OUTPUTS"] = str(folder / "draws-100")
+    made(100)
     wall, _ = sieve("run", str(path), "-j", "2", outputs=folder / "draws-100")
     emit(Row("11", "sweep of 100 finished runs: nothing to do", wall, 2.0, "s"))
 
@@ -74,12 +76,12 @@ def plan_row(folder: Path) -> None:
 
 def worker_row(folder: Path) -> None:
     "Row 9"
-    path = sweep(folder, TRAININGS, 8)
+    path = sweep(folder, TRAININGS, 4)
     one, two = (sieve("run", str(path), "-j", j, outputs=folder / f"trained-{j}")[0] for j in "12")
     emit(
         Row(
             "9",
-            "two workers / one: eight trainings of seconds",
+            "two workers / one: four trainings of seconds",
             one / two,
             1.85,
             more=True,
@@ -90,8 +92,6 @@ def worker_row(folder: Path) -> None:
 
 def collect_row(folder: Path) -> None:
     "Row 18: 500 runs with ten metric rows"
-    from made_runs import made
-
     os.environ["SIEVE_OUTPUTS"] = str(folder / "made")
     made(500)
     import pandas as pd

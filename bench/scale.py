@@ -110,10 +110,11 @@ def operations(run) -> float:
     if run.notebook in ("finetune", "train_mask", "iterative_pruning", "bias_model", "data_removal"):
         steps = p.get("max_steps", -1)
         seen = steps * p["batch_size"] if steps >= 0 else p.get("epochs", 3) * rows
-        return passed * seen + passed / 3 * 0.1 * rows
-    if run.notebook in ("importance", "attribution", "retrain_subsets"):
-        times = {"retrain_subsets": p.get("subsets", 100) * p.get("epochs", 1)}.get(run.notebook, 1)
-        return passed * rows * times
+        return (passed * seen + passed / 3 * 0.1 * rows) * len(p.get("ks", [0]))
+    if run.notebook == "retrain_subsets":
+        return passed * rows * p["share"] * p["epochs"] * p["m"] * p["seeds"]
+    if run.notebook in ("importance", "attribution"):
+        return passed * rows * max(1, len(p.get("models", [])))
     return passed / 3 * 0.1 * rows  # looks at a tenth as many rows, forward only
 
 

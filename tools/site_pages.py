@@ -20,7 +20,7 @@ PARTS = {  # heading of the contents -> pages of docs, in order; `*`: all of tha
     "Tutorials": ["own_*"],
     "How to": ["cluster", "resume", "compare", "archive"],
     "Studies": ["studies", "sweeps", "commands"],
-    "Reference": ["glossary", "notebooks", "changes"],
+    "Reference": ["glossary", "notebooks", "speed", "scale", "gpu", "changes"],
 }
 
 

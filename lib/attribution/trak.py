@@ -52,6 +52,17 @@ def one_minus_p(
     logits, labels = torch.as_tensor(np.array(logits)), torch.as_tensor(np.array(labels))
     return torch.sigmoid(-margin(logits.double(), labels))
 
+# %% ../../nbs/attribution/5_trak.ipynb #trak-root
+def _over_root(m: int, given: tuple, p: int) -> tuple[torch.Tensor, torch.Tensor]:
+    "Features of a checkpoint's training rows and queries, fresh, over the root of p; ValueError where they do not fit"
+    names = ("training features", "query features", "weights")
+    a, b, w = (_finite(x, f"checkpoint {m}: {name}", True) for x, name in zip(given, names))
+    if a.shape[1] != b.shape[1] or len(w) != len(a):
+        raise ValueError(f"features {tuple(a.shape)}, {tuple(b.shape)} and {len(w)} weights do not fit")
+    a /= p**0.5
+    b /= p**0.5
+    return a, b
+
 # %% ../../nbs/attribution/5_trak.ipynb #08l-trak-05
 def trak(
     train: list,  # for each checkpoint, features (N, k) of the training rows' margins
@@ -66,12 +77,7 @@ def trak(
         raise ValueError(f"{counts}: one of each for every checkpoint")
     total, sizes = 0.0, [size] * len(train) if np.ndim(size) == 0 else size
     for m, (a, b, w, p) in enumerate(zip(train, query, wrong, sizes, strict=True)):
-        names = ("training features", "query features", "weights")
-        a, b, w = (_finite(x, f"checkpoint {m}: {name}", True) for x, name in zip((a, b, w), names))
-        a /= p**0.5
-        b /= p**0.5
-        if a.shape[1] != b.shape[1] or len(w) != len(a):
-            raise ValueError(f"features {tuple(a.shape)}, {tuple(b.shape)} and {len(w)} weights do not fit")
+        a, b = _over_root(m, (a, b, w), p)
         scores = a @ (kernel_inverse(a, ridge) @ b.T)
         del a, b  # before the next checkpoint's are made
         total += scores
