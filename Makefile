@@ -9,7 +9,7 @@ JOBS   ?= 2
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow lint lock readme outputs docs clean setup
+.PHONY: demo test test-slow bench lint lock readme outputs docs clean setup
 
 setup: $(READY)
 
@@ -27,17 +27,28 @@ demo: $(READY)
 	@$(BIN)/sieve report nbs/sweeps/demo.yaml
 
 lint: $(READY)
-	$(BIN)/ruff check nbs tests tools
-	$(BIN)/ruff format --check -q nbs tests tools
+	$(BIN)/ruff check nbs tests tools bench
+	$(BIN)/ruff format --check -q nbs tests tools bench
 
 # notebooks first, pytest last: its summary closes the output
 test: $(READY) lint
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && SIEVE_OUTPUTS=$$out $(BIN)/nbdev_test --n_workers 2 --do_print --timing
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # real data, kill-and-resume at five moments, speed ratios: minutes, on a quiet machine
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# the table of docs/speed.md, ten minutes on a quiet machine; peers that cannot be installed are said to be missing
+bench: $(READY)
+	-@$(MAKE) --no-print-directory .venv-bench/.ready
+	$(BIN)/python bench/run.py
+
+.venv-bench/.ready: bench/requirements.txt $(READY)
+	$(BIN)/python -m venv .venv-bench
+	.venv-bench/bin/python -m pip install -q --disable-pip-version-check --no-deps -r bench/requirements.txt
+	@cd $(VENV)/lib/python3*/site-packages && pwd > $(CURDIR)/.venv-bench/lib/$$(basename $$(cd ..; pwd))/site-packages/sieve_packages.pth
+	@touch $@
 
 lock: $(READY)
 	@{ head -2 requirements.lock; $(BIN)/python -m pip freeze --exclude-editable | grep -v '^kronfluence' | sed 's/^\(torch==[0-9.]*\)+.*/\1/' | sort -f; } > requirements.new

@@ -9,6 +9,7 @@ extensions = ["myst_nb"]
 html_theme, html_title = "furo", "Sieve"
 html_copy_source = html_show_sourcelink = False
 html_math_renderer = "mathml"
+html_static_path, html_css_files = ["_static"], ["site.css"]
 exclude_patterns = ["_build", "conf.py"]
 nb_execution_mode = "off"  # the notebooks are saved with their outputs
 nb_render_markdown_format = "myst"
@@ -35,6 +36,7 @@ MENDED = {  # what the theme and the notebooks leave without a name or out of re
     '<div class="table-wrapper': '<div tabindex="0" class="table-wrapper',
     "<pre>": '<pre tabindex="0">',
     "<th></th>": "<td></td>",
+    "<div>\n<style scoped>": '<div class="shown" tabindex="0">\n<style scoped>',
 }
 
 

@@ -9,6 +9,15 @@ from toys import Project
 ROOT = Path(__file__).parents[1]
 
 
+# the files that take longest, longest first: the last file to be given out ends the whole
+LONG = "studies patterns own_methods wishes kills engine sparsity groups subnetworks bias_tests export ood push".split()
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture
 def real_data():
     "A function: folder of real data by its name below the data folder, or a skip that says what was looked for."

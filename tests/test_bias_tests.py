@@ -1,9 +1,6 @@
 """Bias tests on their public files: published figures, counts, and every gender test of SEAT on a small encoder."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from toys import command
 
 from lib.core.sweeps import load_sweep
 from lib.data.tasks import load_task, tiny_tokenizer
@@ -161,19 +159,8 @@ def run(folder, stages, *more):
     (folder / "s.yaml").write_text(
         (SWEEP + "".join(f"  {name}: {row}\n" for name, row in stages.items())).replace("FOLDER", str(folder))
     )
-    env = os.environ | {
-        "SIEVE_OUTPUTS": str(folder / "outputs"),
-        "SIEVE_DATA": str(folder / "data"),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        [Path(sys.executable).parent / "sieve", "run", folder / "s.yaml", "-j", "1", *more],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
+    env = {"SIEVE_OUTPUTS": folder / "outputs", "SIEVE_DATA": folder / "data"}
+    done = command("run", folder / "s.yaml", "-j", "1", *more, **env)
     return done, lambda: {
         r.stage: json.loads((folder / "outputs" / r.notebook / r.key / "result.json").read_text())["metrics"]
         for r in load_sweep(folder / "s.yaml").planned

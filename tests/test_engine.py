@@ -13,9 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from toys import STUDY, Project
+from toys import STUDY, Project, command
 
+from lib.core import engine
 from lib.core.testing import write_notebook
+from lib.core.warm import client_command
 
 TRUE = [("sum", 200)] + [
     ("n", value) for value in (10, 20, 30, 40, 20, 40, 60, 80)
@@ -78,6 +80,17 @@ def test_status_show_du(undisturbed):
     said, code = project.sieve("show", name)
     assert code == 0 and name in said and "finished" in said and "n.txt = 2 bytes" in said
     assert re.search(r"double +4 ", project.sieve("du")[0])
+
+
+def test_a_forge_that_outlasts_invocations_makes_the_runs(project, monkeypatch):
+    def no_other_way(place, kind, args, instead):
+        return client_command(place, kind, args, ["/bin/false"])
+
+    monkeypatch.setattr(engine, "client_command", no_other_way)
+    monkeypatch.setattr(engine, "forge", None)  # one of its own cannot be started
+    done = command("run", project.sweep, "-j", "2", cwd=project.folder)
+    assert done.returncode == 0 and "[9/9]" in done.stdout, done.stdout + done.stderr
+    assert numbers(project) == Counter(TRUE)
 
 
 def test_a_dry_run_starts_nothing(tmp_path):

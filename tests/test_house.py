@@ -277,6 +277,24 @@ def test_an_analysis_is_saved_with_its_figures(path):
         assert "Invented example data, no result" in json.dumps(outputs(path))
 
 
+@pytest.mark.parametrize("path", [*LIBRARY, *STUDIES], ids=lambda p: p.stem)
+def test_a_notebook_is_saved_with_what_it_shows(path):
+    kinds = {kind for o in outputs(path) for kind in ([o["output_type"]] if "text" in o else o["data"])}
+    assert kinds & {"stream", "text/plain", "text/html", "image/png"}, "run `make outputs`"
+    if path in STUDIES:
+        assert kinds & {"image/png", "text/html"}, "a table or a figure is saved"
+
+
+def test_the_repository_is_small():
+    files = [ROOT / name for name in tracked() if (ROOT / name).is_file()]
+    assert sum(file.stat().st_size for file in files) < 20_000_000  # with its history at most 30 MB
+    assert {p.name for p in files if p.stat().st_size > 1_000_000} == set()
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
+
+
 def test_what_notebooks_were_saved_from_is_known():
     sys.path.insert(0, str(ROOT / "tools"))
     import outputs as saver
@@ -301,6 +319,16 @@ def test_equal_results_are_saved_as_equal_bytes():
         for n, t in (("stdout", "a"), ("stderr", "w"), ("stdout", "b"))
     ]
     assert saver.saved(pieces) == [{"output_type": "stream", "name": "stdout", "text": "ab"}]
+    assert (
+        saver.saved(
+            [
+                pieces[1],
+                pieces[0] | {"text": "\n"},
+                {"output_type": "display_data", "data": {"text/plain": "<Figure size 1x1 with 0 Axes>"}},
+            ]
+        )
+        == []
+    )
     assert [saver.skipped(s) for s in ("#| slow\n1", "#| eval: false\n1", "#| hide\n1")] == [
         True,
         True,

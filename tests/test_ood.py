@@ -1,18 +1,15 @@
 """The sets out of distribution as they really are: sizes, shares, labels by name, what collapses to what, and what is refused before a run."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from toys import execute
 
 from lib.core.base import DataError
-from lib.core.keys import notebook_path
 from lib.core.sweeps import SweepError, check_inputs, load_sweep
 from lib.data import ood
 from lib.data import tasks as data
@@ -254,33 +251,8 @@ def test_a_sweep_asks_for_its_sets_before_anything_runs(real, tmp_path, task, as
 
 
 def test_the_evaluation_notebook_scores_sets_of_both_kinds(real, tmp_path):
-    given = [
-        "-p",
-        "task",
-        "climate-fever",
-        "-p",
-        "source",
-        "local",
-        "-p",
-        "draws",
-        "5",
-        "-y",
-        "sets: [report, FEVER-Symmetric-v1]",
-    ]
-    env = os.environ | {"SIEVE_OUTPUTS": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [
-            Path(sys.executable).parent / "papermill",
-            notebook_path("evaluate"),
-            tmp_path / "out.ipynb",
-            *given,
-        ],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    given = {"task": "climate-fever", "source": "local", "draws": 5, "sets": ["report", "FEVER-Symmetric-v1"]}
+    execute("evaluate", tmp_path / "out.ipynb", given, SIEVE_OUTPUTS=tmp_path)
     folder = next(tmp_path.glob("evaluate/*"))
     rows = pd.DataFrame(json.loads((folder / "result.json").read_text())["metrics"])
     assert set(rows.split) == {"dev", "FEVER-Symmetric-v1"} and rows[rows.split != "dev"].n.eq(717).all()

@@ -1,6 +1,5 @@
 """Losses, maskers and scores of one's own, by the name of a file: in notebooks and sweeps, from planning to a stale run. The pages that say how to write them are executed."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -9,7 +8,7 @@ import sys
 import pandas as pd
 import papermill
 import pytest
-from toys import made
+from toys import command, made
 
 from lib.core.base import ROOT
 from lib.core.engine import make_plan
@@ -38,10 +37,7 @@ def outputs(monkeypatch, tmp_path_factory):
 
 
 def sieve(*args, cwd):
-    command = "import sys; from lib.commands.cli import main; sys.exit(main(sys.argv[1:]))"
-    run = [sys.executable, "-P", "-c", command, *args]
-    env = {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(run, cwd=cwd, capture_output=True, text=True, env=os.environ | env)
+    done = command(*args, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

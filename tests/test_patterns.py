@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from toys import OFFLINE, command, execute
 
 from lib.attribution.labelled_maps import write_maps
 from lib.attribution.patterns import PATTERN_RECIPES, classification_report, fit_patterns, predict_classes
@@ -25,19 +26,9 @@ BIN = Path(sys.executable).parent
 
 
 def run(*command, **env):
-    quiet = {
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    return subprocess.run(
-        [str(c) for c in command],
-        cwd=ROOT,
-        env=os.environ | quiet | {k: str(v) for k, v in env.items()},
-        capture_output=True,
-        text=True,
-    )
+    "A process of its own"
+    env = os.environ | OFFLINE | {k: str(v) for k, v in env.items()}
+    return subprocess.run(list(map(str, command)), cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 def weighted_f1(classifier, maps, **settings):
@@ -109,7 +100,7 @@ def test_norm_based_maps_and_a_teacher_who_errs():
 def study(tmp_path_factory):
     "Every stage of the attention study at smoke size."
     outputs = tmp_path_factory.mktemp("attention")
-    done = run(BIN / "sieve", "run", SWEEPS / "attention.yaml", "--smoke", "-j", 2, SIEVE_OUTPUTS=outputs)
+    done = command("run", SWEEPS / "attention.yaml", "--smoke", "-j", 2, SIEVE_OUTPUTS=outputs)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     return outputs
 
@@ -148,23 +139,9 @@ def test_maps_drawn_to_be_labelled_come_back_as_training_maps(study, tmp_path, m
     )
     found, kinds = synthetic_maps("dev", {"dev": 60, "high": 24}, "norm")
     write_maps(tmp_path / "data" / "mine", "norm", found, kinds, [f"RTE_1_{i}" for i in range(60)])
-    done = run(
-        BIN / "papermill",
-        notebook_path("pattern_classifier"),
-        tmp_path / "out.ipynb",
-        "-p",
-        "maps_from",
-        "mine",
-        "-p",
-        "maps",
-        "norm",
-        "-p",
-        "epochs",
-        1,
-        SIEVE_OUTPUTS=tmp_path / "outputs",
-        SIEVE_DATA=tmp_path / "data",
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    given = {"maps_from": "mine", "maps": "norm", "epochs": 1}
+    places = {"SIEVE_OUTPUTS": tmp_path / "outputs", "SIEVE_DATA": tmp_path / "data"}
+    execute("pattern_classifier", tmp_path / "out.ipynb", given, **places)
     result = json.loads(next((tmp_path / "outputs").glob("pattern_classifier/*/result.json")).read_text())
     made = json.loads(next((tmp_path / "outputs").glob("pattern_classifier/*/params.json")).read_text())
     assert (
@@ -179,7 +156,7 @@ def test_a_wrong_place_of_labelled_maps_is_refused_before_anything_runs(tmp_path
     sweep.write_text(
         f"stages:\n  c: {{notebook: pattern_classifier, set: {{maps_from: {tmp_path}/nowhere.zip}}}}\n"
     )
-    done = run(BIN / "sieve", "run", sweep, SIEVE_OUTPUTS=tmp_path / "outputs")
+    done = command("run", sweep, SIEVE_OUTPUTS=tmp_path / "outputs")
     assert (
         done.returncode != 0
         and "nowhere.zip" in done.stderr

@@ -5,9 +5,9 @@ import json
 import nbformat
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 import torch
+from toys import execute
 
 from lib.core.folders import find_run
 from lib.core.keys import notebook_path, run_key
@@ -45,14 +45,7 @@ def outputs(tmp_path_factory):
 
 def made(folder, notebook, **given):
     "The key of a run that papermill makes."
-    papermill.execute_notebook(
-        notebook_path(notebook),
-        folder / "out.ipynb",
-        given,
-        kernel_name="python3",
-        progress_bar=False,
-        log_output=False,
-    )
+    execute(notebook, folder / "out.ipynb", given)
     return run_key(notebook, given)
 
 

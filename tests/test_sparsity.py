@@ -1,17 +1,12 @@
 """The analysis of sparsity curves, on runs of every kind of the robust-subnetwork study that are written without training."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
+from toys import execute
 
-from lib.core.base import ROOT, outputs
+from lib.core.base import outputs
 from lib.core.folders import find_run
-from lib.core.keys import notebook_path
 from lib.core.runs import start, start_of
 from lib.core.testing import write_notebook
 from lib.study.robust import (
@@ -335,22 +330,7 @@ def test_bias_models_are_told_apart(keys):
 
 
 def test_the_notebook_reads_them_all(keys, tmp_path):
-    lists = tmp_path / "parameters.yaml"
-    lists.write_text(json.dumps({"runs": keys}))
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(notebook_path("sparsity_curves")),
-        str(tmp_path / "out.ipynb"),
-        "-f",
-        str(lists),
-        "--no-progress-bar",
-    ]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    execute("sparsity_curves", tmp_path / "out.ipynb", {"runs": keys})
     run = find_run(next((outputs() / "sparsity_curves").glob("*")).name)
     figures = {n for n in run.result["artefacts"] if n.endswith(".svg")}
     assert {
@@ -391,19 +371,7 @@ def test_an_experiment_that_nobody_knows_stands_in_the_figures(keys, tmp_path, m
     pairs = robust_differences(scores)
     assert pairs.beyond[(pairs.label == name) & (pairs.split == "HANS")].all()
     monkeypatch.delenv("SIEVE_NBS")
-    lists = tmp_path / "parameters.yaml"
-    lists.write_text(json.dumps({"runs": [*full, *new]}))
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(notebook_path("sparsity_curves")),
-        str(tmp_path / "out.ipynb"),
-    ]
-    done = subprocess.run(
-        [*command, "-f", str(lists)], cwd=ROOT, env=os.environ, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    execute("sparsity_curves", tmp_path / "out.ipynb", {"runs": [*full, *new]})
     made = [find_run(p.name).result for p in (outputs() / "sparsity_curves").glob("*")]
     labels = [{m.get("label") for m in r["metrics"]} for r in made]
     assert any(name in found for found in labels)

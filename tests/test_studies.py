@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from toys import command
 
 from lib.core.folders import Run
 from lib.core.sweeps import load_sweep
@@ -20,7 +21,8 @@ SIEVE = Path(sys.executable).parent / "sieve"
 BROWSER = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
 
 
-def sieve(*args, outputs, **env):
+def cold(*args, outputs, **env):
+    "The command as a process of its own"
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [SIEVE, *map(str, args)],
@@ -29,6 +31,10 @@ def sieve(*args, outputs, **env):
         capture_output=True,
         text=True,
     )
+
+
+def sieve(*args, outputs, **env):
+    return command(*args, SIEVE_OUTPUTS=outputs, **env)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +150,7 @@ def world(tmp_path):
     return tmp_path
 
 
-def refused(world, change=lambda sweep: None):
+def refused(world, change=lambda sweep: None, sieve=sieve):
     raw = yaml.safe_load((SWEEPS / "lottery-mrpc.yaml").read_text())
     change(raw)
     (world / "study.yaml").write_text(
@@ -166,7 +172,7 @@ def test_a_mistake_is_one_message_before_any_run(world, case):
 
 def test_missing_data_folder(world):
     shutil.rmtree(world / "data")
-    message = refused(world)
+    message = refused(world, sieve=cold)
     assert "MRPC" in message and str(world / "data") in message
 
 

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors import safe_open
-from toys import made
+from toys import command, made
 from transformers import (
     BartConfig,
     BertConfig,
@@ -103,14 +104,7 @@ def env(home, monkeypatch):
 def sieve(home, *arguments, data="data"):
     "A command typed in that folder: what it prints"
     own = {"SIEVE_OUTPUTS": str(home / "outputs"), "SIEVE_DATA": str(home / data), "PYTHONPATH": str(ROOT)}
-    command = "import sys; from lib.commands.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", command, *map(str, arguments)],
-        cwd=home,
-        capture_output=True,
-        text=True,
-        env=os.environ | own,
-    )
+    done = command(*arguments, cwd=home, **own)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -398,3 +392,40 @@ def test_select_units_refuses_scores_of_several_models_and_of_other_tasks(env):
         made("select_units", scores=[one], task="synthetic-toxicity")
     with pytest.raises(ValueError, match="none of the runs has scores of mlp; there: head"):
         made("select_units", scores=[one], remove={"head": 0.25, "mlp": 0.5})
+
+
+OWN_MODEL = ROOT / "docs" / "own_model.md"
+
+
+def test_every_command_of_the_page_on_ones_own_model_plans_what_the_page_shows(
+    home, tmp_path, monkeypatch, capsys
+):
+    for name in ("reviews.tsv", "train.csv", "dev.csv"):
+        shutil.copy(home / name, tmp_path)
+    shutil.copy(home / "groups.yaml", tmp_path / "comments.yaml")
+    shutil.copytree(home / "encoder", tmp_path / "my-bert")
+    (seat := tmp_path / "data" / "bias" / "seat").mkdir(parents=True)
+    sets = {
+        name: {"category": name, "examples": ["the film", "a day"]}
+        for name in ("targ1", "targ2", "attr1", "attr2")
+    }
+    for number in ("6", "6b", "7", "7b", "8", "8b"):
+        (seat / f"sent-weat{number}.jsonl").write_text(json.dumps(sets))
+    monkeypatch.setenv("SIEVE_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setenv("SIEVE_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", OWN_MODEL.read_text())
+    said, verbs = "", []
+    for kind, text in blocks:
+        for line in text.splitlines() if kind == "sh" else []:
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["sieve"]:
+                verbs.append(words[1])
+                assert main(words[1:] + ["--dry-run"] * (words[1] != "task")) == 0, line
+                said = capsys.readouterr().out
+        shown = re.findall(r"(?m)^  (\w+): (\w+)/", text) if kind == "" else []
+        assert all(f"{stage}: {book}/" in said for stage, book in shown), (text, said)
+    assert verbs == ["task", "prune", "rows", "bias"]
+    [sweep] = [text for kind, text in blocks if kind == "yaml"]
+    (tmp_path / "mine.yaml").write_text(sweep.replace("my-bert}", f"{tmp_path}/my-bert}}"))
+    assert len(load_sweep(tmp_path / "mine.yaml").planned) == 6

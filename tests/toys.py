@@ -1,13 +1,24 @@
 """A throw-away project for tests of the run system: toy notebooks that draw, double and sum numbers."""
 
+import atexit
+import contextlib
+import functools
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
+import papermill
+import pytest
 
+from lib.commands.cli import main
+from lib.core.base import ROOT
+from lib.core.engine import _warm_manager, lasting_forge
 from lib.core.keys import notebook_path
 from lib.core.testing import write_notebook
 
@@ -53,6 +64,54 @@ def made(notebook, **given):
             if "parameters" in cell.metadata.get("tags", []):
                 scope |= given
     return scope
+
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+OFFLINE |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
+
+
+@functools.cache
+def warm() -> str:
+    "The socket of a forge for all runs of this process's tests: a kernel that is its copy has imported everything."
+    working = contextlib.ExitStack()
+    folder = tempfile.mkdtemp(prefix="forge-", dir="/tmp" if len(tempfile.gettempdir()) > 40 else None)
+    working.callback(shutil.rmtree, folder, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in OFFLINE.items():
+            patch.setenv(name, value)
+        for name in ("SIEVE_NBS", "SIEVE_FORGE"):
+            patch.delenv(name, raising=False)
+        place = working.enter_context(lasting_forge(Path(folder) / "s"))
+    atexit.register(working.close)
+    return place
+
+
+@contextlib.contextmanager
+def surroundings(cwd, env: dict):
+    "This process as it would be as one of its own, started there with these variables."
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (OFFLINE | {"SIEVE_FORGE": warm()} | env).items():
+            patch.setenv(name, str(value))
+        patch.chdir(cwd)
+        yield
+
+
+def command(*arguments, cwd=ROOT, **env) -> subprocess.CompletedProcess:
+    "What `sieve` says, in this process; its runs are made by copies of a warm one."
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with surroundings(cwd, env), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
+
+
+def execute(notebook, out, given: dict, cwd=ROOT, **env) -> None:
+    "What `papermill` does with a notebook; its kernel is a copy of a warm process."
+    own = {"kernel_name": "python3", "progress_bar": False, "kernel_manager_class": _warm_manager(warm())}
+    with surroundings(cwd, env):
+        papermill.execute_notebook(str(notebook_path(notebook)), str(out), given, **own)
 
 
 class Project:

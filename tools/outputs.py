@@ -111,7 +111,8 @@ def _output(output: dict) -> dict | None:
     if output["output_type"] == "stream":
         return None if output["name"] == "stderr" else output | {"text": text(output["text"])}
     data = {k: v for k, v in output["data"].items() if k not in HIDDEN}
-    if len(data) < len(output["data"]) and set(data) <= {"text/plain"}:
+    empty = len(data) < len(output["data"]) or str(data.get("text/plain")).startswith("<Figure ")
+    if empty and set(data) <= {"text/plain"}:
         return None
     data = {
         k: picture(v) if k == "image/png" else text(v) if isinstance(v, str) else v for k, v in data.items()
@@ -127,7 +128,7 @@ def saved(outputs: list[dict]) -> list[dict]:
             found[-1]["text"] += output["text"]
         else:
             found.append(output)
-    return found
+    return [o for o in found if o["output_type"] != "stream" or o["text"].strip()]
 
 
 def skipped(source: str) -> bool:

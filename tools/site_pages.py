@@ -60,7 +60,9 @@ def _parameters(node: ast.FunctionDef, said: dict[int, str]) -> list[tuple[str, 
 
 
 def _safe(text: str) -> str:
-    return re.sub(r"([<$*_])", r"\\\1", text)
+    "Words that are read as they stand, but for what is marked as code."
+    parts = re.split(r"(`[^`]+`)", text)
+    return "".join(p if i % 2 else re.sub(r"([<$*_~\[])", r"\\\1", p) for i, p in enumerate(parts))
 
 
 def _cell(text: str) -> str:
@@ -74,7 +76,7 @@ def _code(text: str) -> str:
 def _table(rows: list[tuple[str, str, str]], head: str) -> list[str]:
     if not rows:
         return []
-    lines = [f"| `{name}` | {_code(kind)} | {_cell(doc)} |" for name, kind, doc in rows]
+    lines = [f"| `{name}` | {_code(kind)} | {_cell(_safe(doc))} |" for name, kind, doc in rows]
     return [f"| {head} | type, default | what |", "| --- | --- | --- |", *lines, ""]
 
 
@@ -177,6 +179,7 @@ def main() -> int:
     "Write the whole source of the site."
     shutil.rmtree(SITE, ignore_errors=True)
     _write("conf.py", (ROOT / "docs" / "conf.py").read_text())
+    _write("_static/site.css", (ROOT / "docs" / "site.css").read_text())
     _write("index.md", front())
     for path in sorted((ROOT / "docs").glob("*")):
         if path.suffix in (".md", ".png", ".svg"):

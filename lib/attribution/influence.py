@@ -15,6 +15,7 @@ import re
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +40,7 @@ from lib.attribution.per_example import (
 from .trak import one_minus_p, trak
 from ..core.base import RunError, nearest
 from ..models.architectures import parts
-from ..models.reading import predicts_words
+from ..models.reading import is_causal, last_token, predicts_words
 from ..training.recipes import aligned, batches, head_input, last_layer
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-05
@@ -159,8 +160,25 @@ def _linear_names(model, patterns: list[str] | str | None) -> list[str]:
         raise ValueError(f"no linear layer matches {', '.join(patterns)}. Layers: {some}")
     return found
 
+# %% ../../nbs/attribution/6_influence.ipynb #influence-counted
+def _counted(model, names: list[str]) -> Callable:
+    """batch -> for each layer the tokens (B, T) that its covariances count: those that are no padding, and in the
+    last layer of a causal classifier the one at which the answer is read."""
+    config, one = model.config, is_causal(model.config) and not predicts_words(model)
+    answering = last_layer(model) if one else ""
+
+    def tokens(batch: dict) -> dict:
+        real = batch["attention_mask"]
+        found = dict.fromkeys(names, real)
+        if answering in names:
+            found[answering] = torch.zeros_like(real)
+            found[answering][range(len(real)), last_token(config, batch["input_ids"])] = 1
+        return found
+
+    return tokens
+
 # %% ../../nbs/attribution/6_influence.ipynb #influence-task
-def _task(names: list[str]):
+def _task(names: list[str], counted: Callable):
     "Cross-entropy for training, minus the margin for queries, on named layers, as kronfluence wants it."
     from kronfluence.task import Task
 
@@ -182,7 +200,7 @@ def _task(names: list[str]):
             return names
 
         def get_attention_mask(self, batch):
-            return batch["attention_mask"]
+            return counted(batch)
 
     return Attribution()
 
@@ -254,8 +272,8 @@ def fitted_factors(
     from kronfluence import FactorArguments
 
     net = without_conv1d(copy.deepcopy(model).float().eval())
-    task, arguments = _task(_linear_names(net, patterns)), FactorArguments(strategy=strategy)
-    size = data.batch_size
+    names, size = _linear_names(net, patterns), data.batch_size
+    task, arguments = _task(names, _counted(net, names)), FactorArguments(strategy=strategy)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _frozen_garbage():
         warnings.simplefilter("ignore")
         torch.manual_seed(data.seed)

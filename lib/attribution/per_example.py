@@ -9,6 +9,8 @@ __all__ = ['PROJECTIONS', 'margin', 'layer_names', 'row_gradients', 'Projector',
 import contextlib
 import hashlib
 import json
+import math
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -235,6 +237,16 @@ def _factors(k: int) -> tuple[int, int]:
     "k as a product of two numbers that are as equal as can be."
     return next((a, k // a) for a in range(int(k**0.5), 0, -1) if k % a == 0)
 
+# %% ../../nbs/attribution/4_per_example.ipynb #row-block-room
+def _room(device: torch.device) -> int:
+    "Numbers in single precision that a quarter of the free memory holds, 2^26 at least: drawing costs most of all"
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        names = ("SC_AVPHYS_PAGES", "SC_PAGE_SIZE")
+        free = math.prod(map(os.sysconf, names)) if set(names) <= os.sysconf_names.keys() else 0
+    return max(2**26, free // 16)
+
 # %% ../../nbs/attribution/4_per_example.ipynb #08k-row-gradients-15
 class Projector:
     "Random directions in gradient space; called with a batch it gives features (B, k) and logits (B, C)."
@@ -246,13 +258,15 @@ class Projector:
         kind: str = "factored",  # of PROJECTIONS
         seed: int = 0,
         patterns: list[str] | None = None,  # see `layer_names`
-        room: int = 2**26,  # numbers of P that are stored rather than made anew, at most
+        room: int
+        | None = None,  # numbers of P that are stored, not drawn anew for each batch; None: see `_room`
     ):
         if kind not in PROJECTIONS:
             raise ValueError(f"no projection {kind!r}: choose {', '.join(PROJECTIONS)}")
         if k < 1:
             raise ValueError(f"k = {k}: a projection has one direction at least")
-        self.model, self.k, self.kind, self.seed, self.room, self.stored = model, k, kind, seed, room, {}
+        self.model, self.k, self.kind, self.seed, self.stored = model, k, kind, seed, {}
+        self.room = _room(model.device) if room is None else room
         self.names = layer_names(model, patterns)
         modules, self.owner = [model.get_submodule(n) for n in self.names], _owners(model, self.names)
         self.size = sum(

@@ -11,12 +11,12 @@ import warnings
 import numpy as np
 import torch
 
-from .per_example import margin
-
 # %% ../../nbs/attribution/5_trak.ipynb #trak-finite
-def _finite(values, what: str) -> torch.Tensor:
-    "(N, ...) in float64 on the CPU; ValueError that names the first row with a number that is not finite"
-    values = torch.as_tensor(np.asarray(values)).double()
+def _finite(values, what: str, fresh: bool = False) -> torch.Tensor:
+    """(N, ...) in float64 on the CPU; ValueError that names the first row with a number that is not finite.
+
+    `fresh`: a copy, which may be written into."""
+    values = torch.from_numpy((np.array if fresh else np.asarray)(values, np.float64))
     if not (finite := torch.isfinite(values.reshape(len(values), -1)).all(1)).all():
         raise ValueError(f"{what} of row {int((~finite).nonzero()[0, 0])} are not finite")
     return values
@@ -47,6 +47,8 @@ def one_minus_p(
     labels,  # (N,)
 ) -> torch.Tensor:
     "1 - p of the right class (N,), float64."
+    from lib.attribution.per_example import margin  # here: scores of features need no transformers in memory
+
     logits, labels = torch.as_tensor(np.array(logits)), torch.as_tensor(np.array(labels))
     return torch.sigmoid(-margin(logits.double(), labels))
 
@@ -65,10 +67,15 @@ def trak(
     total, sizes = 0.0, [size] * len(train) if np.ndim(size) == 0 else size
     for m, (a, b, w, p) in enumerate(zip(train, query, wrong, sizes, strict=True)):
         names = ("training features", "query features", "weights")
-        a, b, w = (_finite(x, f"checkpoint {m}: {name}") for x, name in zip((a, b, w), names))
-        a, b = a / p**0.5, b / p**0.5
+        a, b, w = (_finite(x, f"checkpoint {m}: {name}", True) for x, name in zip((a, b, w), names))
+        a /= p**0.5
+        b /= p**0.5
         if a.shape[1] != b.shape[1] or len(w) != len(a):
             raise ValueError(f"features {tuple(a.shape)}, {tuple(b.shape)} and {len(w)} weights do not fit")
-        total = total + a @ (kernel_inverse(a, ridge) @ b.T)
+        scores = a @ (kernel_inverse(a, ridge) @ b.T)
+        del a, b  # before the next checkpoint's are made
+        total += scores
     mean_wrong = torch.stack([_finite(w, "weights") for w in wrong]).mean(0)
-    return (total / len(train) * mean_wrong[:, None]).numpy()
+    total /= len(train)
+    total *= mean_wrong[:, None]
+    return total.numpy()

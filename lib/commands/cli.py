@@ -21,9 +21,8 @@ from .bias import _BIAS, bias
 from .export import EXPORT, export
 from .prune import _PRUNE, make_smaller
 from .rows import _ROWS, rows
-from .wishes import _cores
 from .task import TASK, task
-from ..core.base import ROOT, RunError, notebooks_dir, outputs
+from ..core.base import ROOT, RunError, cores, notebooks_dir, outputs
 from ..core.cluster import profile_folder
 from ..core.engine import Plan, _dead, labelled, make, make_plan, snakemake_command, write_plan
 from ..core.files import lock, locked
@@ -98,7 +97,7 @@ def run(args) -> int:
     plan = make_plan(sweep, args.stale)
     check_inputs(list(plan.missing.values()), sweep.path)
     print(_headline(sweep, plan), flush=True)
-    jobs = args.jobs or (0 if args.profile else _cores())
+    jobs = args.jobs or (0 if args.profile else cores())
     if args.dry_run:
         return _dry(plan, jobs, args.profile, args.stale)
     screen = Screen()

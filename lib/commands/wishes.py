@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from ..core.base import RunError, card_file, outputs
+from ..core.base import RunError, card_file, cores, outputs
 from ..core.engine import Plan, make, make_plan
 from ..core.files import file_sha256, read_json, write_json, write_text
 from ..core.folders import Run
@@ -163,10 +163,6 @@ def _tell(wish: _Wish, plan: Plan) -> None:
         )
     print(end="", flush=True)
 
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
 # %% ../../nbs/commands/3_wishes.ipynb #wishes-made
 def _made(wish: _Wish, args: argparse.Namespace) -> dict[str, Run] | int:
     "The finished run of each stage (the last, of several); or the exit code, where none is to be shown"
@@ -180,7 +176,7 @@ def _made(wish: _Wish, args: argparse.Namespace) -> dict[str, Run] | int:
         missing = {n: r for n, r in plan.missing.items() if (r.stage in wish.alone) == last}
         part, screen = replace(plan, missing=missing), Screen()
         try:
-            code = make(part, 1 if last else args.jobs or _cores(), "", args.stale, screen)
+            code = make(part, 1 if last else args.jobs or cores(), "", args.stale, screen)
         finally:
             screen.clear()
         if code:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'outputs', 'data_dir', 'notebooks_dir', 'RunError', 'DataError', 'card_file', 'card_name', 'nearest',
-           'rng_for']
+           'rng_for', 'cores']
 
 # %% ../../nbs/core/0_base.ipynb #base-imports
 import difflib
@@ -114,3 +114,8 @@ def rng_for(
 
     purposes = [_ONCE.sub("planted-", str(name)) for name in names]
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in purposes)])
+
+# %% ../../nbs/core/0_base.ipynb #base-cores
+def cores() -> int:
+    "Processor cores that this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

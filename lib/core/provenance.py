@@ -13,7 +13,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from .base import ROOT, DataError, data_dir
+from .base import ROOT, DataError, cores, data_dir
 from .files import file_sha256
 from .keys import digest
 
@@ -41,7 +41,7 @@ def environment() -> dict:
     "Git commit, whether files differ from it, and versions of Python and of the packages that touch numbers."
     versions = {p: _version(p) for p in _PACKAGES.split()} | {"python": platform.python_version()}
     git = {"commit": _git("rev-parse", "HEAD"), "changed": bool(_git("status", "--porcelain", "-uno"))}
-    return git | {"versions": versions, "machine": platform.platform()}
+    return git | {"versions": versions, "machine": platform.platform(), "cores": cores()}
 
 # %% ../../nbs/core/1_provenance.ipynb #prov-split
 def split_model(

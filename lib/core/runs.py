@@ -21,7 +21,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .base import ROOT, RunError, data_dir, outputs
+from .base import ROOT, RunError, cores, data_dir, outputs
 from .files import broken, file_sha256, lock, read_json, seal, write_json
 from .folders import OWN, SCHEMA, Run, _artefact_files, _named, _sealed, _sealed_params
 from .folders import _check_finite, find_run, identity_of, plain, run_folders
@@ -390,7 +390,7 @@ def runs(
 # %% ../../nbs/core/2_runs.ipynb #51f20a40
 def seed_everything(
     seed: int,  # of python, numpy and torch
-    threads: int = 1,  # that torch may use
+    threads: int = 1,  # that torch may use; 0: all cores
 ) -> None:
     "Seed every random generator; on a GPU also ask for deterministic kernels."
     import numpy as np
@@ -400,6 +400,6 @@ def seed_everything(
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries draw from it)
     torch.manual_seed(seed)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or cores())
     if torch.cuda.is_available():
         torch.use_deterministic_algorithms(True, warn_only=True)

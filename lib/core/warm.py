@@ -87,6 +87,8 @@ def _become(request: Request, streams: list[int]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, default)
+    if "tempfile" in sys.modules:
+        sys.modules["tempfile"].tempdir = None  # that of the request's environment
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()

@@ -46,11 +46,22 @@ def _check_rows(name: str) -> None:
         raise DataError(f"{name} has only {', '.join(form.files)}: rows are scored with train and a dev set")
 
 
+_SETTINGS = ("revision", "group")  # of tasks whose rows lie somewhere
+_ROWS = (
+    "train",
+    "dev",
+    "test",
+    "ood",
+)  # how many to generate: experiments' defaults say so, whatever the task
+
+
 def _known(name: str, settings: dict | None) -> dict | None:
     "The settings that a task pays attention to, checked; None without any"
     if (form := task_format(name)).draw:
         return settings if fill_settings(name, form.settings, settings) else None
-    return {k: v for k, v in (settings or {}).items() if k in ("revision", "group")} or None
+    for key in set(settings or {}) - {*_SETTINGS, *_ROWS}:
+        raise DataError(f"{name} has no setting {key!r}{nearest(key, _SETTINGS)}")
+    return {k: v for k, v in (settings or {}).items() if k in _SETTINGS} or None
 
 
 def _check_grouped(name: str, place: str | Path, settings: dict | None) -> None:
@@ -416,8 +427,7 @@ def check_source(
         splits = ["train", *dev_sets(name)[:1]]
     place, form = _find(name, source, splits, settings), task_format(name)
     names = group_columns(settings, name)
-    if form.draw:
-        fill_settings(name, form.settings, settings)
+    _known(name, settings)
     if form.card and isinstance(place, Path):
         _check_card(form, place)
     elif isinstance(place, Path) and form.columns and not form.sides:
@@ -441,6 +451,7 @@ def check_groups(
     _check_names(name, source, None)
     _check_rows(name)
     form, named = task_format(name), group_columns(settings, name)
+    _known(name, settings)
     if needed and not form.group and not named:
         valid = "the setting group, e.g. {group: label} for a group of each class"
         raise DataError(f"{name} has no groups. Valid: {valid}; attribution can find some (groups = auto)")

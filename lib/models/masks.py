@@ -37,8 +37,13 @@ def unit_counts(
     total: dict[str, tuple[int, int]] = {}
     for key, value in mask.items():
         kept, n = total.get(kind := key.split("/")[0], (0, 0))
-        total[kind] = (kept + int((value != 0).sum()), n + value.numel())
+        total[kind] = (kept + _nonzeros(value), n + value.numel())
     return total
+
+
+def _nonzeros(value: Tensor) -> int:
+    "Entries that are not 0; numpy counts truth values at the speed of memory, torch sums them as integers"
+    return int(np.count_nonzero(value.detach().bool().cpu().numpy()))
 
 # %% ../../nbs/models/3_masks.ipynb #masks-digest-0
 class MaskError(RunError, ValueError):
@@ -62,13 +67,16 @@ def _stored(mask: dict[str, Tensor], path: Path, kind: str) -> dict[str, Tensor]
     "What the file holds; MaskError for a mask of weights or blocks that is not 0/1, and what is no mask or score"
     stored = {k: v.detach().cpu().contiguous() for k, v in mask.items()}
     for key, value in stored.items():
-        if _packs(key) and not (value == value.bool()).all():
-            raise MaskError(f"{path}: mask {key!r} is not 0/1; make it binary before saving")
+        if _packs(key):
+            ones = value if value.dtype == torch.bool else value == 1
+            if ones is not value and not (ones ^ (value == 0)).all():
+                raise MaskError(f"{path}: mask {key!r} is not 0/1; make it binary before saving")
+            stored[key] = torch.from_numpy(np.packbits(ones.numpy()))
+            continue
         low, high = (-torch.inf, torch.inf) if kind == "scores" else (0, 1)
         if (bad := ~value.isfinite() | (value < low) | (value > high)).any():
             at, where = tuple(bad.nonzero()[0].tolist()), "a number" if kind == "scores" else "from 0 to 1"
             raise MaskError(f"{path}: {kind} {key!r} at {at} is {value[at].item():g}, and must be {where}")
-        stored[key] = torch.from_numpy(np.packbits(value.bool().numpy())) if _packs(key) else value
     return stored
 
 # %% ../../nbs/models/3_masks.ipynb #masks-seal
@@ -86,7 +94,7 @@ def _sealed(text: str, stored: dict[str, Tensor]) -> dict:
     try:
         header = json.loads(text)
         shapes = all(_packs(k) or v["shape"] == list(stored[k].shape) for k, v in header["entries"].items())
-        whole = shapes and header["sha256"] in (_seal(header, stored), _digest(stored))
+        whole = shapes and (_seal(header, stored) == header["sha256"] or _digest(stored) == header["sha256"])
         return header if whole and header["entries"].keys() == stored.keys() else {}
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return {}
@@ -201,7 +209,7 @@ def surviving_shares(
     for i, row in enumerate(p.ffn):
         names = dict.fromkeys(f"weight/{s.path}.{t}" for s in row.values() for t in ("weight", "bias"))
         found = [mask[name] for name in names if name in mask] or [torch.zeros(0)]
-        rows.append(("mlp", i, -1, _share([((v != 0).sum()[None], v.numel()) for v in found])[0]))
+        rows.append(("mlp", i, -1, _share([(torch.tensor([_nonzeros(v)]), v.numel()) for v in found])[0]))
     return pd.DataFrame(rows, columns=["kind", "layer", "head", "share"])
 
 # %% ../../nbs/models/3_masks.ipynb #05g-density-05
@@ -217,7 +225,7 @@ def _layer_of(kinds: list[str], row: int) -> int:
 def _kept_weights(model: PreTrainedModel, mask: dict[str, Tensor], path: str) -> tuple[int, int]:
     "(kept, total) of a linear layer's weight"
     n, value = original(model, f"{path}.weight").numel(), mask.get(f"weight/{path}.weight")
-    return (n if value is None else int((value != 0).sum())), n
+    return (n if value is None else _nonzeros(value)), n
 
 # %% ../../nbs/models/3_masks.ipynb #density-heads-0
 def _kept_by_head(model: PreTrainedModel, mask: dict, row: dict, heads: int) -> list[tuple[int, int]]:

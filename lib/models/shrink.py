@@ -17,6 +17,7 @@ import torch
 import transformers
 from torch.nn.utils import parametrize
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from lib.models.architectures import (
@@ -312,15 +313,17 @@ def _dtype_edits(model: PreTrainedModel) -> list:
 
 # %% ../../nbs/models/4_shrink.ipynb #shrink-made-0
 def _built(model: PreTrainedModel, config: PretrainedConfig, left: _Left, types: list) -> PreTrainedModel:
-    "A model of the configuration, with the edits that it needs for these layers and types; random numbers"
+    "A model of the configuration, with the edits that it needs for these layers and types; nothing is drawn"
     cls = getattr(type(model), "plain_class", type(model))
     with torch.device("meta"):
         edits = _edits(plain := cls(config), left, _apart(layout(plain), left.heads)) + types
     if edits:
         setattr(config, EDITS, edits)
         cls = shrunken_class(cls)
-    with torch.random.fork_rng(devices=[]):
-        return cls._from_config(config, dtype=model.dtype)
+    with torch.random.fork_rng(devices=[]), no_init_weights():  # numbers that would be written over
+        made = cls._from_config(config, dtype=model.dtype)
+    made.tie_weights()  # which goes with drawing
+    return made
 
 # %% ../../nbs/models/4_shrink.ipynb #51b8e6d7
 def shrink(

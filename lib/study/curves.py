@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .figures import BLACK, DASHES, DOUBLE, GREY, MARKERS, MOST, PALETTE, SINGLE, styled
-from .figures import _facets, _finished, _interval, _room, _span
+from .figures import _at_ends, _facets, _finished, _interval, _room, _span
 
 # %% ../../nbs/study/3_curves.ipynb #337bd653
 def _few(frame, hue):
@@ -50,7 +50,7 @@ def _grid(frame, height):
     "Panels by row and column, with a shared horizontal axis, and a vertical one for each row."
     figure, panels = _facets(frame, "column", "row", sharey="row")
     rows, columns = (frame[c].nunique() for c in ("row", "column"))
-    figure.set_size_inches({1: SINGLE + 0.6, 2: DOUBLE - 1.2}.get(columns, DOUBLE), height * rows + 0.6)
+    figure.set_size_inches(SINGLE if columns == 1 else DOUBLE, height * rows + 0.6)
     names = [(r, c) for r in dict.fromkeys(frame.row) for c in dict.fromkeys(frame.column)]
     return figure, [(ax, part, *name) for (ax, part), name in zip(panels, names)]
 
@@ -122,14 +122,14 @@ def curves(
     title: str = "",  # what is shown
 ) -> Figure:  # one line per value of `hue`
     "Values along a path, one line per group."
-    figure, ax = plt.subplots(figsize=(SINGLE + 0.3, 2.5))
+    figure, ax = plt.subplots(figsize=(SINGLE, 2.3))
     ax.grid()
     parts = frame.assign(value=frame[y]).sort_values(x).groupby(hue, sort=False)
     found = {str(group): _line(ax, part, x, 0, i) for i, (group, part) in enumerate(parts)}
-    ax.set(xlabel=axes[0] or x, ylabel=axes[1] or y)
+    ax.set(xlabel=axes[0] or x, ylabel=textwrap.fill(axes[1] or y, 28))
     if pd.api.types.is_integer_dtype(frame[x]):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _finished(figure, found, title)
+    return _finished(figure, {} if _at_ends(ax, found) else found, title)
 
 # %% ../../nbs/study/3_curves.ipynb #93d9c1c7
 def _tell(ax, part):
@@ -213,7 +213,7 @@ def speed_panels(
     "Time per batch above, speed-up below; a column per length."
     forms, batches, lengths = _few(frame, "form"), sorted(set(frame.batch)), sorted(set(frame.tokens))
     frame = frame.assign(place=frame.batch.map(batches.index))
-    size = SINGLE + 0.4 if len(lengths) == 1 else DOUBLE, 3.4
+    size = SINGLE if len(lengths) == 1 else DOUBLE, 3.4
     figure, axes = plt.subplots(2, len(lengths), figsize=size, squeeze=False, sharex=True, sharey="row")
     for (top, bottom), length in zip(axes.T, lengths, strict=True):
         _forms(top, bottom, frame[frame.tokens == length], forms)

@@ -83,6 +83,22 @@ def _finished(figure, handles, title, of_legend=None):
     _title(figure, title)
     return figure
 
+# %% ../../nbs/study/2_figures.ipynb #figures-at-ends
+def _at_ends(ax, handles):
+    "Write the lines' names, label -> handle, at their right ends; False, and nothing, where they do not end apart."
+    ends = {name: handle.get_xydata()[-1] for name, handle in handles.items()}
+    names = {name: textwrap.fill(name, 16) for name in ends}
+    low, high = ax.get_ylim()
+    points = 72 * 0.7 * ax.figure.get_size_inches()[1] / (high - low)  # of a unit; the axes are seven tenths
+    tops = sorted((y * points, 9 * names[name].count("\n") + 10) for name, (_, y) in ends.items())
+    apart = all(b - a >= (p + q) / 2 for (a, p), (b, q) in zip(tops, tops[1:], strict=False))
+    right = {x for x, _ in ends.values()} == {max(x for x, _ in ends.values())}
+    if not (2 <= len(ends) <= 4 and apart and right and max(map(len, names.values())) <= 32):
+        return False
+    for name, end in ends.items():
+        ax.annotate(names[name], end, (5, 0), textcoords="offset points", va="center", fontsize=7)
+    return True
+
 # %% ../../nbs/study/2_figures.ipynb #figures-room
 def _room(values, share, ends=()):
     "Limits of an axis around the values, and around the ends of intervals as far as the values spread."

@@ -59,7 +59,7 @@ def _matrix(means, sds, label, limits=None, cell=(0.47, 0.42)):
     "A figure of one table of means with its colour bar: beside it, or below a strip."
     (rows, columns), strip = means.shape, len(means) == 1
     width = min(DOUBLE, max(SINGLE, 1.4 + cell[0] * columns))
-    height = min(9.0, max(1.45 if strip else 2.0, cell[1] * rows + 1.05))
+    height = min(9.0, max(1.8 if strip else 2.0, cell[1] * rows + 1.05))
     fits = (width - 1.2) / columns > 0.3 and (height - 0.8) / rows > 0.25
     figure, ax = plt.subplots(figsize=(width, height))
     limits = limits or (0, np.nanmax(means, initial=0) or 1)

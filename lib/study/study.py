@@ -145,8 +145,11 @@ SAME = (
 
 
 def _root(run, known: dict) -> str:
-    "The name or folder of the model at the beginning of all runs."
+    "The name or folder of the model at the beginning of all runs; of a tiny one also what it is, unless a BERT."
     name = run.params.get("model") or next(iter(run.params.get("models") or []), "") or "tiny"
+    kind = (run.params.get("tiny") or {}).get("type", "bert")
+    if name == "tiny" and kind != "bert":
+        return f"tiny {kind}"
     return _root(known[name], known) if name in known else name
 
 

@@ -50,7 +50,7 @@ def _dots(ax, frame, hue, groups, rows):
 def _dots_size(panels, rows, groups, facets):
     "Inches of the figure: width, height."
     columns = 2 if panels == 4 else min(3, panels)
-    width = min(DOUBLE, 1 + 2.1 * columns) if panels > 1 else SINGLE + 0.6
+    width = min(DOUBLE, 1 + 2.1 * columns) if panels > 1 else SINGLE
     high = 0.5 + 0.3 * rows if facets else max(0.27, 0.1 * groups) * rows
     return width, high * -(-panels // columns) + 0.8
 
@@ -173,7 +173,7 @@ def histograms(
     "Share of each kind's rows by value, outlines over one another."
     frame = frame.assign(panel=frame[panel] if panel else "")
     figure, panels = _facets(frame, "panel", wrap=3, sharex=False, sharey=False)
-    figure.set_size_inches(SINGLE + 0.6 if len(panels) == 1 else DOUBLE, 1.75 * -(-len(panels) // 3) + 0.5)
+    figure.set_size_inches(SINGLE if len(panels) == 1 else DOUBLE, 1.75 * -(-len(panels) // 3) + 0.5)
     for ax, part in panels:
         _histogram(ax, part, x, hue)
         ax.set(title=textwrap.fill(str(part.panel.iloc[0]), 28), xlabel=xlabel, ylabel="share of rows")

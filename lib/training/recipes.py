@@ -9,6 +9,7 @@ __all__ = ['batches', 'predict', 'criterion', 'score_sets', 'head_input', 'class
 # %% ../../nbs/training/3_recipes.ipynb #recipes-02
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from ..data.ood import EvaluationSet, as_set
-from ..core.base import DataError
+from ..core.base import DataError, rng_for
 from ..data.tasks import Task, collator, tokenized
 from ..metrics.groups import group_report
 from ..metrics.scores import accuracy_by, predictions, score
@@ -207,6 +208,31 @@ def classification(
         loss if isinstance(loss, nn.Module) else None,
     )
 
+# %% ../../nbs/training/3_recipes.ipynb #recipes-thinned
+_LEAST = 1000  # rows of all sets that are watched at a time, even where fewer were trained on
+
+
+def _thinned(name: str, one: EvaluationSet, rows: int) -> EvaluationSet:
+    "At most so many rows of a set, the same ones each time: each label and part has its share"
+    if len(one) <= rows:
+        return one
+    rng = rng_for(0, "watched", name)
+    columns = pd.DataFrame({c: one[c][:] for c in dict.fromkeys(("label", *one.by))} | _groups(one))
+    stratum = columns.groupby(list(columns), dropna=False).ngroup().to_numpy()
+    order = rng.permutation(len(one))
+    order = order[np.argsort(stratum[order], kind="stable")]
+    at = ((np.arange(rows) + rng.random()) * len(one) / rows).astype(int)  # at equal distances
+    return replace(one, rows=one.rows.select(np.sort(order[at])))
+
+
+def _within(sets: dict, task: Task, rows: int) -> dict:
+    "The sets with so many rows in all: small ones whole, the others alike"
+    named, left, found = {name: as_set(given, task) for name, given in sets.items()}, rows, {}
+    for i, name in enumerate(sorted(named, key=lambda name: len(named[name]))):
+        found[name] = _thinned(name, named[name], max(1, left // (len(named) - i)))
+        left -= len(found[name])
+    return {name: found[name] for name in sets}
+
 # %% ../../nbs/training/3_recipes.ipynb #a10f63f5
 def watcher(
     tokenizer,
@@ -214,8 +240,12 @@ def watcher(
     task: Task,
     max_length: int = 128,
     also: Callable | None = None,  # (model, answers to every example) -> None
+    trained: int = 0,  # training rows from one look to the next: at most so many are watched; 0: all
 ) -> Callable:
     "model -> {'set|metric': value, 'set|metric|n': rows}, for `Evaluation.watch`"
+
+    if trained:  # a row costs three times as much in training: looking takes at most a quarter of the time
+        sets = _within(sets, task, max(trained, _LEAST))
 
     def watch(model):
         rows, answers = score_sets(model, tokenizer, sets, task, max_length=max_length)
