@@ -6,6 +6,7 @@
 __all__ = ['SCORE_SCHEDULES', 'Optim', 'gains_by_bf16', 'Recipe', 'Evaluation', 'evaluator', 'ScoreOptim', 'Trained', 'train']
 
 # %% ../../nbs/training/2_trainer.ipynb #e5e0e9f6
+import gc
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -397,12 +398,31 @@ def _save_checkpoint(self: Loop, model, trial):
     Trainer._save_checkpoint(self, model, trial)
     seal_checkpoint(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
 
+# %% ../../nbs/training/2_trainer.ipynb #loop-garbage
+_SMALL = 10**6  # parameters
+
+
+@contextmanager
+def _garbage_left(model) -> Iterator[None]:
+    # a Trainer first collects all garbage, which with these libraries takes as long as a hundred steps of a small
+    # model; that frees memory of a GPU or of a large model. In a copy of a warm process all is frozen already.
+    small = sum(p.numel() for p in model.parameters()) < _SMALL
+    if not small or torch.cuda.is_available() or gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
 # %% ../../nbs/training/2_trainer.ipynb #loop-06
 @patch
 def go_on(self: Loop, last: str | None, steps: int) -> None:
     "Train from a checkpoint, or from the start; from that of the last step only what was trained is put back."
     if not last or int(last.rsplit("-", 1)[1]) < steps:
-        self.train(resume_from_checkpoint=last)
+        with _garbage_left(self.model):
+            self.train(resume_from_checkpoint=last)
         return
     self._load_from_checkpoint(last)  # a Trainer would take one step too many
     self.state = TrainerState.load_from_json(str(Path(last, "trainer_state.json")))
