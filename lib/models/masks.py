@@ -41,6 +41,10 @@ def unit_counts(
     return total
 
 
+def _packs(key: str) -> bool:
+    return key.startswith(("weight/", "block/"))
+
+
 def _nonzeros(value: Tensor) -> int:
     "Entries that are not 0; numpy counts truth values at the speed of memory, torch sums them as integers"
     return int(np.count_nonzero(value.detach().bool().cpu().numpy()))
@@ -48,10 +52,6 @@ def _nonzeros(value: Tensor) -> int:
 # %% ../../nbs/models/3_masks.ipynb #masks-digest-0
 class MaskError(RunError, ValueError):
     "A mask file or folder that is not what it should be; the message names the place and the valid choices"
-
-
-def _packs(key: str) -> bool:
-    return key.startswith(("weight/", "block/"))
 
 
 def _digest(stored: dict[str, Tensor]) -> str:
