@@ -26,7 +26,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .base import ROOT, RunError, data_dir, notebooks_dir, outputs
+from .base import ROOT, RunError, cores, data_dir, notebooks_dir, outputs
 from .cluster import profile_folder, queue_says, refusal, slurm_options
 from .files import lock, locked, read_json, write_json
 from .folders import Run
@@ -103,7 +103,8 @@ def _entry(r: Planned, missing: dict, devices: list) -> dict:
         wants = not is_analysis(r.notebook) and r.params.get("device") != "cpu"
         resources["gpu"] = min(1, resources.get("gpu", int(wants)))
     upstream = [upper for upper in r.upstream if upper in missing]
-    entry = {"stage": r.stage, "params": r.params, "labels": r.labels, "threads": r.params.get("threads", 1)}
+    threads = r.params.get("threads", 1) or resources.get("cpus_per_task") or cores()  # 0: all that there are
+    entry = {"stage": r.stage, "params": r.params, "labels": r.labels, "threads": threads}
     return entry | {"resources": resources, "upstream": upstream}
 
 # %% ../../nbs/core/4_engine.ipynb #engine-threads
