@@ -237,6 +237,16 @@ def _factors(k: int) -> tuple[int, int]:
     "k as a product of two numbers that are as equal as can be."
     return next((a, k // a) for a in range(int(k**0.5), 0, -1) if k % a == 0)
 
+
+def _warn_of_factors(k: int) -> None:
+    "Warn where the two factors of k are so far apart that projected dot products lose much of what they measure"
+    a, b = _factors(k)
+    if b <= 8 * a:
+        return
+    even = next(n for d in range(1, k) for n in (k + d, k - d) if n > 0 and (f := _factors(n))[1] <= 2 * f[0])
+    what = f"k = {k} is {a} x {b}: a factored projection into so narrow a space blurs dot products"
+    warnings.warn(f"{what}; take k = {even}, which is {' x '.join(map(str, _factors(even)))}", stacklevel=3)
+
 # %% ../../nbs/attribution/4_per_example.ipynb #row-block-room
 def _room(device: torch.device) -> int:
     "Numbers in single precision that a quarter of the free memory holds, 2^26 at least: drawing costs most of all"
@@ -265,6 +275,8 @@ class Projector:
             raise ValueError(f"no projection {kind!r}: choose {', '.join(PROJECTIONS)}")
         if k < 1:
             raise ValueError(f"k = {k}: a projection has one direction at least")
+        if kind == "factored":
+            _warn_of_factors(k)
         self.model, self.k, self.kind, self.seed, self.stored = model, k, kind, seed, {}
         self.room = _room(model.device) if room is None else room
         self.names = layer_names(model, patterns)

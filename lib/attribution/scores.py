@@ -171,11 +171,14 @@ def unit_scores(
 
 # %% ../../nbs/attribution/9_scores.ipynb #scores-check-rows
 def _averaged(row: Score, models: list, data: RowData, options: dict) -> np.ndarray:
-    "Of all checkpoints at once, or the mean over them, float32"
+    "Of all checkpoints at once, or the mean over them, each divided by its own root mean square; float32"
     if row.together:
         return np.asarray(row.function(models, data, **options), np.float32)
     found = [row.function(m, data, **options) for m in models]
     found = [f.detach().cpu().numpy() if isinstance(f, torch.Tensor) else f for f in found]
+    if len(found) > 1:  # else the least trained, whose gradients are largest, would outvote the others
+        sizes = [np.sqrt(np.mean(np.square(f, dtype=np.float64))) for f in found]
+        found = [f / size if size else f for f, size in zip(found, sizes)]
     return np.asarray(np.mean(found, 0, dtype=np.float64), np.float32)
 
 

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from .bias import _BIAS, bias
+from .claims import claims
 from .export import EXPORT, export
 from .prune import _PRUNE, make_smaller
 from .rows import _ROWS, rows
@@ -343,6 +344,7 @@ _VERBS = {  # name -> (function of the parsed arguments, its arguments); the fun
     "gc": (gc, _GC),
     "prune": (make_smaller, _PRUNE | {"--jobs": _RUN["--jobs"]}),
     "rows": (rows, _ROWS | {"--jobs": _RUN["--jobs"]}),
+    "claims": (claims, {}),
     "bias": (bias, _BIAS | {"--jobs": _RUN["--jobs"]}),
 }
 
