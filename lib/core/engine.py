@@ -235,7 +235,7 @@ def _warmth(plan: Plan, places: dict):
     with forge(f"{places['TMPDIR']}/forge", _FORGE, modules, env) as place:
         yield place
 
-
+# %% ../../nbs/core/4_engine.ipynb #engine-warm-commands
 def _job_command(name: str, warm: str) -> list[str]:
     ordinary = [sys.executable, "-P", "-c", f"from lib.core.engine import job; job({name!r})"]
     return client_command(warm, "job", [name], ordinary) if warm else ordinary

@@ -112,9 +112,8 @@ def training_arguments(
     logged = dict(logging_steps=max(1, steps // 50), report_to=optim.report_to, save_total_limit=2)
     logged |= dict(disable_tqdm=True)  # see `ProgressTold`
     random = dict(seed=optim.seed, data_seed=optim.seed)
-    memory = dict(activation_checkpointing=True) if optim.checkpointing else {}
-    if optim.checkpointing:
-        memory["activation_checkpointing_kwargs"] = {"use_reentrant": False}
+    again = dict(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": False})
+    memory = again if optim.checkpointing else {}
     own = _device_arguments(bf16) | _rate_arguments(optim) | length | size | saved | logged | random | memory
     args = TrainingArguments(str(folder), **own | optim.more)
     args._n_gpu = min(args.n_gpu, 1)  # never DataParallel without being asked
