@@ -45,14 +45,9 @@ def _check_rows(name: str) -> None:
     if "train" not in form.files or len(form.files) < 2:
         raise DataError(f"{name} has only {', '.join(form.files)}: rows are scored with train and a dev set")
 
-
+# %% ../../nbs/data/08_tasks.ipynb #tasks-settings
 _SETTINGS = ("revision", "group")  # of tasks whose rows lie somewhere
-_ROWS = (
-    "train",
-    "dev",
-    "test",
-    "ood",
-)  # how many to generate: experiments' defaults say so, whatever the task
+_ROWS = ("train", "dev", "test", "ood")  # how many to generate: in defaults, whatever the task
 
 
 def _known(name: str, settings: dict | None) -> dict | None:

@@ -62,7 +62,7 @@ def _digest(stored: dict[str, Tensor]) -> str:
         total.update(stored[key].contiguous().numpy().tobytes())
     return total.hexdigest()
 
-
+# %% ../../nbs/models/3_masks.ipynb #masks-stored
 def _stored(mask: dict[str, Tensor], path: Path, kind: str) -> dict[str, Tensor]:
     "What the file holds; MaskError for a mask of weights or blocks that is not 0/1, and what is no mask or score"
     stored = {k: v.detach().cpu().contiguous() for k, v in mask.items()}
