@@ -48,13 +48,15 @@ def _here(entry: dict, row: dict, sweep) -> str:
     stage = [p for p in stage if all(p.labels[k] == v for k, v in of_plan.items())]
     done = [(run, p.labels) for p in stage if (run := Run(p.notebook, p.key)).finished()]
     values = [v for run, labels in done if (v := _value(run, labels, wanted)) is not None]
+    if done and not values:
+        return "the finished runs hold no such figure"
     roles = len({p.labels.get("seed") for p in stage}) if "where" in row else len(stage)
     return _in_words(values, max(roles, len(values)))
 
 # %% ../../nbs/commands/4_claims.ipynb #claims-lines
 def _claim_lines(entry: dict) -> list[str]:
     "A claim and its figures, for people"
-    head = f"{entry['study']}: {entry['claim']}" + f" ({entry['note']})" * ("note" in entry)
+    head = f"{entry['study']}: {entry['claim']}" + f" ({entry.get('note')})" * ("note" in entry)
     lines = [head, f"  {'':<30}{'paper says':<34}here ({entry['sweep']}, {entry['metric']})"]
     try:
         sweep, why = load_sweep(notebooks_dir() / "sweeps" / entry["sweep"]), ""
