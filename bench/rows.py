@@ -1,5 +1,6 @@
 """Attribution: importance of heads beside training, features of training rows, TRAK, EK-FAC; beside their peers."""
 
+import contextlib
 import copy
 import gc
 import tempfile
@@ -108,10 +109,10 @@ def dattri_row(rounds: int) -> None:
     task = AttributionTask(lambda m, one, device: m(**one).loss * 8, theirs, [theirs.state_dict()])
     logra = LoGraAttributor(task, names, hessian="Identity", proj_dim=256)
     ours = Projector(model, 256, patterns=[f"^{n}$" for n in names])
-    logra.cache(loader)  # its projections are made once, as ours
-    found = seconds(
-        {"ours": lambda: ours(data, "loss"), "theirs": lambda: logra.cache(loader)}, rounds, warmup=0
-    )
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # it writes where one stands
+        logra.cache(loader)  # its projections are made once, as ours
+        calls = {"ours": lambda: ours(data, "loss"), "theirs": lambda: logra.cache(loader)}
+        found = seconds(calls, rounds, warmup=0)
     emit(Row("19", what, found["ours"] / found["theirs"], 1.0))
 
 
@@ -186,10 +187,11 @@ def kronfluence_alone(model, data: RowData, patterns, frozen: bool) -> np.ndarra
     from kronfluence import Analyzer, FactorArguments, ScoreArguments, prepare_model
     from kronfluence.utils.dataset import DataLoaderKwargs
 
-    from lib.attribution.influence import _linear_names
+    from lib.attribution.influence import _counted, _linear_names
 
     net = copy.deepcopy(model).float().eval()
-    task = _task(_linear_names(net, patterns))
+    names = _linear_names(net, patterns)
+    task = _task(names, _counted(net, names))
     if frozen:
         gc.collect()
         gc.freeze()
