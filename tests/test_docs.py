@@ -97,3 +97,21 @@ def test_the_site_loads_nothing_from_elsewhere():
     assert "\nsphinx==" not in lock  # the site has an environment of its own
     lines = (ROOT / "docs" / "requirements.txt").read_text().splitlines()
     assert all(re.fullmatch(r"#.*|[\w-]+==[\d.]+", line) for line in lines if line)
+
+
+def test_a_notebook_named_in_prose_is_there():
+    texts = {
+        p: p.read_text()
+        for p in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("nbs/sweeps/**/*.yaml")]
+    }
+    for path in sorted((ROOT / "nbs").glob("*/*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        texts[path] = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    rooms = "|".join(p.name for p in (ROOT / "nbs").iterdir() if p.is_dir() and p.name != "sweeps")
+    lost = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path, text in texts.items()
+        for name in re.findall(rf"`(?:nbs/)?((?:{rooms})/[0-9a-z_]+)(?:\.ipynb)?`", text)
+        if not (ROOT / "nbs" / f"{name}.ipynb").is_file() and not (ROOT / "lib" / f"{name}.py").is_file()
+    ]
+    assert lost == []

@@ -261,7 +261,7 @@ def _check_task(task: str, settings: dict, classes: bool = False) -> str:
     return name
 
 # %% ../../nbs/commands/3_wishes.ipynb #wishes-model
-def _check_encoder(model: str, task: str) -> tuple:
+def _check_start(model: str, task: str) -> tuple:
     "(configuration, None for tiny; whether it has a classifier of the task's labels); RunError for what will not do"
     from types import SimpleNamespace
 
@@ -272,9 +272,10 @@ def _check_encoder(model: str, task: str) -> tuple:
 
     if (config := check_model(model)) is None:
         return None, False
-    if ARCHITECTURES[config.model_type].kinds != ("encoder",):
-        valid = ", ".join(name for name, row in ARCHITECTURES.items() if row.kinds == ("encoder",))
-        raise RunError(f"{model} is of architecture {config.model_type!r}, no encoder. Valid: {valid}")
+    if len(ARCHITECTURES[config.model_type].kinds) > 1:
+        valid = ", ".join(name for name, row in ARCHITECTURES.items() if len(row.kinds) == 1)
+        why = f"is of architecture {config.model_type!r}, an encoder-decoder"
+        raise RunError(f"{model} {why}. Valid: {valid}")
     if is_shrunken(config):
         raise RunError(f"{model} was made smaller before: give the model that it was made from")
     if has_head(config):
