@@ -110,9 +110,7 @@ def mask_rows(rounds: int) -> None:
     for name, goal in (("fixed", 0.95), ("estimated", 0.95), ("exact", 1.0)):
         what = f"mask-training step / fine-tuning step: threshold {name}{' each step' * (name != 'fixed')}"
         emit(Row("1", what, found[name] / plain, goal, note=note))
-    note = (
-        "" if native else "this processor has no matrix units for bf16: `precision: auto` is float32 here"
-    )
+    note = "" if native else "this processor has no matrix units for bf16: `precision: auto` is float32 here"
     emit(Row("7", "bf16 step / float32 step, width 384", found["bf16"] / plain, 0.45, note=note))
 
 
