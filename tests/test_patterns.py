@@ -59,12 +59,14 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow  # more than a minute of training
 def test_kinds_are_told_apart_on_maps_of_other_seeds_sizes_and_noise(raw_classifier):
     scores = {name: weighted_f1(raw_classifier, "raw", **settings) for name, settings in OTHERS.items()}
     print(scores)
     assert min(scores.values()) >= 0.95, scores
 
 
+@pytest.mark.slow
 def test_score_falls_with_labels(raw_classifier):
     "With half of the labels wrong even a perfect answer is right on half of the maps."
     half = weighted_f1(raw_classifier, "raw", seed=5, label_noise=0.5)

@@ -15,7 +15,7 @@ TRAINED = [  # what every training takes
     {"batch_size": 0},
     {"max_length": 0},
     {"seed": -1},
-    {"threads": 0},
+    {"threads": -1},
     {"precision": "fp8"},
     {"task": "synthetic-nlp"},
 ]

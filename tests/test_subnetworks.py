@@ -64,7 +64,7 @@ def digests(started):
     return out.splitlines()[-1].split()
 
 
-@pytest.mark.parametrize("kind", ["mask", "imp"])
+@pytest.mark.parametrize("kind", ["mask", pytest.param("imp", marks=pytest.mark.slow)])
 def test_a_killed_search_ends_with_the_same_masks(tmp_path, kind):
     whole = digests(process(tmp_path / "a", kind, "1"))
     killed = process(tmp_path / "b", kind, "2")

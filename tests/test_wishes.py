@@ -166,16 +166,6 @@ def test_a_table_and_an_encoder_become_a_smaller_model_that_a_plain_pipeline_ope
     }
 
 
-def test_a_decoder_with_grouped_keys_becomes_smaller_too(home, pruned):
-    options = ["--ffn", 0.5, "--set", "lr=5.0e-3", "--set", "epochs=6.0", "--to", "small-llama"]
-    sieve(home, "prune", "llama", "--task", "reviews.yaml", *options)
-    said = json.loads((home / "small-llama" / "prune.json").read_text())
-    assert said["units"] == {"ffn": {"kept": 64, "of": 128}}
-    few = sentences(3, 40)
-    answers = ask_plainly(home / "small-llama", list(few.sentence), home)
-    assert sum(a["label"] == y for a, y in zip(answers, few.label)) >= 34
-
-
 def test_what_prune_prints_was_counted_and_measured(home, pruned, env):
     said = json.loads((home / "small" / "prune.json").read_text())
     with safe_open(home / "small" / "model.safetensors", "pt") as file:
@@ -444,3 +434,13 @@ def test_every_command_of_the_page_on_ones_own_model_plans_what_the_page_shows(
     [sweep] = [text for kind, text in blocks if kind == "yaml"]
     (tmp_path / "mine.yaml").write_text(sweep.replace("my-bert}", f"{tmp_path}/my-bert}}"))
     assert len(load_sweep(tmp_path / "mine.yaml").planned) == 6
+
+
+def test_a_decoder_with_grouped_keys_becomes_smaller_too(home, pruned):
+    options = ["--ffn", 0.5, "--set", "lr=5.0e-3", "--set", "epochs=6.0", "--to", "small-llama"]
+    sieve(home, "prune", "llama", "--task", "reviews.yaml", *options)
+    said = json.loads((home / "small-llama" / "prune.json").read_text())
+    assert said["units"] == {"ffn": {"kept": 64, "of": 128}}
+    few = sentences(3, 40)
+    answers = ask_plainly(home / "small-llama", list(few.sentence), home)
+    assert sum(a["label"] == y for a, y in zip(answers, few.label)) >= 34

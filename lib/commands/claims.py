@@ -7,25 +7,27 @@ __all__ = ['claims']
 
 # %% ../../nbs/commands/4_claims.ipynb #claims-02
 import argparse
-
-import numpy as np
+import math
 
 from ..core.base import RunError, notebooks_dir
 from ..core.folders import Run
 from ..core.strict_yaml import read_yaml
 from ..core.sweeps import load_sweep
-from ..metrics.inference import interval
 
 # %% ../../nbs/commands/4_claims.ipynb #claims-value
 def _in_words(values: list[float], planned: int) -> str:
     "Mean of the runs, its t interval, and how many of the planned ones there are"
     if not values:
         return "not run"
-    if not np.isfinite(values).all():
+    if not all(map(math.isfinite, values)):
         return "not a number"
+    from lib.metrics.inference import interval  # here, because other verbs need no pandas
+
     low, high = interval(values)
     span = f" [{low:.3f}, {high:.3f}]" if len(values) > 1 else " (no interval)"
-    return f"{np.mean(values):.3f}{span}  n = {len(values)}" + f" of {planned}" * (len(values) < planned)
+    return f"{sum(values) / len(values):.3f}{span}  n = {len(values)}" + f" of {planned}" * (
+        len(values) < planned
+    )
 
 # %% ../../nbs/commands/4_claims.ipynb #claims-run
 def _value(run: Run, labels: dict, wanted: dict) -> float | None:

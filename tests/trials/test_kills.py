@@ -85,7 +85,7 @@ def kill_and_go_on(project, rng: random.Random, undisturbed: dict, seed: int) ->
     assert left_behind(project) == [], f"seed {seed}"
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_and_started_again(tmp_path, undisturbed, seed):
     trial(tmp_path, undisturbed, seed)
 
