@@ -105,6 +105,8 @@ def main(asked: list[str]) -> None:
         "date": str(date.today()),
         "took": time.monotonic() - began,
     }
+    if not any(row["value"] is not None for row in rows):
+        raise SystemExit("nothing was measured: the page stays as it is")
     FOUND.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 

@@ -16,14 +16,14 @@ BOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints
 LINK = re.compile(r"(?<!\\)!?\[[^\]\n]*\]\(([^()\s]+(?:\([^()\s]*\))?)\)")
 
 
-def prose(path):
-    "The text of a page, or of a notebook's Markdown cells, without code."
+def prose(path, inline=False):
+    "The text of a page, or of a notebook's Markdown cells, without code (`inline`: what stands in a line stays)."
     text = path.read_text()
     if path.suffix == ".ipynb":
         cells = json.loads(text)["cells"]
         text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     text = re.sub(r"(?ms)^```.*?^```", "", text)
-    return re.sub(r"\$[^$\n]*\$|`[^`\n]*`(?!\])", "", text)
+    return text if inline else re.sub(r"\$[^$\n]*\$|`[^`\n]*`(?!\])", "", text)
 
 
 def anchors(path):
@@ -100,13 +100,8 @@ def test_the_site_loads_nothing_from_elsewhere():
 
 
 def test_a_notebook_named_in_prose_is_there():
-    texts = {
-        p: p.read_text()
-        for p in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("nbs/sweeps/**/*.yaml")]
-    }
-    for path in sorted((ROOT / "nbs").glob("*/*.ipynb")):
-        cells = json.loads(path.read_text())["cells"]
-        texts[path] = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    texts = {p: p.read_text() for p in [*PAGES, *ROOT.glob("nbs/sweeps/**/*.yaml")]}
+    texts |= {p: prose(p, inline=True) for p in BOOKS}
     rooms = "|".join(p.name for p in (ROOT / "nbs").iterdir() if p.is_dir() and p.name != "sweeps")
     lost = [
         f"{path.relative_to(ROOT)}: {name}"

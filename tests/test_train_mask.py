@@ -61,6 +61,17 @@ def test_mask_training_against_gender():
     assert {"log_odds", "projection", "removed"} <= {r["metric"] for r in scope["result"]["metrics"]}
 
 
+def test_a_search_that_moves_nothing_says_so(recwarn):
+    for rate, void in (
+        (1e-6, True),
+        (0.05, False),
+        (0.0, False),
+    ):  # frozen scores are a control, and asked for
+        recwarn.clear()
+        made("train_mask", masker="mask_training", sparsity=0.5, score_lr=rate, **SMALL)
+        assert any("the search is void" in str(w.message) for w in recwarn) == void, rate
+
+
 def test_hard_concrete_over_neurons():
     given = dict(masker="hard_concrete", units="ffn", masker_options={"penalty": 0.1}, score_lr=0.05)
     scope = made("train_mask", **given, **SMALL)

@@ -42,6 +42,7 @@ from ..core.base import RunError, nearest
 from ..models.architectures import parts
 from ..models.reading import is_causal, last_token, predicts_words
 from ..training.recipes import aligned, batches, head_input, last_layer
+from ..training.trainer import _frozen_garbage
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-05
 def gradient_dot(
@@ -239,17 +240,6 @@ def _check_kronfluence() -> None:
         how = "pip install --no-deps kronfluence==1.0.1 (its metadata asks for torchvision, which nothing here uses)"
         raise RunError(f"kronfluence is not installed: {how}")
 
-
-@contextmanager
-def _frozen_garbage():
-    "Inside the context a collection skips what was there before: kronfluence collects at every module"
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
 # %% ../../nbs/attribution/6_influence.ipynb #influence-conv1d
 def without_conv1d(net):
     "The model, in place, with linear layers for GPT-2's transposed ones, which kronfluence does not know"
@@ -274,6 +264,7 @@ def fitted_factors(
     net = without_conv1d(copy.deepcopy(model).float().eval())
     names, size = _linear_names(net, patterns), data.batch_size
     task, arguments = _task(names, _counted(net, names)), FactorArguments(strategy=strategy)
+    gc.collect()  # kronfluence does so at every module: only of what is new then
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _frozen_garbage():
         warnings.simplefilter("ignore")
         torch.manual_seed(data.seed)

@@ -268,8 +268,7 @@ class Projector:
         kind: str = "factored",  # of PROJECTIONS
         seed: int = 0,
         patterns: list[str] | None = None,  # see `layer_names`
-        room: int
-        | None = None,  # numbers of P that are stored, not drawn anew for each batch; None: see `_room`
+        room: int | None = None,  # numbers of P stored, not drawn anew each time; None: see `_room`
     ):
         if kind not in PROJECTIONS:
             raise ValueError(f"no projection {kind!r}: choose {', '.join(PROJECTIONS)}")

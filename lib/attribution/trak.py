@@ -16,7 +16,10 @@ def _finite(values, what: str, fresh: bool = False) -> torch.Tensor:
     """(N, ...) in float64 on the CPU; ValueError that names the first row with a number that is not finite.
 
     `fresh`: a copy, which may be written into."""
-    values = torch.from_numpy((np.array if fresh else np.asarray)(values, np.float64))
+    if isinstance(values, torch.Tensor):
+        values = values.detach().to("cpu", torch.float64, copy=fresh)
+    else:
+        values = torch.from_numpy((np.array if fresh else np.asarray)(values, np.float64))
     if not (finite := torch.isfinite(values.reshape(len(values), -1)).all(1)).all():
         raise ValueError(f"{what} of row {int((~finite).nonzero()[0, 0])} are not finite")
     return values

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core.base import RunError, outputs
 from ..core.folders import Run
 from ..core.keys import parameters
-from .wishes import _COMMON, _Wish, _check_start, _check_task, _fulfilled
+from .wishes import _COMMON, _Wish, _base_of, _check_task, _fulfilled
 from .wishes import _place, _plainly, _positions, _share, _stem
 
 # %% ../../nbs/commands/3_prune.ipynb #prune-counts
@@ -101,7 +101,7 @@ def _prune_wish(args: argparse.Namespace) -> _Wish:
     "What is asked, checked; RunError in one line"
     given = {"settings": {}} | dict(args.set)
     task, model = _check_task(args.task, given["settings"]), _place(args.model)
-    config, ready = _check_start(model, task)
+    config, ready = _base_of(model, task)
     numbers = _unit_numbers(config, given.get("tiny", parameters("finetune")["tiny"].default))
     remove = _removed({"head": args.heads, "ffn": args.ffn}, numbers)
     given = {"max_length": min(128, _positions(config) if config else 64)} | given

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core.base import RunError, outputs
 from ..core.folders import Run
 from ..core.keys import notebook_path, parameters
-from .wishes import _COMMON, _Wish, _check_start, _check_task, _fulfilled
+from .wishes import _COMMON, _Wish, _base_of, _check_task, _fulfilled
 from .wishes import _place, _plainly, _positions, _share, _stem
 
 # %% ../../nbs/commands/3_rows.ipynb #rows-shares
@@ -74,7 +74,7 @@ def _groups(group: str, settings: dict) -> tuple[dict, str]:
 def _row_start(args: argparse.Namespace, task: str) -> tuple:
     "(models to score with, what is trained, configuration, a line that says so)"
     model = _place(args.model)
-    config, ready = _check_start(model, task)
+    config, ready = _base_of(model, task)
     if not ready:
         if args.start:
             raise RunError(f"--start is for a MODEL with a trained classifier, and {args.model} has none")
@@ -84,7 +84,7 @@ def _row_start(args: argparse.Namespace, task: str) -> tuple:
         nothing = "without --start ENCODER nothing is retrained, and there is no curve"
         return {"models": [model]}, "", config, f"{said}; {nothing}"
     start = _place(args.start)
-    if _check_start(start, task)[1]:
+    if _base_of(start, task)[1]:
         what = "has a trained classifier, which has seen the rows that are left out"
         raise RunError(f"--start {args.start} {what}")
     return {"models": [model]}, start, config, f"{said}; retraining starts from {args.start}"

@@ -261,7 +261,7 @@ def _check_task(task: str, settings: dict, classes: bool = False) -> str:
     return name
 
 # %% ../../nbs/commands/3_wishes.ipynb #wishes-model
-def _check_start(model: str, task: str) -> tuple:
+def _base_of(model: str, task: str) -> tuple:
     "(configuration, None for tiny; whether it has a classifier of the task's labels); RunError for what will not do"
     from types import SimpleNamespace
 

@@ -157,13 +157,11 @@ def _counts(
     there = {run.key: run for run in run_folders()}
     found = [there[key].result for key in keys if key in there and there[key].result]
     studied = [one for one in found if one.get("identity", {}).get("role") != "test"]
-    found = (
-        studied or found
-    )  # measurements beside the study, such as a bias model's, have a seed of their own
+    # measurements beside the study, such as a bias model's, have a seed of their own
+    found = studied or found
     seeds = {one.get("seed") for one in found} - {None}
-    rows = [
-        row for one in found for row in one["metrics"] if row.get("split", "rows")
-    ]  # '': of units, not of rows
+    # the split '' is of units, not of rows
+    rows = [row for one in found for row in one["metrics"] if row.get("split", "rows")]
     n = [row["n"] for row in rows if isinstance(row.get("n"), (int, float))]
     size = [f"n = {min(n):g}" + (f" to {max(n):g}" if max(n) > min(n) else "")] if n else []
     return ", ".join([f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"] * bool(seeds) + size)

@@ -65,9 +65,8 @@ class Optim:
         return math.ceil(self.epochs * self.epoch_steps(rows, passes))
 
 # %% ../../nbs/training/2_trainer.ipynb #bf16-01
-_WIDE = (
-    384  # from this width on bf16 gains on a processor: a step of 6 x 384 takes .46 of its time in float32
-)
+# from this width on bf16 gains on a processor: a step of 6 x 384 takes .46 of its time in float32
+_WIDE = 384
 
 
 def gains_by_bf16(model: nn.Module) -> bool:
@@ -402,6 +401,16 @@ _SMALL = 10**6  # parameters
 
 
 @contextmanager
+def _frozen_garbage() -> Iterator[None]:
+    "Inside the context a collection passes over what was there before"
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
 def _garbage_left(model) -> Iterator[None]:
     # a Trainer first collects all garbage, which with these libraries takes as long as a hundred steps of a small
     # model; that frees memory of a GPU or of a large model. In a copy of a warm process all is frozen already.
@@ -409,11 +418,8 @@ def _garbage_left(model) -> Iterator[None]:
     if not small or torch.cuda.is_available() or gc.get_freeze_count():
         yield
         return
-    gc.freeze()
-    try:
+    with _frozen_garbage():
         yield
-    finally:
-        gc.unfreeze()
 
 # %% ../../nbs/training/2_trainer.ipynb #loop-06
 @patch

@@ -56,13 +56,8 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise DataError(f"{file} is damaged or no file of weights: {str(error).splitlines()[0]}") from None
 
 # %% ../../nbs/training/1_weights.ipynb #weights-present
-_WORDS = (
-    "tokenizer.json",
-    "vocab.*",
-    "*.model",
-    "*.spm",
-    "sides.json",
-)  # of which a tokenizer has one at least; the last of a translator's two
+# of which a tokenizer has one at least; the last of a translator's two
+_WORDS = "tokenizer.json", "vocab.*", "*.model", "*.spm", "sides.json"
 
 
 def check_files(
