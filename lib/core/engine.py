@@ -28,7 +28,7 @@ from pathlib import Path
 
 from .base import ROOT, RunError, cores, data_dir, notebooks_dir, outputs
 from .cluster import profile_folder, queue_says, refusal, slurm_options
-from .files import lock, locked, read_json, write_json
+from .files import lock, locked, read_json, write_json, write_text
 from .folders import Run
 from .keys import code_cells, is_analysis, notebook_path
 from .sweeps import Planned, Sweep, load_sweep
@@ -313,6 +313,18 @@ def one_gpu(
         if owner:
             owner[0].close()
 
+# %% ../../nbs/core/4_engine.ipynb #engine-whole-book
+def _write_whole() -> (
+    None
+):  # papermill empties a notebook before it writes it: a kill, or a reader, would find half
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class Whole(LocalHandler):
+        def write(self, buf: str, path: str) -> None:
+            write_text(Path(path), buf)
+
+    papermill_io.register(f"{outputs()}{os.sep}", Whole())
+
 # %% ../../nbs/core/4_engine.ipynb #b19f9c95-p1
 def _execute(name: str, entry: dict, warm: str = "") -> None:
     # jsonschema's grammar of international addresses: a second to import, not needed
@@ -324,7 +336,9 @@ def _execute(name: str, entry: dict, warm: str = "") -> None:
     os.environ |= dict.fromkeys(_THREADS, str(entry["threads"]))
     os.environ |= {"SIEVE_JOB": name} | _KERNEL
     out = Run(notebook, key).folder / "run.ipynb"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    for part in out.parent.glob(f".{out.name}.*.part"):  # of a job that was killed
+        part.unlink(missing_ok=True)
+    _write_whole()
     # kernels that start together may draw the same TCP port, and then hang
     with tempfile.TemporaryDirectory(prefix="k-") as sockets:
         config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})

@@ -173,7 +173,8 @@ def _clear(run: Run, kept: set) -> None:
     with contextlib.suppress(FileNotFoundError):
         (run.folder / "result.json").unlink()  # first: from here on the run is not finished
     for path in run.folder.iterdir() if run.folder.exists() else []:
-        if path.name not in kept:
+        half = path.name.startswith(".run.ipynb.")  # its job is writing it
+        if path.name not in kept and not half:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 # %% ../../nbs/core/2_runs.ipynb #runs-params-of
