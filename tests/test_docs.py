@@ -89,6 +89,15 @@ def test_the_reference_has_every_public_name_with_its_docments():
     )
 
 
+def test_the_site_holds_every_page_that_it_links_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(site_pages, "SITE", tmp_path)
+    site_pages.main()
+    for page in [*tmp_path.rglob("*.md"), *tmp_path.rglob("*.ipynb")]:
+        named = {t.partition("#")[0] for t in LINK.findall(prose(page)) if not re.match(r"\w+:", t)}
+        missing = [t for t in named if t and not (page.parent / t).exists()]
+        assert missing == [], f"{page.relative_to(tmp_path)} links to what the site does not hold"
+
+
 def test_the_site_loads_nothing_from_elsewhere():
     settings = (ROOT / "docs" / "conf.py").read_text()
     assert 'nb_execution_mode = "off"' in settings and 'html_math_renderer = "mathml"' in settings

@@ -23,6 +23,8 @@ PARTS = {  # heading of the contents -> pages of docs, in order; `*`: all of tha
     "Reference": ["glossary", "notebooks", "speed", "scale", "gpu", "changes"],
 }
 
+MORE = {"How to": ["data/README"], "Reference": ["api/index"]}  # pages that lie elsewhere
+
 
 def rooms() -> list[str]:
     "The rooms of lib, lowest first."
@@ -148,7 +150,7 @@ def front() -> str:
     text = (ROOT / "README.md").read_text()
     lines = [text, "", *_tree("Begin", ["nbs/00_tour"])]
     for part in PARTS:
-        lines += _tree(part, pages(part) + (["api/index"] if part == "Reference" else []))
+        lines += _tree(part, pages(part) + MORE.get(part, []))
     lines += _tree("Analyses", _books("analyses")) + _tree("Experiments", _books("experiments"))
     lines += _tree("The house", [f"nbs/{room}/index" for room in rooms()])
     return "\n".join(lines)
@@ -181,6 +183,7 @@ def main() -> int:
     _write("conf.py", (ROOT / "docs" / "conf.py").read_text())
     _write("_static/site.css", (ROOT / "docs" / "site.css").read_text())
     _write("index.md", front())
+    _write("data/README.md", (ROOT / "data" / "README.md").read_text())
     for path in sorted((ROOT / "docs").glob("*")):
         if path.suffix in (".md", ".png", ".svg"):
             _write(f"docs/{path.name}", "") if path.suffix == ".md" else None
