@@ -146,6 +146,7 @@ def bergson_row(rounds: int) -> None:
             )
             losses.sum().backward()
             collector.process_batch(list(range(8)), losses=losses)
+        collector.teardown()
         return torch.cat([g.float() for g in collector.gradients.values()], 1)
 
     ours = Projector(model, 256, patterns=[f"^{model.base_model_prefix}.{n}$" for n in names])

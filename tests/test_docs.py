@@ -12,7 +12,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import site_pages  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "README.md"]
-BOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+KEPT = sorted((ROOT / "docs" / "studies").glob("*/*.ipynb"))  # executed analyses
+BOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts) + KEPT
 LINK = re.compile(r"(?<!\\)!?\[[^\]\n]*\]\(([^()\s]+(?:\([^()\s]*\))?)\)")
 
 
