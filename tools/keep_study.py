@@ -10,12 +10,11 @@ import re
 import sys
 from pathlib import Path
 
-from outputs import ROOT, _stored, saved, text
-
 from lib.core.base import notebooks_dir
 from lib.core.folders import Run
 from lib.core.keys import is_analysis, notebook_path
 from lib.core.sweeps import load_sweep
+from outputs import ROOT, _stored, saved, text
 
 KEPT = ROOT / "docs" / "studies"
 LARGEST = 1_000_000  # bytes of a notebook
