@@ -163,7 +163,7 @@ def pair_alphas(
     ratings = {task: _ratings(masks) for task, masks in table.groupby("task")["mask"]}
     pairs = combinations(sorted(ratings), 2)
     rows = [(b, a, krippendorff_alpha(np.hstack([ratings[a], ratings[b]]))) for a, b in pairs]
-    return pd.DataFrame(rows, columns=["task", "other", "alpha"])
+    return pd.DataFrame(rows, columns=["task", "other", "alpha"]).astype({"alpha": float})
 
 # %% ../../nbs/metrics/3_agreement.ipynb #5d9b8fbf
 def super_table(
