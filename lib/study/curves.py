@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .figures import BLACK, DASHES, DOUBLE, GREY, MARKERS, MOST, PALETTE, SINGLE, styled
-from .figures import _at_ends, _facets, _finished, _interval, _room, _span
+from .figures import _at_ends, _facets, _finished, _interval, _lines, _room, _span
 
 # %% ../../nbs/study/3_curves.ipynb #337bd653
 def _few(frame, hue):
@@ -64,7 +64,7 @@ def _names(panels, xlabel, spans):
         if column == columns[0]:
             ax.set_ylabel(textwrap.fill(str(row), 24))
         if row == rows[0]:
-            ax.set_title(textwrap.fill(str(column), 30))
+            ax.set_title(_lines(column, 30))
         if row == rows[-1]:
             ax.set_xlabel(textwrap.fill(xlabel, 38))
             ax.locator_params(axis="x", nbins=5)

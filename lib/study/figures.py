@@ -7,6 +7,7 @@ __all__ = ['SINGLE', 'DOUBLE', 'MOST', 'BLACK', 'BLUE', 'PINK', 'GREY', 'PALETTE
            'marked']
 
 # %% ../../nbs/study/2_figures.ipynb #f186be23
+import re
 import textwrap
 from functools import wraps
 from pathlib import Path
@@ -59,11 +60,16 @@ def save_figure(
     return path
 
 # %% ../../nbs/study/2_figures.ipynb #e3e9b5e3
+def _lines(text, width, **breaks):
+    "A text in lines of so many letters, a task's card called by its name without its folder."
+    return textwrap.fill(re.sub(r"[^\s,(]*?([^\s/,(]+)\.ya?ml\b", r"\1", str(text)), width, **breaks)
+
+
 def _title(figure, text):
     "The figure's title, at the left, broken into lines that fit its width."
     if text:
         wide = int(figure.get_size_inches()[0] * 14)
-        text = textwrap.fill(text, wide, break_on_hyphens=False)
+        text = _lines(text, wide, break_on_hyphens=False)
         figure.suptitle(text, x=0.01, ha="left", fontsize=8.5)
 
 

@@ -15,7 +15,7 @@ import seaborn as sns
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from .figures import BLUE, DOUBLE, PINK, SINGLE, _facets, _title, styled
+from .figures import BLUE, DOUBLE, PINK, SINGLE, _facets, _lines, _title, styled
 
 # %% ../../nbs/study/3_matrices.ipynb #matrices-readable
 def _readable(ax):
@@ -133,7 +133,7 @@ def heatmap_grid(
     height = high * -(-n // wrap) + 0.75
     figure.set_size_inches(min(DOUBLE, 1.2 + wide * min(wrap, n)), height)
     for ax, part in panels:
-        ax.set_title(textwrap.fill(part.task.iloc[0], 14))
+        ax.set_title(_lines(part.task.iloc[0], 14))
         ax.yaxis.set_visible(not strip)
     _outer_names(figure, ("Layer", "") if strip else ("Head", "Layer"))
     _colour_bar(figure, figure.axes, label, height - 0.6, fraction=0.03, pad=0.02, aspect=25)
@@ -179,7 +179,7 @@ def signed_matrices(
     width = min(3, n) * (1.5 + 0.3 * wide) if n > 1 else max(SINGLE, 1.8 + 0.45 * wide)
     figure.set_size_inches(min(DOUBLE, width), -(-n // 3) * (0.9 + 0.22 * tall) + 0.5)
     for ax, part in panels:
-        ax.set_title(textwrap.fill(part.panel.iloc[0], 24))
+        ax.set_title(_lines(part.panel.iloc[0], 24))
         ax.tick_params(axis="x", labelrotation=45)
         _own_bar(figure, ax)
     _outer_names(figure, axes)

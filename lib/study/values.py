@@ -15,7 +15,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from .figures import BLACK, DOUBLE, GREY, MARKERS, PALETTE, SINGLE, styled
-from .figures import _facets, _finished, _handles, _interval, _span, _title
+from .figures import _facets, _finished, _handles, _interval, _lines, _span, _title
 
 # %% ../../nbs/study/3_values.ipynb #1ac4a43c
 def _order(frame, column):
@@ -78,7 +78,7 @@ def dots(
     for ax, part in panels:
         ax.axvline(origin, color=GREY, linewidth=0.8)
         _dots(ax, part, hue, groups, tasks)
-        ax.set_title(textwrap.fill(str(part[panel].iloc[0]), 30) if panel else "")
+        ax.set_title(_lines(part[panel].iloc[0], 30) if panel else "")
         _below(ax, xlabel, 32 if panel else 40)
     ax.set_xlim(*_span(frame, 0.1, origin))
     return _finished(figure, _named(_handles(figure.axes), *groups, "published"), title)
@@ -115,7 +115,7 @@ def results(
         _dots(ax, part.assign(task=part.kind), "state", states, kinds)
         limits = _span(part.drop(columns=["low", "high"]), 0.25, *levels)
         ax.set(xlim=limits, xlabel=part.metric.iloc[0])
-        ax.set_title(textwrap.fill((titles or {}).get(task, task), 30))
+        ax.set_title(_lines((titles or {}).get(task, task), 30))
     names = [*states, "published", *dict(LEVELS.values())]
     return _finished(figure, _named(_handles(figure.axes), *names), title, level or None)
 
@@ -176,6 +176,6 @@ def histograms(
     figure.set_size_inches(SINGLE if len(panels) == 1 else DOUBLE, 1.75 * -(-len(panels) // 3) + 0.5)
     for ax, part in panels:
         _histogram(ax, part, x, hue)
-        ax.set(title=textwrap.fill(str(part.panel.iloc[0]), 28), xlabel=xlabel, ylabel="share of rows")
+        ax.set(title=_lines(part.panel.iloc[0], 28), xlabel=xlabel, ylabel="share of rows")
     _title(figure, title)
     return figure
