@@ -336,3 +336,37 @@ def test_rows_of_mnli_are_removed_and_both_dev_sets_reported(real):
         by_hand(test, test.group)
     )
     assert set(values(run, split="mismatched")) == {"accuracy", "loss"}  # its file says nothing of genres
+
+
+def test_steps_of_adamw_need_a_state_that_the_training_kept():
+    "Kept beside the model by data_removal and by finetune, read by attribution; the margin's own scores are others"
+    small = SIZE | {"settings": {"train": 60, "dev": 40, "test": 40}, "task": "synthetic-toxicity"}
+    adam = {"options": {"normaliser": "adam"}}
+    kept, bare = (
+        execute("experiments", "data_removal", **small, lr=3e-3, max_steps=40, keep=keep)
+        for keep in ("last_and_moments", "last")
+    )
+    assert "model/second_moments.safetensors" in kept.result["artefacts"]
+    assert "model/second_moments.safetensors" not in bare.result["artefacts"]
+    weights = [load_file(run.artefact("model/model.safetensors")) for run in (kept, bare)]
+    assert all(np.array_equal(weights[0][n], weights[1][n]) for n in weights[0])  # nothing else is changed
+
+    plain, steps = (
+        execute("experiments", "attribution", **small, models=[kept.key], **o) for o in ({}, adam)
+    )
+    scores = [load_file(run.artefact("scores.safetensors"))["scores"] for run in (plain, steps)]
+    assert np.isfinite(scores[1]).all() and abs(np.corrcoef(*(s.ravel() for s in scores))[0, 1]) < 0.999
+    assert steps.result["identity"]["scores"] == "gradient_dot, AdamW's steps"
+    with pytest.raises(DataError, match=f"{bare.key}.*no optimiser state.*keep = last_and_moments"):
+        execute("experiments", "attribution", **small, models=[bare.key], **adam)
+
+    nli = {"tiny": TINY, "max_length": 32, "max_steps": 4, "keep_model": "last_and_moments"}
+    tuned = execute("experiments", "finetune", **nli)
+    given = SIZE | {
+        "settings": {"train": 40, "dev": 30, "ood": 10},
+        "task": "synthetic-nli",
+        "groups": "auto",
+    }
+    trak = {"method": "trak", "options": {"normaliser": "adam", "k": 16, "output": "correct"}}
+    run = execute("experiments", "attribution", **given, models=[str(tuned.folder / "model")], **trak)
+    assert run.result["identity"]["scores"] == "trak, pseudo-groups, AdamW's steps, of correct"

@@ -26,6 +26,7 @@ DSP = {"masker": "dsp", "units": "head"}
 BAD = {
     "finetune": [
         *TRAINED,
+        {"keep_model": "last_and_moments", "max_steps": 0},
         *SETS,
         *TINY,
         {"model": ""},
@@ -138,11 +139,14 @@ BAD = {
         {"remove": "random", "ks": [5, 5]},
         {"remove": "random", "ks": [-2]},
         {"attribution": "x"},
+        {"keep": "last_and_moments", "keep_model": False},
     ],
     "attribution": [
         *ROWS,
         {"method": "track"},
         {"options": {"ridge": 1}},
+        {"options": {"output": "accuracy"}},
+        {"options": {"normaliser": "adam"}},
         {"batch_size": 0},
         {"models": KEYS[:1] * 2},
     ],

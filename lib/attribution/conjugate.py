@@ -163,7 +163,7 @@ def conjugate_influence(
     iterations: int = 20,  # at most
     tolerance: float = 1e-2,  # relative residual at which a query is done
 ) -> np.ndarray:
-    """(N, Q) float32: influence on the queries' margins, by EK-FAC and conjugate gradients.
+    """(N, Q) float32: influence on the queries' output, by EK-FAC and conjugate gradients.
 
     Prints steps and largest relative residual; warns where it is above the tolerance. ValueError for a language model."""
     if predicts_words(model):
@@ -174,7 +174,7 @@ def conjugate_influence(
     with fitted_factors(model, data, "ekfac", patterns) as analyzer:
         names = list(analyzer.load_lambda_matrices("factors")["lambda_matrix"])
         precondition, dampings = _preconditioner(analyzer, names, damping, next(model.parameters()))
-    right = _gradients(model, data, data.query, "margin", names)
+    right = _gradients(model, data, data.query, data.rising, names)
     product = gauss_newton(model, data, names, dampings)
     x, residuals = conjugate_gradients(product, right, precondition, iterations, tolerance)
     first, last = residuals.max(1).values[[0, -1]].tolist()

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 from transformers.pytorch_utils import Conv1D
 
 from lib.attribution.per_example import (
@@ -37,6 +37,7 @@ from lib.attribution.per_example import (
     row_gradients,
     set_features,
 )
+from .second_moments import adam_factors
 from .trak import one_minus_p, trak
 from ..core.base import RunError, nearest
 from ..models.architectures import parts
@@ -44,34 +45,48 @@ from ..models.reading import is_causal, last_token, predicts_words
 from ..training.recipes import aligned, batches, head_input, last_layer
 from ..training.trainer import _frozen_garbage
 
+# %% ../../nbs/attribution/6_influence.ipynb #influence-gradients
+def _factors(model, data: RowData, power: float = 1.0) -> dict | None:
+    "What the gradient of each parameter is multiplied by; None where it stays as it is"
+    if data.normaliser == "none":
+        return None
+    return {n: f**power for n, f in adam_factors(model).items()}
+
+
+def _gradients(model, batches, output: str, names: list, factors: dict | None = None):
+    "Whole gradients (B, p) of every batch, times the factors of their parameters."
+    for batch in batches:
+        found = row_gradients(model, batch, output, names)
+        yield torch.cat([(v if factors is None else v * factors[n]).flatten(1) for n, v in found.items()], 1)
+
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-05
 def gradient_dot(
     model,
     data: RowData,
     patterns: list[str] | None = None,  # layers, regular expressions; None: all
     room: int = 2**28,  # numbers of the queries' gradients that are in memory at a time
+    cosine: bool = False,  # both at length 1
 ) -> np.ndarray:
-    "(N, Q) float32: minus the dot product of a row's loss gradient and a query's margin gradient."
+    "(N, Q) float32: minus the dot product of a row's loss gradient and that of a query's output."
     names, train, query = layer_names(model, patterns), data.train, data.query
+    factors = _factors(model, data)
+    changed = (data.output, data.normaliser, cosine)
+    changed = () if changed == ("margin", "none", False) else changed
     size = sum(p.numel() for n in names for p in model.get_submodule(n).parameters(recurse=False))
     step, parts = max(1, room // size), []
     for first in range(0, len(query), step):
         some = query.select(range(first, min(len(query), first + step)))
         file = data.folder and Path(data.folder, f"dot-{first}.npy")
         texts = [some[c][:] for c in ("text_a", "text_b") if c in some.column_names]
-        settings = (names, *texts, some["label"][:], data.max_length)
+        settings = (names, *texts, some["label"][:], data.max_length, *changed)
         store = RowStore(file, (len(train), len(some)), model, train, *settings)
-        queries = torch.cat(list(_gradients(model, data, some, "margin", names)))  # (Q', p)
-        for g in _gradients(model, data, train, "loss", names, store.done):
-            store.add(-g @ queries.T)
+        queries = torch.cat(list(_gradients(model, data.batches(model, some), data.rising, names)))  # (Q', p)
+        queries = normalize(queries) if cosine else queries
+        rest = data.batches(model, train, store.done)
+        for g in _gradients(model, rest, "loss", names, factors):
+            store.add(-(normalize(g) if cosine else g) @ queries.T)
         parts.append(store.array)
     return np.concatenate(parts, 1)
-
-
-def _gradients(model, data: RowData, rows, output: str, names: list, start: int = 0):
-    "Whole gradients (B, p) of every batch, in the order of the rows."
-    for batch in data.batches(model, rows, start):
-        yield torch.cat([v.flatten(1) for v in row_gradients(model, batch, output, names).values()], 1)
 
 # %% ../../nbs/attribution/6_influence.ipynb #influence-representations
 @torch.no_grad()
@@ -95,11 +110,14 @@ def _head_features(model, data: RowData, rows) -> tuple[torch.Tensor, torch.Tens
     return hidden, *map(torch.cat, zip(*answers))
 
 
-def _head_gradients(hidden, logits, labels) -> tuple[torch.Tensor, torch.Tensor]:
-    "Gradients of the loss and of the margin for each row (N, C (d + 1))."
+def _head_gradients(hidden, logits, labels, rising: str = "margin") -> tuple[torch.Tensor, torch.Tensor]:
+    "Gradients of the loss and of a rising output for each row (N, C (d + 1))."
     p, right = logits.softmax(1), nn.functional.one_hot(labels, logits.shape[1]).double()
     others = logits.masked_fill(right.bool(), -torch.inf).softmax(1)
-    return tuple(torch.einsum("nc,nd->ncd", e, hidden).flatten(1) for e in (p - right, right - others))
+    q = (p * right).sum(1)  # of the label
+    slope = {"margin": torch.ones_like(q), "log_p": 1 - q, "correct": q * (1 - q)}[rising]
+    ways = (p - right, slope[:, None] * (right - others))
+    return tuple(torch.einsum("nc,nd->ncd", e, hidden).flatten(1) for e in ways)
 
 # %% ../../nbs/attribution/6_influence.ipynb #influence-hessian
 def _head_hessian(hidden, logits) -> torch.Tensor:
@@ -129,12 +147,12 @@ def last_layer_influence(
     data: RowData,
     damping: float | None = None,  # lambda; None: a tenth of the mean eigenvalue
 ) -> np.ndarray:
-    "(N, Q) float32: exact damped influence on the queries' margins through the last layer."
+    "(N, Q) float32: exact damped influence on the queries' output through the last layer."
     if predicts_words(model):
         why = "the last layer of a language model has a class for every word, and no exact Hessian fits"
         raise ValueError(f"{why}. Valid: {', '.join(STRATEGIES)}, trak, gradient_dot")
     train, query = (_head_features(model, data, rows) for rows in (data.train, data.query))
-    solved = _damped_solve(_head_hessian(*train[:2]), _head_gradients(*query)[1].T, damping)
+    solved = _damped_solve(_head_hessian(*train[:2]), _head_gradients(*query, data.rising)[1].T, damping)
     return -(_head_gradients(*train)[0] @ solved).float().numpy()
 
 # %% ../../nbs/attribution/6_influence.ipynb #08m-influence-15
@@ -179,8 +197,8 @@ def _counted(model, names: list[str]) -> Callable:
     return tokens
 
 # %% ../../nbs/attribution/6_influence.ipynb #influence-task
-def _task(names: list[str], counted: Callable):
-    "Cross-entropy for training, minus the margin for queries, on named layers, as kronfluence wants it."
+def _task(names: list[str], counted: Callable, rising: str = "margin"):
+    "Cross-entropy for training, minus an output for queries, on named layers, as kronfluence wants it."
     from kronfluence.task import Task
 
     class Attribution(Task):
@@ -195,7 +213,7 @@ def _task(names: list[str], counted: Callable):
             return cross_entropy(logits, labels, reduction="sum")
 
         def compute_measurement(self, batch, model):
-            return -_row_outputs(model, self.logits(batch, model), batch["labels"], "margin").sum()
+            return -_row_outputs(model, self.logits(batch, model), batch["labels"], rising).sum()
 
         def get_influence_tracked_modules(self):
             return names
@@ -263,7 +281,7 @@ def fitted_factors(
 
     net = without_conv1d(copy.deepcopy(model).float().eval())
     names, size = _linear_names(net, patterns), data.batch_size
-    task, arguments = _task(names, _counted(net, names)), FactorArguments(strategy=strategy)
+    task, arguments = _task(names, _counted(net, names), data.rising), FactorArguments(strategy=strategy)
     gc.collect()  # kronfluence does so at every module: only of what is new then
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _frozen_garbage():
         warnings.simplefilter("ignore")
@@ -292,7 +310,7 @@ def kronfluence_influence(
     patterns: list[str] | str | None = "own",  # linear layers; None: all; own: see `_own_layers`
     damping: float | None = None,  # None: a tenth of the mean eigenvalue of each layer
 ) -> np.ndarray:
-    "(N, Q) float32: influence on the queries' margins."
+    "(N, Q) float32: influence on the queries' output."
     if strategy not in STRATEGIES:
         raise ValueError(f"no strategy {strategy!r}{nearest(strategy, STRATEGIES)}")
     with fitted_factors(model, data, strategy, patterns) as analyzer:
@@ -325,10 +343,11 @@ def trak_influence(
     train, query, wrong, sizes = [], [], [], []
     for m, model in enumerate(models):
         projector = Projector(model, k, kind, data.seed + m, patterns)
+        projector.factors = _factors(model, data, 0.5)
         files = [data.folder and Path(data.folder, f"{side}-{m}.npy") for side in ("train", "query")]
         features, logits = set_features(projector, data, data.train, files[0])
         train.append(features)
-        query.append(set_features(projector, data, data.query, files[1])[0])
+        query.append(set_features(projector, data, data.query, files[1], data.rising)[0])
         texts = predicts_words(model)
         wrong.append(_word_doubt(model, data) if texts else one_minus_p(logits, data.train["label"][:]))
         sizes.append(projector.size)

@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 from transformers.pytorch_utils import Conv1D
 
 from .importance import frozen
-from ..core.base import rng_for
+from ..core.base import nearest, rng_for
 from ..core.files import read_json, write_json
 from ..models.reading import predicts_words
 from ..training.recipes import aligned, batches
@@ -48,11 +48,20 @@ def margin(
     return (logits * right).sum(1) - logits.masked_fill(right, -torch.inf).logsumexp(1)
 
 
-_OUTPUTS = {"loss": partial(cross_entropy, reduction="none"), "margin": margin}
+def _log_p(logits: Tensor, labels: Tensor) -> Tensor:
+    return -cross_entropy(logits, labels, reduction="none")
+
+
+_OUTPUTS = {
+    "loss": partial(cross_entropy, reduction="none"),
+    "margin": margin,
+    "log_p": _log_p,
+    "correct": lambda logits, labels: _log_p(logits, labels).exp(),
+}
 
 # %% ../../nbs/attribution/4_per_example.ipynb #row-outputs
 def _row_outputs(model, logits: Tensor, labels: Tensor, output: str) -> Tensor:
-    "Loss or margin of every row (B,); of a text the sum over its tokens (Park et al. 2023)"
+    "One of `_OUTPUTS` of every row (B,); of a text the sum over its tokens (Park et al. 2023)"
     if output not in _OUTPUTS:
         raise ValueError(f"no output {output!r}: choose {', '.join(_OUTPUTS)}")
     logits, labels = aligned(model, logits, labels)
@@ -206,7 +215,7 @@ def _owners(model: nn.Module, names: list[str]) -> dict[str, str]:
 def row_gradients(
     model: nn.Module,  # a classifier, or a causal language model
     batch: dict,  # inputs with labels
-    output: str = "loss",  # loss or margin
+    output: str = "loss",  # loss, margin, log_p or correct
     names: list[str] | None = None,  # of `layer_names`; default all
 ) -> dict[str, Tensor]:
     "Parameter name (of a shared one the first) -> (B, *shape). ValueError for a gradient that is not finite."
@@ -277,6 +286,7 @@ class Projector:
         if kind == "factored":
             _warn_of_factors(k)
         self.model, self.k, self.kind, self.seed, self.stored = model, k, kind, seed, {}
+        self.factors = None  # parameter -> what its gradient is multiplied by before it is projected
         self.room = _room(model.device) if room is None else room
         self.names = layer_names(model, patterns)
         modules, self.owner = [model.get_submodule(n) for n in self.names], _owners(model, self.names)
@@ -286,7 +296,8 @@ class Projector:
 
     def __call__(self, batch: dict, output: str = "margin", start: int = 0) -> tuple[Tensor, Tensor]:
         seen, logits = _trace(self.model, batch, output, self.names)
-        features = sum(self._layer(n, a, g) for n in self.names for a, g in seen[n])
+        of_layer = self._layer if self.factors is None else self._scaled
+        features = sum(of_layer(n, a, g) for n in self.names for a, g in seen[n])
         _check_finite(features, start)
         return features, logits
 
@@ -338,6 +349,38 @@ def _shared(self: Projector, name: str, owner: str, a: Tensor, g: Tensor) -> Ten
         return features
     return features + self._dense(f"{name}.bias", g.sum(1))
 
+# %% ../../nbs/attribution/4_per_example.ipynb #row-scaled
+@patch
+def _scaled(self: Projector, name: str, a: Tensor, g: Tensor) -> Tensor:
+    "Features of one call of a layer under `factors`: its rows' gradients are made whole, an embedding's are not"
+    module, owner = self.model.get_submodule(name), self.owner[name]
+    if isinstance(module, nn.Embedding):
+        return self._layer(name, a, _tokens(g) * self.factors[f"{name}.weight"][a.flatten(1)])
+    found = _layer_gradients(module, a, g)
+    features, of = 0, {p: owner if p == "weight" else name for p in found}
+    for p, value in found.items():
+        value = value * self.factors[f"{name}.{p}"]
+        if self.kind != "factored" or value.dim() == 2:
+            features = features + self._dense(f"{of[p]}.{p}", value.flatten(1))
+            continue
+        turned = isinstance(module, Conv1D) or isinstance(self.model.get_submodule(owner), nn.Embedding)
+        value, (k1, k2) = value.transpose(1, 2) if turned else value, _factors(self.k)  # (B, out, in)
+        left = self._block(value.shape[1], k1, owner, "out").to(value.dtype)
+        right = self._block(value.shape[2], k2, owner, "in").to(value.dtype)
+        features = features + (left.T @ value @ right).flatten(1)
+    return features
+
+# %% ../../nbs/attribution/4_per_example.ipynb #row-reading
+_QUERIES = {"margin": "margin", "loss": "log_p", "correct": "correct"}  # name -> of _OUTPUTS: what rises
+_NORMALISERS = ("none", "adam")
+
+
+def _check_reading(output: str = "margin", normaliser: str = "none") -> None:
+    "ValueError for an output or a normaliser that is not known"
+    for what, value, valid in (("output", output, _QUERIES), ("normaliser", normaliser, _NORMALISERS)):
+        if value not in valid:
+            raise ValueError(f"no {what} {value!r} of row scores{nearest(str(value), valid)}")
+
 # %% ../../nbs/attribution/4_per_example.ipynb #row-data
 @dataclass(frozen=True)
 class RowData:
@@ -350,6 +393,16 @@ class RowData:
     max_length: int = 128  # tokens
     seed: int = 0  # of what is random in a method
     folder: Path | None = None  # a long method's results stream to files there, and a killed call goes on
+    output: str = "margin"  # what of a query a training row helps: margin, loss, or correct (its probability)
+    normaliser: str = "none"  # none, or adam: by the second moments of the training, see `adam_factors`
+
+    def __post_init__(self):
+        _check_reading(self.output, self.normaliser)
+
+    @property
+    def rising(self) -> str:
+        "The output of a query, as `row_gradients` calls it: the larger, the better"
+        return _QUERIES[self.output]
 
     def batches(self, model: nn.Module, rows, start: int = 0) -> Iterator[dict]:
         "Inputs with labels of rows from a position on, in their order."
@@ -410,15 +463,18 @@ def set_features(
     data: RowData,
     rows,  # data.train or data.query
     file: Path | None = None,  # .npy; None: in memory
+    output: str = "margin",  # as of `row_gradients`
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features of the margin (N, k) float32, possibly a memory map; logits (N, C) float32; in the rows' order.
+    """Features of the output (N, k) float32, possibly a memory map; logits (N, C) float32; in the rows' order.
 
     Of texts no logits are kept (C is 0): there is a row of them for each token."""
     model, k = projector.model, projector.k
     classes = 0 if predicts_words(model) else model.config.num_labels
     settings = (k, projector.kind, projector.seed, projector.names, data.max_length)
+    if output != "margin" or projector.factors is not None:
+        settings += (output, data.normaliser)
     store = RowStore(file, (len(rows), k + classes), model, rows, *settings)
     for batch in data.batches(model, rows, store.done):
-        features, logits = projector(batch, start=store.done)
+        features, logits = projector(batch, output, store.done)
         store.add(torch.cat([features, logits.to(features)], 1) if classes else features)
     return store.array[:, :k], store.array[:, k:]

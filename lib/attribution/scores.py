@@ -7,7 +7,7 @@ __all__ = ['SCORES', 'Score', 'find_score', 'unit_scores', 'row_scores']
 
 # %% ../../nbs/attribution/9_scores.ipynb #scores-02
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import numpy as np
@@ -23,7 +23,8 @@ from lib.attribution.influence import (
     trak_influence,
     words_in_common,
 )
-from .per_example import RowData
+from .per_example import RowData, _check_reading
+from .second_moments import adam_factors
 from ..core.base import DataError, nearest, rng_for
 from ..core.own import find_own, own_arguments
 from ..maskers.rules import magnitude, random_scores
@@ -40,6 +41,7 @@ class Score:
     item: str  # unit or row
     needs: str  # gradients, weights, representations, texts, nothing
     options: tuple[str, ...] = ()
+    reading: tuple[str, ...] = ()  # further ones, that are fields of the data: output, normaliser
     together: bool = False  # takes all checkpoints at once; otherwise scores are averaged over them
 
 # %% ../../nbs/attribution/9_scores.ipynb #scores-04
@@ -75,14 +77,17 @@ def _signed(function: Callable) -> Callable:
     return score
 
 # %% ../../nbs/attribution/9_scores.ipynb #scores-06
+_READING = ("output", "normaliser")
 _GATES = tuple(f.name for f in fields(Importance) if f.name != "form")
 SCORES = {
     form: Score(partial(_by_gates, form=form), "unit", "gradients", _GATES) for form in IMPORTANCE_FORMS
 } | {
     "magnitude": Score(_by_magnitude, "unit", "weights", ("scope",)),
-    "trak": Score(trak_influence, "row", "gradients", ("k", "kind", "ridge", "patterns"), together=True),
-    "gradient_dot": Score(gradient_dot, "row", "gradients", ("patterns", "room")),
-    "last_layer": Score(last_layer_influence, "row", "representations", ("damping",)),
+    "trak": Score(
+        trak_influence, "row", "gradients", ("k", "kind", "ridge", "patterns"), _READING, together=True
+    ),
+    "gradient_dot": Score(gradient_dot, "row", "gradients", ("patterns", "room", "cosine"), _READING),
+    "last_layer": Score(last_layer_influence, "row", "representations", ("damping",), ("output",)),
     "cosine": Score(representation_similarity, "row", "representations"),
     "inverse_l2": Score(partial(representation_similarity, kind="inverse_l2"), "row", "representations"),
     "bm25": Score(_of_words, "row", "texts"),
@@ -96,11 +101,11 @@ SCORES = {
 from .conjugate import conjugate_influence
 
 SCORES["ekfac_cg"] = Score(
-    conjugate_influence, "row", "gradients", ("patterns", "damping", "iterations", "tolerance")
+    conjugate_influence, "row", "gradients", ("patterns", "damping", "iterations", "tolerance"), ("output",)
 )
 for _name in STRATEGIES:
     _influence = partial(kronfluence_influence, strategy=_name)
-    SCORES[_name] = Score(_influence, "row", "gradients", ("patterns", "damping"))
+    SCORES[_name] = Score(_influence, "row", "gradients", ("patterns", "damping"), ("output",))
 
 # %% ../../nbs/attribution/9_scores.ipynb #scores-08
 _GIVEN = {"unit": ("model", "batches", "mask"), "row": ("model", "data")}  # by position
@@ -133,8 +138,10 @@ def find_score(
         if name not in valid:
             raise ValueError(f"no score {name!r} of a {item}{nearest(name, valid)}, or module:function")
         row = SCORES[name]
-    if unknown := sorted(set(options or {}) - set(row.options)):
-        raise ValueError(f"{name} has no option {unknown[0]!r}. Valid: {', '.join(row.options) or 'none'}")
+    valid = (*row.options, *row.reading)
+    if unknown := sorted(set(options or {}) - set(valid)):
+        raise ValueError(f"{name} has no option {unknown[0]!r}. Valid: {', '.join(valid) or 'none'}")
+    _check_reading(**{n: value for n, value in (options or {}).items() if n in row.reading})
     return row
 
 # %% ../../nbs/attribution/9_scores.ipynb #scores-10
@@ -203,5 +210,10 @@ def row_scores(
     if not models or not len(data.train) or not len(data.query):
         counts = f"{len(models)} checkpoints, {len(data.train)} training rows, {len(data.query)} queries"
         raise ValueError(f"{counts}: there must be some of each")
-    _check_rows(name, scores := _averaged(row, models, data, options), data)
+    own = {n: value for n, value in options.items() if n in row.options}
+    data = replace(data, **{n: value for n, value in options.items() if n in row.reading})
+    if data.normaliser == "adam":
+        for model in models:  # of all of them, before the first is worked on
+            adam_factors(model)
+    _check_rows(name, scores := _averaged(row, models, data, own), data)
     return scores
