@@ -64,7 +64,7 @@ def gradient_dot(
     model,
     data: RowData,
     patterns: list[str] | None = None,  # layers, regular expressions; None: all
-    room: int = 2**28,  # numbers of the queries' gradients that are in memory at a time
+    room: int = 2**29,  # numbers of the queries' gradients that are in memory at a time
     cosine: bool = False,  # both at length 1
 ) -> np.ndarray:
     "(N, Q) float32: minus the dot product of a row's loss gradient and that of a query's output."
