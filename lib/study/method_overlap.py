@@ -114,12 +114,13 @@ NO_MASK = ["full", "majority", "pre-trained", "test"]  # roles of rows that are 
 
 
 def _of_runs(frame: pd.DataFrame) -> pd.DataFrame:
-    "method, task, seed, run, model, shares: a row for each run with a mask."
+    "method, task, seed, run, model, rule, scores, shares: a row for each run with a mask."
     rows = frame[~frame.role.isin(NO_MASK)].drop_duplicates("run")
     if rows.empty:
         raise RunError("none of these runs has a mask over heads, weights or blocks")
     shares = [head_shares(find_run(key)) for key in rows.run]
-    return rows[["task", "seed", "run", "model"]].assign(method=_names(rows), shares=shares)
+    columns = ["task", "seed", "run", "model", "rule", "scores"]
+    return rows[columns].assign(method=_names(rows), shares=shares)
 
 
 def _example() -> pd.DataFrame:
@@ -128,16 +129,31 @@ def _example() -> pd.DataFrame:
     for (method, seed), part in synthetic("methods", "heads").groupby(["method", "seed"], sort=False):
         shares = part.pivot_table("share", "layer", "head", dropna=False).to_numpy()
         rows.append(dict(method=method, seed=seed, shares=shares))
-    return pd.DataFrame(rows).assign(task="synthetic", run="example", model="tiny")
+    return pd.DataFrame(rows).assign(task="synthetic", run="example", model="tiny", rule="", scores="")
+
+# %% ../../nbs/study/5_method_overlap.ipynb #mo-16c
+def _moved(table: pd.DataFrame) -> pd.DataFrame:
+    "Trained masks over weights with what training added to every head's share; without the controls."
+    trained = table.rule.str.startswith("mask_training")
+    frozen = trained & table.scores.str.contains("frozen scores")
+    start = table[frozen].set_index(["task", "seed"]).shares
+    rest, trained = table[~frozen], trained[~frozen]
+    if lost := [r for r in rest[trained].itertuples() if (r.task, r.seed) not in start.index]:
+        what = f"{lost[0].run} ({lost[0].method}, seed {lost[0].seed})"
+        raise RunError(f"moved: no control with frozen scores (score_lr 0) of the task and seed of {what}")
+    less = [r.shares - start[r.task, r.seed] if t else r.shares for r, t in zip(rest.itertuples(), trained)]
+    return rest.assign(shares=less, method=rest.method + np.where(trained, ", moved", ""))
 
 # %% ../../nbs/study/5_method_overlap.ipynb #mo-17
 def method_heads(
     frame: pd.DataFrame | None,  # rows of `study`; None = the synthetic study
     k: int = 0,  # heads that every method keeps; 0: a quarter of them
+    moved: bool = False,  # of trained masks over weights what training changed
 ) -> pd.DataFrame:
-    "method, task, seed, run, model, shares and mask (L, H), tied: one row per run; RunError where they cannot be compared."
+    "method, task, seed, run, model, rule, scores, shares and mask (L, H), tied: a row per run; RunError where they cannot be compared."
     table = (_example() if frame is None else _of_runs(frame)).reset_index(drop=True)
     _check(table)
+    table = (_moved(table) if moved else table).reset_index(drop=True)
     k = k or round(table.shares[0].size / 4)
     names = [f"{r.method}, seed {r.seed} ({r.run})" for r in table.itertuples()]
     found = [_k_best(shares, k, name) for shares, name in zip(table.shares, names)]
