@@ -56,7 +56,7 @@ def overhead_rows(folder: Path) -> None:
         n: sieve("run", str(sweep(folder, DRAWS, n)), "-j", "2", outputs=folder / f"draws-{n}")
         for n in (4, 24)
     }
-    cpu = (took[16][1] - took[4][1]) / 12
+    cpu = (took[24][1] - took[4][1]) / 20
     note = f"a drawing computes for {work_of_a_draw():.2f} s; the start of a sweep, {took[4][1] - 4 * cpu:.1f} s CPU, not counted"
     emit(
         Row("8", "cost of a run beyond its own work: one more drawing of masks", cpu, 1.5, "s CPU", note=note)

@@ -116,6 +116,47 @@ def dattri_row(rounds: int) -> None:
     emit(Row("19", what, found["ours"] / found["theirs"], 1.0))
 
 
+def bergson_row(rounds: int) -> None:
+    "Its collector hooks the same linear layers and projects each gradient from both sides, 16 x 16"
+    what = "row features of 256 directions, all linear layers / bergson's collector"
+    if peer("bergson", "bergson.collector.in_memory_collector", "19", what, 1.0) is None:
+        return
+    from bergson.collector.in_memory_collector import InMemoryCollector
+    from bergson.config.config import IndexConfig
+    from bergson.gradients import GradientProcessor
+    from datasets import Dataset
+
+    model, data = bert(256, 2, dropout=0.0, labels=2).eval(), batch(8, labels=2)
+    theirs = copy.deepcopy(model).requires_grad_(False)
+    theirs.get_input_embeddings().requires_grad_(True)  # as its own driver has it
+    layers = theirs.base_model.encoder
+    names = [f"encoder.{n}" for n, m in layers.named_modules() if isinstance(m, torch.nn.Linear)]
+    rows, how = (
+        Dataset.from_dict({"input_ids": data["input_ids"].tolist()}),
+        GradientProcessor(projection_dim=16),
+    )
+
+    def collected():
+        setting = IndexConfig(run_path="unused", projection_dim=16)
+        own = dict(data=rows, cfg=setting, processor=how, target_modules=set(names))
+        collector = InMemoryCollector(model=theirs.base_model, **own)
+        with collector:
+            losses = torch.nn.functional.cross_entropy(
+                theirs(**data).logits, data["labels"], reduction="none"
+            )
+            losses.sum().backward()
+            collector.process_batch(list(range(8)), losses=losses)
+        collector.teardown()
+        return torch.cat([g.float() for g in collector.gradients.values()], 1)
+
+    ours = Projector(model, 256, patterns=[f"^{model.base_model_prefix}.{n}$" for n in names])
+    grams = [f @ f.T for f in (ours(data, "loss")[0] * 8, collected())]
+    alike = torch.corrcoef(torch.stack([g.flatten() for g in grams]))[0, 1]
+    assert alike > 0.9, f"inner products of rows agree to {alike:.2f} only"
+    found = seconds({"ours": lambda: ours(data, "loss"), "theirs": collected}, rounds)
+    emit(Row("19", what, found["ours"] / found["theirs"], 1.0, note=f"inner products agree to {alike:.2f}"))
+
+
 def trak_memory() -> None:
     "Row 12"
     code = """
@@ -291,3 +332,4 @@ if __name__ == "__main__":
     kronfluence_rows(3)
     watching_row(5)
     dattri_row(3)
+    bergson_row(3)

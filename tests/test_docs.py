@@ -12,7 +12,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import site_pages  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "README.md"]
-BOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+KEPT = sorted((ROOT / "docs" / "studies").glob("*/*.ipynb"))  # executed analyses
+BOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts) + KEPT
 LINK = re.compile(r"(?<!\\)!?\[[^\]\n]*\]\(([^()\s]+(?:\([^()\s]*\))?)\)")
 
 
@@ -87,6 +88,15 @@ def test_the_reference_has_every_public_name_with_its_docments():
         "The mask that keeps the k best" in rules
         and "units to keep, or their share (rounded), of each kind" in rules
     )
+
+
+def test_the_site_holds_every_page_that_it_links_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(site_pages, "SITE", tmp_path)
+    site_pages.main()
+    for page in [*tmp_path.rglob("*.md"), *tmp_path.rglob("*.ipynb")]:
+        named = {t.partition("#")[0] for t in LINK.findall(prose(page)) if not re.match(r"\w+:", t)}
+        missing = [t for t in named if t and not (page.parent / t).exists()]
+        assert missing == [], f"{page.relative_to(tmp_path)} links to what the site does not hold"
 
 
 def test_the_site_loads_nothing_from_elsewhere():

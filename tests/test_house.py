@@ -22,6 +22,7 @@ LIBRARY = sorted(p for room in LEVEL for p in (ROOT / "nbs" / room).glob("*.ipyn
 STUDIES = sorted(p for folder in ("experiments", "analyses") for p in (ROOT / "nbs" / folder).glob("*.ipynb"))
 TOUR = ROOT / "nbs" / "00_tour.ipynb"  # outside the rooms: exports nothing, and may import all of them
 NOTEBOOKS = [TOUR, *LIBRARY, *STUDIES]
+KEPT = sorted((ROOT / "docs" / "studies").glob("*/*.ipynb"))  # executed analyses of finished sweeps
 BIN = Path(sys.executable).parent
 
 
@@ -255,7 +256,7 @@ def outputs(path):
     return [o for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", [])]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *KEPT], ids=lambda p: p.stem)
 def test_saved_outputs_are_clean(path):
     found = outputs(path)
     assert not [o for o in found if o["output_type"] == "error"], "a traceback is saved"
@@ -283,6 +284,12 @@ def test_a_notebook_is_saved_with_what_it_shows(path):
     assert kinds & {"stream", "text/plain", "text/html", "image/png"}, "run `make outputs`"
     if path in STUDIES:
         assert kinds & {"image/png", "text/html"}, "a table or a figure is saved"
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_a_kept_study_shows_results(path):
+    found = json.dumps(outputs(path))
+    assert "image/png" in found and "Invented example data" not in found
 
 
 def test_the_repository_is_small():

@@ -23,6 +23,8 @@ PARTS = {  # heading of the contents -> pages of docs, in order; `*`: all of tha
     "Reference": ["glossary", "notebooks", "speed", "scale", "gpu", "changes"],
 }
 
+MORE = {"How to": ["data/README"], "Reference": ["api/index"]}  # pages that lie elsewhere
+
 
 def rooms() -> list[str]:
     "The rooms of lib, lowest first."
@@ -143,12 +145,18 @@ def _books(folder: str) -> list[str]:
     return [f"nbs/{folder}/{p.stem}" for p in sorted((ROOT / "nbs" / folder).glob("*.ipynb"))]
 
 
+def _kept() -> list[str]:  # executed analyses, of `tools/keep_study.py`
+    found = sorted((ROOT / "docs" / "studies").glob("*/*.ipynb"))
+    return [p.relative_to(ROOT).with_suffix("").as_posix() for p in found]
+
+
 def front() -> str:
     "The front page: the README without its picture of the file tree, and the contents."
     text = (ROOT / "README.md").read_text()
     lines = [text, "", *_tree("Begin", ["nbs/00_tour"])]
     for part in PARTS:
-        lines += _tree(part, pages(part) + (["api/index"] if part == "Reference" else []))
+        kept = _kept() if part == "Studies" else []
+        lines += _tree(part, pages(part) + kept + MORE.get(part, []))
     lines += _tree("Analyses", _books("analyses")) + _tree("Experiments", _books("experiments"))
     lines += _tree("The house", [f"nbs/{room}/index" for room in rooms()])
     return "\n".join(lines)
@@ -181,12 +189,14 @@ def main() -> int:
     _write("conf.py", (ROOT / "docs" / "conf.py").read_text())
     _write("_static/site.css", (ROOT / "docs" / "site.css").read_text())
     _write("index.md", front())
+    _write("data/README.md", (ROOT / "data" / "README.md").read_text())
     for path in sorted((ROOT / "docs").glob("*")):
         if path.suffix in (".md", ".png", ".svg"):
             _write(f"docs/{path.name}", "") if path.suffix == ".md" else None
             (SITE / "docs").mkdir(exist_ok=True)
             shutil.copy(path, SITE / "docs" / path.name)
-    for path in [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs").glob("[a-z]*/*.ipynb")]:
+    nbs, kept = ROOT / "nbs", (ROOT / "docs" / "studies").glob("*/*.ipynb")
+    for path in [*nbs.glob("*.ipynb"), *nbs.glob("[a-z]*/*.ipynb"), *kept]:
         _write(str(path.relative_to(ROOT)), _notebook(path))
     for room in rooms():
         inside = [f"# {room}", "", *_tree(room, [p.removeprefix(f"nbs/{room}/") for p in _books(room)])]
