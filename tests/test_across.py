@@ -1,7 +1,9 @@
 """Two analyses across studies: on a tiny sweep from end to end, and that the sweep of the real encoder makes no run of its neighbours again."""
 
+import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 from toys import command, execute
 
 from lib.core.base import ROOT
@@ -101,8 +103,12 @@ def test_weights_stand_beside_the_rows_that_were_scored(made):
     found = pd.read_csv(runs["rows"][0].artefact("correlations.csv"))
     assert len(found) == 2 * 2 * 2 and found.value.between(-1, 1).all()
     curve = pd.read_csv(runs["rows"][0].artefact("weights.csv"))
-    mean = curve.groupby(["method", "bias"])["mean"].mean()
-    assert len(mean) == 4 and mean.max() - mean.min() < 1e-6  # the same weights, in another order
+    mean = curve.groupby(["bias", "method"])["mean"].mean()  # parts are of equal size
+    labels = pd.read_parquet(runs["scores"][0].artefact("rows.parquet")).label.to_numpy()
+    for name, run in zip(("first text", "first text, shuffled"), runs["bias"]):
+        answers = load_file(run.artefact("bias.safetensors"))["log_probs"]
+        by_hand = 1 - np.exp(answers[np.arange(len(labels)), labels]).mean()
+        assert np.allclose(mean[name], by_hand, atol=1e-6)
     assert set(curve.part) == {1, 2, 3, 4, 5} and (curve.n == 2).all()
 
 
