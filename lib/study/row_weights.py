@@ -18,7 +18,7 @@ from ..core.folders import Run, find_run
 from ..data.tasks import dev_sets
 from ..losses.loss_columns import bias_column
 from ..losses.losses import beta
-from .study import in_words, over_seeds
+from .study import in_words, over_seeds, study
 from .synthetic import synthetic
 
 # %% ../../nbs/study/6_row_weights.ipynb #rw-06
@@ -49,36 +49,34 @@ def _bias_name(run: Run) -> str:
     return sees + ", shuffled" * run.params["shuffled"]
 
 
-def _sorted_runs(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Run]]:
-    "Rows of `study`, one for each run that scored training rows; runs of bias models, the controls last."
-    rows = frame.drop_duplicates("run").reset_index(drop=True)
-    found = [find_run(key) for key in rows.run]
-    scored = [{"rows.parquet", "alignment.safetensors"} <= {*run.result["artefacts"]} for run in found]
+def _sorted_runs(runs: list[str]) -> tuple[list[Run], list[Run]]:
+    "Runs that scored training rows; runs of bias models, the controls last. RunError where there is none of either."
+    found = [find_run(key) for key in runs]
+    scored = [run for run in found if {"rows.parquet", "alignment.safetensors"} <= {*run.result["artefacts"]}]
     biases = [run for run in found if "bias.safetensors" in run.result["artefacts"]]
-    for there, what, notebook in (
-        (any(scored), "scored training rows", "attribution"),
-        (biases, "is a bias model", "bias_model"),
-    ):
-        if not there:
-            raise RunError(f"none of these runs {what}. Valid: runs of {notebook}, beside others")
-    return rows[scored], sorted(biases, key=lambda run: run.params["shuffled"])
+    if not scored:
+        raise RunError(
+            "none of these runs scored training rows. Valid: runs of attribution, beside bias_model"
+        )
+    if not biases:
+        raise RunError("none of these runs is a bias model. Valid: runs of bias_model, beside attribution")
+    return scored, sorted(biases, key=lambda run: run.params["shuffled"])
 
 # %% ../../nbs/study/6_row_weights.ipynb #rw-11
 def weighted_rows(
-    frame: pd.DataFrame
-    | None,  # rows of `study`: of attribution and of bias models; None = the synthetic study
+    runs: list[str],  # keys of finished runs of attribution and of bias_model; [] = the synthetic study
 ) -> pd.DataFrame:
     "task, method, seed, bias, bias_run, id, alignment, weight and, where known, text_a, group, label_name: a row for each training row, run and bias model."
-    if frame is None:
+    if not runs:
         return synthetic("row_weights", "weights").assign(bias_run=lambda f: f.bias)
-    scored, biases = _sorted_runs(frame)
-    parts = [
-        _weights(find_run(r.run), bias).assign(
-            task=r.task, method=r.name_, seed=r.seed, bias=_bias_name(bias), bias_run=bias.key
-        )
-        for r in scored.rename(columns={"name": "name_"}).itertuples()
-        for bias in biases
-    ]
+    scored, biases = _sorted_runs(runs)
+    about = study(runs).drop_duplicates("run").set_index("run")
+    parts = []
+    for run in scored:
+        who = {"method": about["name"][run.key]} | {c: about[c][run.key] for c in ("task", "seed")}
+        for bias in biases:
+            named = {"bias": _bias_name(bias), "bias_run": bias.key}
+            parts.append(_weights(run, bias).assign(**who, **named))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/study/6_row_weights.ipynb #rw-14
