@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from ..core.base import RunError, rng_for
-from ..core.folders import Run, find_run
+from ..core.folders import Run, run_folders
 from ..metrics.agreement import jaccard, overlap_table
 from ..metrics.inference import TAILS, holm, permuted
 from ..models.architectures import skeleton
 from ..models.masks import load_mask, surviving_shares
-from .study import in_words
+from .study import _root, in_words
 from .synthetic import synthetic
 from ..training.loading import check_model
 
@@ -113,12 +113,24 @@ def _check(table: pd.DataFrame) -> None:
 NO_MASK = ["full", "majority", "pre-trained", "test"]  # roles of rows that are of no mask
 
 
+def _model(row, known: dict) -> str:
+    "The model of a run; that of a drawn mask is the model of the mask it was drawn for."
+    run = known[row.run]
+    while "model" not in run.params and (
+        of := run.params.get("mask") or next(iter(run.params.get("runs", [])), "")
+    ):
+        run = known[of]
+    return row.model if run.key == row.run else _root(run, known)
+
+
 def _of_runs(frame: pd.DataFrame) -> pd.DataFrame:
     "method, task, seed, run, model, rule, scores, shares: a row for each run with a mask."
     rows = frame[~frame.role.isin(NO_MASK)].drop_duplicates("run")
     if rows.empty:
         raise RunError("none of these runs has a mask over heads, weights or blocks")
-    shares = [head_shares(find_run(key)) for key in rows.run]
+    known = {run.key: run for run in run_folders()}
+    shares = [head_shares(known[key]) for key in rows.run]
+    rows = rows.assign(model=[_model(row, known) for row in rows.itertuples()])
     columns = ["task", "seed", "run", "model", "rule", "scores"]
     return rows[columns].assign(method=_names(rows), shares=shares)
 
@@ -142,6 +154,11 @@ def _moved(table: pd.DataFrame) -> pd.DataFrame:
         what = f"{lost[0].run} ({lost[0].method}, seed {lost[0].seed})"
         raise RunError(f"moved: no control with frozen scores (score_lr 0) of the task and seed of {what}")
     less = [r.shares - start[r.task, r.seed] if t else r.shares for r, t in zip(rest.itertuples(), trained)]
+    for r, shares, t in zip(rest.itertuples(), less, trained):
+        if t and not shares.any():
+            raise RunError(
+                f"moved: {r.run} ({r.method}, seed {r.seed}): training moved no weight of any head"
+            )
     return rest.assign(shares=less, method=rest.method + np.where(trained, ", moved", ""))
 
 # %% ../../nbs/study/5_method_overlap.ipynb #mo-17
