@@ -1,6 +1,6 @@
 """Write tests/fixtures: `lottery`, synthetic masks and scores in the layout of a released lottery-ticket study, `attention`, synthetic shares of patterns,
 `sparsity`, synthetic scores of sparse subnetworks in and out of distribution, `heads`, synthetic scores over the number of heads, `rows`, a synthetic study of training rows,
-and `bias`, one of gender bias.
+`bias`, one of gender bias, `methods`, shares of heads that several methods leave, and `row_weights`, rows with the weights of a bias model.
 
 Two synthetic tasks, three seeds, a model of 3 layers x 2 heads (attention: 4 x 6). Nothing in it was measured. Run: python tests/make_fixtures.py [FOLDER]
 """
@@ -406,6 +406,43 @@ def bias(folder, rng):
     _tables(folder, scores=scores, density=dense, heads=heads, blocks=blocks, agreement=agreement)
 
 
+def methods(folder, rng, layers=4, heads=6):
+    "Shares of every head that four methods leave: two prefer the same heads, one others, and one draws them."
+    likes, found = rng.random((2, layers, heads)), []
+    kinds = {
+        "importance": (0, 0.15),
+        "DSP, gates only": (0, 0.3),
+        "mask training, PoE": (1, 0.3),
+        "random heads": (0, 99),
+    }
+    for method, (liked, noise) in kinds.items():
+        for seed in SEEDS:
+            value = likes[liked] + noise * rng.normal(size=(layers, heads))
+            share = np.argsort(np.argsort(value, axis=None)).reshape(value.shape) / (value.size - 1)
+            places = np.ndindex(*share.shape)
+            found += [
+                dict(method=method, seed=seed, layer=l, head=h, share=round(share[l, h], 3))
+                for l, h in places
+            ]
+    _tables(folder, heads=found)
+
+
+def row_weights(folder, rng, n=40):
+    "Alignments of rows, and weights of a bias model that surely knows the helpful rows; shuffled, it knows nothing."
+    found, hidden = [], rng.normal(size=n)
+    weight = np.round(1 / (1 + np.exp(hidden + 0.5 * rng.normal(size=n))), 3)
+    for method, pull in {"influence, last layer": 1, "random scores": 0}.items():
+        for seed in SEEDS:
+            alignment, mixed = pull * hidden + rng.normal(size=n), rng.permutation(n)
+            for bias, weights in (("first text", weight), ("first text, shuffled", weight[mixed])):
+                same = dict(task="synthetic", method=method, seed=seed, bias=bias)
+                found += [
+                    same | dict(id=f"train-{i}", alignment=round(alignment[i], 3), weight=weights[i])
+                    for i in range(n)
+                ]
+    _tables(folder, weights=found)
+
+
 def main(folder):
     "All files below a folder, from one seed."
     rng, folder = np.random.default_rng(0), Path(folder)
@@ -416,6 +453,8 @@ def main(folder):
     heads(folder / "heads", np.random.default_rng(3))
     rows(folder / "rows", np.random.default_rng(4))
     bias(folder / "bias", np.random.default_rng(5))
+    methods(folder / "methods", np.random.default_rng(6))
+    row_weights(folder / "row_weights", np.random.default_rng(7))
 
 
 if __name__ == "__main__":

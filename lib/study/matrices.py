@@ -14,8 +14,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from .figures import BLUE, DOUBLE, PINK, SINGLE, _facets, _lines, _title, styled
+from .figures import BLACK, BLUE, DOUBLE, PINK, SINGLE, _facets, _lines, _title, styled
 
 # %% ../../nbs/study/3_matrices.ipynb #matrices-readable
 def _readable(ax):
@@ -143,7 +144,7 @@ def heatmap_grid(
 # %% ../../nbs/study/3_matrices.ipynb #dc37d7b3
 @styled
 def overlap_matrix(
-    frame: pd.DataFrame,  # task, other, mean, sd: lower triangle with the diagonal, or all pairs (truth, answer)
+    frame: pd.DataFrame,  # task, other, mean, sd, (framed): lower triangle with the diagonal, or all pairs (truth, answer)
     title: str = "",  # which units, of which runs
     label: str = "",  # the colour's meaning, with unit
     axes: tuple = ("", ""),  # names of the columns and of the rows
@@ -155,6 +156,9 @@ def overlap_matrix(
     figure, ax = _matrix(square("mean"), sds, label, cell=(0.55, 0.4))
     ax.set_xticks(np.arange(len(tasks)) + 0.5, tasks, rotation=45, ha="right", rotation_mode="anchor")
     ax.set(xlabel=axes[0], ylabel=axes[1])
+    for r in frame[frame.framed].itertuples() if "framed" in frame else ():
+        at = tasks.index(r.other) + 0.04, tasks.index(r.task) + 0.04
+        ax.add_patch(Rectangle(at, 0.92, 0.92, fill=False, edgecolor=BLACK, linewidth=1.4))
     _title(figure, title)
     return figure
 

@@ -17,7 +17,7 @@ TEXT = ("units", "scores", "rule", "schedule", "loss", "tuned", "state", "goal",
 
 
 def synthetic(
-    name: str,  # lottery, sparsity, heads, bias, rows or attention
+    name: str,  # lottery, sparsity, heads, bias, rows, attention, methods or row_weights
     table: str = "scores",  # of its files
 ) -> pd.DataFrame:
     "A table of a synthetic study; scores with identity columns get their names as those of runs do."
