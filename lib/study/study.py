@@ -253,8 +253,8 @@ def study(
     "One row per score: identity, run, subject, mask, model, NAME_PARTS, label, name, split, metric, value, n, and the rest."
     known = {run.key: run for run in run_folders()}
     rows = [row for key in runs for row in _rows(key, known)]
-    if not rows:
-        raise ValueError(f"the runs {runs} report no scores")
+    if not any("sparsity" in row for row in rows):
+        raise ValueError(f"the runs {runs} report no scores of a model")
     return with_labels(pd.DataFrame(rows), known)
 
 # %% ../../nbs/study/1_study.ipynb #study-22
