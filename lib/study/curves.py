@@ -109,6 +109,9 @@ def curve_panels(
         found["published"] = _cross()
     both = pd.concat([frame, lines.dropna(axis=1, how="all")]) if len(lines) else frame
     _names(panels, xlabel, {row: _span(part, 0.25) for row, part in both.groupby("row")})
+    if frame[x].nunique() == 1:  # else its ticks would stand where there is no value
+        for ax, *_ in panels:
+            ax.set_xticks(frame[x].unique())
     return _finished(figure, {k: found[k] for k in [*groups, *levels, "published"] if k in found}, title)
 
 # %% ../../nbs/study/3_curves.ipynb #3b6a1cdd
