@@ -1,6 +1,9 @@
 """Small cards for nbs/sweeps/minilm: rows drawn from the public sets below SIEVE_DATA, written to data/minilm.
 
 python tools/minilm_data.py [FOLDER]     # the same rows at every call; nothing of it is committed
+
+Sets that are not there are left out by name. data/README.md says where each lies; MNLI's training rows are those of
+`mnli-subset`, HANS is `hans-regenerated`.
 """
 
 import json
@@ -78,9 +81,14 @@ def write(folder, name, frames, labels):
 
 
 if __name__ == "__main__":
-    data = Path(os.environ["SIEVE_DATA"])
+    data = Path(
+        os.environ.get("SIEVE_DATA") or sys.exit("SIEVE_DATA must name the folder of the public sets")
+    )
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "data/minilm")
     folder.mkdir(parents=True, exist_ok=True)
     for make in (nli, sst2, hate):
-        write(folder, make.__name__, *make(data))
-        print(folder / f"{make.__name__}.yaml")
+        try:
+            write(folder, make.__name__, *make(data))
+            print(folder / f"{make.__name__}.yaml")
+        except FileNotFoundError as missing:
+            print(f"{make.__name__}: left out, there is no {missing.filename}")
