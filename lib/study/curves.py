@@ -62,7 +62,7 @@ def _names(panels, xlabel, spans):
         ax.set_ylim(*spans[row])
         ax.set_title("")
         if column == columns[0]:
-            ax.set_ylabel(textwrap.fill(str(row), 24))
+            ax.set_ylabel(_lines(row, 24))
         if row == rows[0]:
             ax.set_title(_lines(column, 30))
         if row == rows[-1]:
