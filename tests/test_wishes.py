@@ -408,7 +408,8 @@ def test_every_command_of_the_page_on_ones_own_model_plans_what_the_page_shows(
     for name in ("reviews.tsv", "train.csv", "dev.csv"):
         shutil.copy(home / name, tmp_path)
     shutil.copy(home / "groups.yaml", tmp_path / "comments.yaml")
-    shutil.copytree(home / "encoder", tmp_path / "my-bert")
+    for name in ("my-bert", "models/all-MiniLM-L6-v2"):
+        shutil.copytree(home / "encoder", tmp_path / name)
     (seat := tmp_path / "data" / "bias" / "seat").mkdir(parents=True)
     sets = {
         name: {"category": name, "examples": ["the film", "a day"]}

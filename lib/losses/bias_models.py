@@ -107,8 +107,10 @@ def _pairs_of(
     "The documents. DataError for an unknown kind, or one that needs a second text where there is none."
     if kind not in BIAS_KINDS:
         raise DataError(f"no bias model {kind!r}{nearest(str(kind), BIAS_KINDS)}")
-    there = getattr(rows, "column_names", rows)  # of a Dataset, or the columns of a frame, or keys
-    b = list(rows["text_b"]) if "text_b" in there else None
+    try:
+        b = list(rows["text_b"])
+    except (KeyError, ValueError):  # of a frame or a dict, and of a Dataset's columns
+        b = None
     if b is None and BIAS_KINDS[kind].pairs:
         raise DataError(
             f"bias model {kind} needs pairs, and these rows have no text_b. "

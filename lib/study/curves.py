@@ -74,6 +74,12 @@ def _cross():
     return Line2D([], [], color=BLACK, marker="x", linestyle="", markeredgewidth=1.3)
 
 
+def _only_tick(panels, values):
+    "Where there is a single value, no tick stands beside it."
+    for ax, *_ in panels if len(values) == 1 else []:
+        ax.set_xticks(values)
+
+
 def _draw_lines(ax, lines, hue, levels):
     "The horizontal lines of one panel: name -> handle."
     return {r[hue]: _level(ax, pd.Series(r), levels.index(r[hue])) for r in lines.to_dict("records")}
@@ -109,9 +115,7 @@ def curve_panels(
         found["published"] = _cross()
     both = pd.concat([frame, lines.dropna(axis=1, how="all")]) if len(lines) else frame
     _names(panels, xlabel, {row: _span(part, 0.25) for row, part in both.groupby("row")})
-    if frame[x].nunique() == 1:  # else its ticks would stand where there is no value
-        for ax, *_ in panels:
-            ax.set_xticks(frame[x].unique())
+    _only_tick(panels, frame[x].unique())
     return _finished(figure, {k: found[k] for k in [*groups, *levels, "published"] if k in found}, title)
 
 # %% ../../nbs/study/3_curves.ipynb #3b6a1cdd
