@@ -70,8 +70,10 @@ def _names(panels, xlabel, spans):
             ax.locator_params(axis="x", nbins=5)
 
 # %% ../../nbs/study/3_curves.ipynb #curves-panel
-def _cross():
-    return Line2D([], [], color=BLACK, marker="x", linestyle="", markeredgewidth=1.3)
+def _published(frame):
+    "The handle of published values, where there are any."
+    cross = Line2D([], [], color=BLACK, marker="x", linestyle="", markeredgewidth=1.3)
+    return {"published": cross} if "published" in frame and frame.published.notna().any() else {}
 
 
 def _only_tick(panels, values):
@@ -111,8 +113,7 @@ def curve_panels(
     for ax, part, row, column in panels:
         found |= _draw_lines(ax, lines[(lines.row == row) & (lines.column == column)], hue, levels)
         found |= _draw_curves(ax, part, (x, hue), groups, shift)
-    if "published" in frame and frame.published.notna().any():
-        found["published"] = _cross()
+    found |= _published(frame)
     both = pd.concat([frame, lines.dropna(axis=1, how="all")]) if len(lines) else frame
     _names(panels, xlabel, {row: _span(part, 0.25) for row, part in both.groupby("row")})
     _only_tick(panels, frame[x].unique())
