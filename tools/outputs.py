@@ -101,6 +101,9 @@ def text(value: str) -> str:
     "Without addresses, places of this machine, and the random names of styled tables."
     value = re.sub(r" at 0x[0-9a-fA-F]+", "", value).replace(f"{ROOT}/", "").replace(str(ROOT), ".")
     value = FOLDER.sub("/tmp/folder", value)
+    value = re.sub(
+        r"(?m)^(\[\d+/\d+\] .*  )\d+ s(, \d+ s left)?$", r"\g<1>1 s", value
+    )  # of runs: how long they took
     for i, name in enumerate(dict.fromkeys(re.findall(r"\bT_[0-9a-f]{5}\b", value))):
         value = value.replace(name, f"T_{i}")
     return value
