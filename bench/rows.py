@@ -93,6 +93,12 @@ def feature_rows(rounds: int) -> None:
     )
 
 
+def two_sides() -> tuple:
+    "A BERT for us, the same for the peer, and a batch"
+    model = bert(256, 2, dropout=0.0, labels=2).eval()
+    return model, copy.deepcopy(model), batch(8, labels=2)
+
+
 def dattri_row(rounds: int) -> None:
     "LoGra collects, with hooks as ours, a product of two projections for each linear layer"
     what = "row features of 256 directions, all linear layers / dattri's LoGra"
@@ -101,8 +107,7 @@ def dattri_row(rounds: int) -> None:
     from dattri.algorithm.logra import LoGraAttributor
     from dattri.task import AttributionTask
 
-    model, data = bert(256, 2, dropout=0.0, labels=2).eval(), batch(8, labels=2)
-    theirs = copy.deepcopy(model)
+    model, theirs, data = two_sides()
     names = [n for n, m in theirs.named_modules() if isinstance(m, torch.nn.Linear) and "pooler" not in n]
     rows = [{k: v[i] for k, v in data.items()} for i in range(8)]
     loader = torch.utils.data.DataLoader(rows, batch_size=8)
@@ -126,15 +131,13 @@ def bergson_row(rounds: int) -> None:
     from bergson.gradients import GradientProcessor
     from datasets import Dataset
 
-    model, data = bert(256, 2, dropout=0.0, labels=2).eval(), batch(8, labels=2)
-    theirs = copy.deepcopy(model).requires_grad_(False)
+    model, theirs, data = two_sides()
+    theirs.requires_grad_(False)
     theirs.get_input_embeddings().requires_grad_(True)  # as its own driver has it
     layers = theirs.base_model.encoder
     names = [f"encoder.{n}" for n, m in layers.named_modules() if isinstance(m, torch.nn.Linear)]
-    rows, how = (
-        Dataset.from_dict({"input_ids": data["input_ids"].tolist()}),
-        GradientProcessor(projection_dim=16),
-    )
+    rows = Dataset.from_dict({"input_ids": data["input_ids"].tolist()})
+    how = GradientProcessor(projection_dim=16)
 
     def collected():
         setting = IndexConfig(run_path="unused", projection_dim=16)

@@ -87,7 +87,8 @@ def order(row: dict) -> tuple:
 
 def table(found: dict) -> str:
     "The page"
-    return HEAD.format(**found["machine"]) + "".join(map(line, sorted(found["rows"], key=order)))
+    lines = "".join(map(line, sorted(found["rows"], key=order)))
+    return HEAD.format(**found["machine"]) + (lines or "\nNothing has been measured yet.\n")
 
 
 def main(asked: list[str]) -> None:

@@ -99,6 +99,24 @@ def test_the_site_holds_every_page_that_it_links_to(tmp_path, monkeypatch):
         assert missing == [], f"{page.relative_to(tmp_path)} links to what the site does not hold"
 
 
+def test_a_kept_analysis_keeps_its_links_and_pictures_and_no_place_of_a_machine():
+    import keep_study
+
+    source = ROOT / "nbs" / "analyses" / "overlap.ipynb"
+    target = ROOT / "docs" / "studies" / "some-sweep" / "overlap.ipynb"
+    words = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "[m](../study/3_matrices.ipynb)"}
+    kept = keep_study._cell(words, source, target)["source"]
+    assert kept == "[m](../../../nbs/study/3_matrices.ipynb)"
+    shown = {
+        "output_type": "display_data",
+        "metadata": {"a": 1},
+        "data": {"image/svg+xml": "<svg/>", "text/plain": f"{ROOT}/x"},
+    }
+    code = {"cell_type": "code", "id": "b", "metadata": {"papermill": 1}, "source": "x", "outputs": [shown]}
+    [output] = keep_study._cell(code, source, target)["outputs"]
+    assert output["data"] == {"text/plain": ["x"]} and output["metadata"] == {}
+
+
 def test_the_site_loads_nothing_from_elsewhere():
     settings = (ROOT / "docs" / "conf.py").read_text()
     assert 'nb_execution_mode = "off"' in settings and 'html_math_renderer = "mathml"' in settings

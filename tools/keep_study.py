@@ -14,7 +14,7 @@ from lib.core.base import notebooks_dir
 from lib.core.folders import Run
 from lib.core.keys import is_analysis, notebook_path
 from lib.core.sweeps import load_sweep
-from outputs import ROOT, _stored, saved, text
+from outputs import ROOT, saved, stored, text
 
 KEPT = ROOT / "docs" / "studies"
 LARGEST = 1_000_000  # bytes of a notebook
@@ -33,7 +33,7 @@ def _cell(cell: dict, source: Path, target: Path) -> dict:
     found = [o | {"metadata": {}} if "data" in o else o for o in saved(cell["outputs"])]
     for output in found:  # the picture is enough
         output.get("data", {}).pop("image/svg+xml", None)
-    return kept | {"source": words, "outputs": list(map(_stored, found)), "execution_count": None}
+    return kept | {"source": words, "outputs": list(map(stored, found)), "execution_count": None}
 
 
 def keep(run: Run, target: Path) -> int:

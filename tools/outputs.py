@@ -161,7 +161,7 @@ def _lines(value):
     return value.splitlines(keepends=True) if isinstance(value, str) else value
 
 
-def _stored(output: dict) -> dict:
+def stored(output: dict) -> dict:
     "As notebooks hold it: texts in lines, pictures in one piece."
     if output["output_type"] == "stream":
         return output | {"text": _lines(output["text"])}
@@ -175,7 +175,7 @@ def save(path: Path, found: list[list[dict]]) -> bool:
     book = json.loads(before)
     for cell, outputs in zip(book["cells"], found, strict=True):
         if cell["cell_type"] == "code":
-            cell["outputs"], cell["execution_count"] = list(map(_stored, outputs)), None
+            cell["outputs"], cell["execution_count"] = list(map(stored, outputs)), None
     after = json.dumps(book, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
     if after != before:
         path.write_text(after)
